@@ -1,0 +1,1 @@
+"""The appliance beside the scanner. It does not run yet."""

@@ -1,0 +1,1 @@
+"""Graphs and bundles for machines without PyTorch. Nothing is exported yet."""

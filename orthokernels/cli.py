@@ -1,0 +1,254 @@
+"""The commands. Each imports what it needs when it runs, so that ``--help`` is instant and an extra can be missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from orthokernels import __version__, tasks
+from orthokernels.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from orthokernels.pipeline import Progress
+    from orthokernels.result import StudyResult
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=f"3D diffusion models for joint MRI. {tasks.RESEARCH_NOTICE}",
+)
+weights_app = typer.Typer(no_args_is_help=True, help="Convert and fetch weights.")
+app.add_typer(weights_app, name="weights")
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+def main() -> None:
+    """Entry point: errors in the input end with one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]orthokernels:[/] {_plain(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    """Text from outside, with rich's markup switched off."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _need(what: str, module: str, extra: str) -> None:
+    if find_spec(module) is None:
+        raise MissingExtraError(what, module, extra)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def run(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders with one study: DICOM, NIfTI, or both.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; it must be new or empty.")],
+    weights: Annotated[
+        str, typer.Option(help="'published' (fetched before), a weights folder, or random:SEED (untrained).")
+    ] = "published",
+    planes: Annotated[str, typer.Option(help="Planes to run, separated by commas.")] = ",".join(tasks.PLANES),
+    preparation: Annotated[
+        str, typer.Option(help="'full' covers every slice; 'published' the centre 16, as the publication does.")
+    ] = "full",
+    joint: Annotated[str, typer.Option(help="knee, ankle or shoulder: which findings are scored.")] = "knee",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that features are computed with.")] = 0,
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws that features are averaged over.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment one study and score its findings; write label maps, findings.json, pictures and report.html."""
+    _need("orthokernels run", "torch", "torch")
+    if preparation not in ("full", "published"):
+        raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
+    from orthokernels.pipeline import run as run_study
+
+    with _progress(quiet or as_json) as tell:
+        made = run_study(
+            paths,
+            out,
+            weights=weights,
+            planes=[plane.strip() for plane in planes.split(",") if plane.strip()],
+            preparation=preparation,
+            joint=joint,
+            seed=seed,
+            draws=draws,
+            device=device,
+            overwrite=overwrite,
+            progress=tell,
+        )
+    if as_json:
+        print(json.dumps({**made.result.model_dump(mode="json"), "out": str(out)}))
+    elif not quiet:
+        _print_result(made.result, out)
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Progress]:
+    """A progress bar on a terminal, plain lines elsewhere, nothing when silent. All of it goes to standard error."""
+    console = Console(stderr=True, highlight=False)
+    if silent:
+        yield lambda what, done, total: None
+        return
+    if not console.is_terminal:
+        yield lambda what, done, total: print(f"{what} {done + 1}/{total}" if total > 1 else what, file=sys.stderr)
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            part = f"{what} {done + 1}/{total}" if total > 1 else what
+            bar.update(task, description=part, completed=done, total=total if total > 1 else None)
+
+        yield tell
+
+
+def _print_result(result: StudyResult, out: Path) -> None:
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=f"Findings, {result.joint}", title_justify="left")
+    table.add_column("Label")
+    table.add_column("Finding")
+    table.add_column("Probability", justify="right")
+    table.add_column("Status")
+    for finding in result.findings:
+        probability = "" if finding.probability is None else f"{finding.probability:.2f}"
+        table.add_row(finding.label, finding.name, probability, finding.status)
+    console.print(table)
+    for plane in result.planes:
+        labelled = plane.segmentation or f"no label map: {plane.segmentation_reason}"
+        console.print(_plain(f"{plane.plane}: {plane.description}; {labelled}"))
+    for warning in (*result.warnings, *(f"{p.plane}: {w}" for p in result.planes for w in p.warnings)):
+        console.print(f"[yellow]Note:[/] {_plain(warning)}")
+    if result.left_out:
+        console.print(f"{len(result.left_out)} files or volumes were left out; the report says why.")
+    if result.untrained:
+        console.print(f"[bold yellow]{result.untrained}[/]")
+    console.print(tasks.RESEARCH_NOTICE)
+    console.print(_plain(f"Report: {out / 'report.html'}"), soft_wrap=True)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the studies; it must be new or empty.")],
+    joint: Annotated[str, typer.Option(help="Only the knee so far.")] = "knee",
+    count: Annotated[int, typer.Option(min=1, help="How many studies.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first study; the next has the next seed.")] = 0,
+    side: Annotated[str | None, typer.Option(help="right or left; by default the seed decides.")] = None,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI with label maps instead of DICOM.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write procedural three-plane MRI studies to try things on."""
+    if joint != "knee":
+        raise InputError(f"there is no phantom of the {joint} yet; use --joint knee.")
+    if side not in (None, "right", "left"):
+        raise InputError(f"--side is right or left, not {side!r}.")
+    from orthokernels.data.phantom import make_study, write_dicom, write_nifti
+
+    for number in range(seed, seed + count):
+        folder = out if count == 1 else out / f"study_{number:05d}"
+        (write_nifti if nifti else write_dicom)(make_study(number, side=side), folder)
+        if not quiet:
+            print(folder)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Print versions, processor, devices, and each backend with the reason where it is unavailable."""
+    from orthokernels.system import describe
+
+    facts = describe()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    _print_info(facts)
+
+
+def _print_info(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    processor = facts["processor"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for package, version in facts["versions"].items():
+        table.add_row(package, version)
+    table.add_row("platform", facts["platform"])
+    features = ", ".join(processor["features"]) or "no vector extensions known"
+    table.add_row("processor", f"{processor['name']}, {processor['cores']} cores: {features}")
+    table.add_row("GPUs", "\n".join(facts["devices"]) or "none that PyTorch sees")
+    console.print(table)
+    backends = Table(title="Backends", title_justify="left")
+    for heading in ("Name", "What", "State", "Ops"):
+        backends.add_column(heading)
+    for backend in facts["backends"]:
+        state = "available" if backend["available"] else f"unavailable: {_plain(backend['reason'])}"
+        backends.add_row(backend["name"], backend["what"], state, ", ".join(backend["ops"]) or "none yet")
+    console.print(backends)
+
+
+@weights_app.command("convert")
+def weights_convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint, *_model.pt.")],
+    out: Annotated[Path, typer.Argument(help="A .safetensors file, or a weights folder.")],
+    plane: Annotated[str | None, typer.Option(help="Its plane, where the file name does not say.")] = None,
+) -> None:
+    """Turn a published checkpoint into safetensors with a JSON card, every name and shape checked."""
+    _need("orthokernels weights convert", "torch", "torch")
+    if plane is not None and plane not in tasks.PLANES:
+        raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
+    from orthokernels.models.orthodiffusion.weights import convert_checkpoint
+
+    written, card = convert_checkpoint(checkpoint, out, plane=plane)
+    print(f"{written}: {len(card.shapes)} tensors, digest {card.digest}")
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder instead of the cache.")] = None,
+    planes: Annotated[str, typer.Option(help="Planes to fetch, separated by commas.")] = ",".join(tasks.PLANES),
+) -> None:
+    """Download the published weights (1.66 GB) from the Hugging Face hub, resumed if cut off, and convert them."""
+    _need("orthokernels weights fetch", "torch", "torch")
+    from orthokernels.models.orthodiffusion.weights import fetch_published
+
+    asked = tuple(plane.strip() for plane in planes.split(","))
+    for plane in asked:
+        if plane not in tasks.PLANES:
+            raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
+    for card in fetch_published(out, asked):
+        print(f"{card.plane}: {len(card.shapes)} tensors, digest {card.digest}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""NIfTI files to volumes, through nibabel, their affine respected."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from orthokernels.data.volume import Source, Volume, check_size, check_voxels, hash_of
+from orthokernels.errors import InputError
+
+SUFFIXES = (".nii", ".nii.gz")
+
+# NIFTI_INTENT_LABEL: the file says itself that its values are names, not intensities.
+_INTENT_LABEL = 1002
+
+_DAMAGE = (ValueError, TypeError, KeyError, OSError, EOFError, OverflowError, nibabel.filebasedimages.ImageFileError)
+
+
+@dataclass(frozen=True)
+class NiftiStack:
+    """One 3-D volume of a NIfTI file, not yet read. ``time`` is its index along a fourth axis, if there is one."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    source: Source
+    time: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    def load(self) -> Volume:
+        """Read the voxels in the file's own order.
+
+        Raises:
+            InputError: the file is cut short, or the voxels hold no image.
+        """
+        try:
+            image = nibabel.load(self.path)
+            if self.time is None:
+                voxels = np.asanyarray(image.dataobj).reshape(self.shape)
+            else:
+                voxels = np.asanyarray(image.dataobj[..., self.time])
+        except _DAMAGE as error:
+            raise InputError(f"{self.path}: the voxels can't be read ({error}). Copy the file again.") from error
+        if voxels.dtype.kind not in "iuf":
+            raise InputError(
+                f"{self.path}: holds {voxels.dtype} values, not real intensities. Save the magnitude image."
+            )
+        check_voxels(voxels, str(self.path))
+        if voxels.dtype.itemsize > 4 or voxels.dtype == np.float16:
+            voxels = voxels.astype(np.float32)
+        return Volume(voxels, self.affine, self.source, self.warnings)
+
+
+def read_stacks(path: Path) -> list[NiftiStack]:
+    """The volumes a NIfTI file holds, voxels unread.
+
+    Raises:
+        InputError: the file is damaged, is a label map, or does not say where it lies in the patient.
+    """
+    try:
+        image = nibabel.load(path)
+        header: Any = image.header
+        shape = tuple(int(side) for side in image.shape)
+        placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+        affine = np.array(image.affine, dtype=np.float64)
+    except _DAMAGE as error:
+        raise InputError(f"{path}: not a readable NIfTI file ({str(error).splitlines()[0]}). Copy it again.") from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
+        raise InputError(f"{path}: has {len(shape)} axes; a volume has three (i, j, k). Save the 3-D volume.")
+    check_size(shape, path)
+    if int(header["intent_code"]) == _INTENT_LABEL:
+        raise InputError(f"{path}: is a label map, not an image. Pass the image it was drawn on.")
+    if not placed or abs(np.linalg.det(affine[:3, :3])) < 1e-6 or not np.isfinite(affine).all():
+        raise InputError(
+            f"{path}: does not say how it lies in the patient (sform and qform unset or singular). "
+            "Convert the DICOM series again, with dcm2niix for example."
+        )
+    source = _source(path)
+    times = [None] if len(shape) == 3 else list(range(shape[3]))
+    return [NiftiStack(path, shape[:3], affine, source, time) for time in times]
+
+
+def _source(path: Path) -> Source:
+    """What dcm2niix's side file tells of the sequence, where there is one; times there are in seconds."""
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    facts: dict[str, Any] = {}
+    side_file = path.with_name(stem + ".json")
+    try:
+        if side_file.is_file() and side_file.stat().st_size < 1 << 20:
+            facts = json.loads(side_file.read_text())
+    except (ValueError, OSError):
+        facts = {}
+    if not isinstance(facts, dict):
+        facts = {}
+
+    def milliseconds(key: str) -> float | None:
+        value = facts.get(key)
+        return 1000.0 * value if isinstance(value, int | float) else None
+
+    return Source(
+        description=str(facts.get("SeriesDescription") or stem),
+        series_hash=hash_of(path.name),
+        study_hash="",
+        kind="NIfTI",
+        paths=(path,),
+        sequence=str(facts.get("ScanningSequence", "")).replace("\\", " ").replace("_", " "),
+        scan_options=str(facts.get("ScanOptions", "")).replace("\\", " "),
+        echo_time=milliseconds("EchoTime"),
+        repetition_time=milliseconds("RepetitionTime"),
+        inversion_time=milliseconds("InversionTime"),
+        body_part=facts.get("BodyPartExamined") if isinstance(facts.get("BodyPartExamined"), str) else None,
+    )

@@ -1,0 +1,334 @@
+"""The knee in numbers: sizes and courses of an average adult right knee, and a seeded draw around them.
+
+Everything is in the knee's own frame, in mm: x to lateral, y to anterior, z to superior, the origin between the
+plateaus on the tibia's surface, the leg straight. Proportions were measured on label maps of real knees and rounded;
+no surface of anyone's knee is stored here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from orthokernels.data.phantom.distance import TABLE_ROWS, TABLE_START, TABLE_STEP
+
+# Outlines by height: z, centre x and y, half-axes x and y; two numbers more where an outline is turned (degrees) .
+_FEMUR_SHAFT = (
+    (10, -1, 18, 26, 19), (16, -1, 17, 29, 20), (24, -1, 16, 32, 21.5), (34, -1, 16, 34, 22), (42, 0, 17.5, 31, 20),
+    (50, 1, 19, 26, 17.5), (58, 2, 20, 21.5, 15), (70, 3, 21, 17, 13), (84, 3.5, 21.5, 14.5, 12.5), (130, 4, 22, 13.5, 12.5),
+)  # fmt: skip
+_TIBIA_SHAFT = (
+    (-120, -5, 4, 11.5, 13), (-80, -5, 5, 13, 14.5), (-60, -4, 6, 15, 15.5), (-46, -2.5, 7, 19, 17), (-32, -0.5, 7.5, 24.5, 18),
+    (-20, 0.5, 5.5, 31, 20.5), (-10, 1, 3, 35, 23), (-3, 1, 2, 35.5, 23), (14, 1, 2, 34, 22),
+)  # fmt: skip
+_FIBULA_SHAFT = (
+    (-120, 33, -16, 5, 6), (-60, 33, -17, 5.5, 6), (-44, 35, -16, 6, 6.5), (-32, 37, -14, 7.5, 8), (-22, 38.5, -12, 9, 9.5),
+    (-12, 38.5, -13, 6, 6.5), (-7, 38, -14, 2.5, 3),
+)  # fmt: skip
+_FASCIA = (
+    (-120, 3, -12, 44, 41), (-90, 4, -13, 46, 42), (-60, 6, -13, 47, 42.5), (-30, 5, -9, 47.5, 42.5), (-10, 2, -5, 46, 44),
+    (5, 1, -3, 45, 44), (30, 0, -1, 47.5, 45.5), (60, 0, 2, 51.5, 48), (90, 1, 3, 57, 52), (130, 2, 4, 62, 56),
+)  # fmt: skip
+_MUSCLES: dict[str, tuple[tuple[float, ...], ...]] = {
+    "vastus medialis": (
+        (24, -31, 29, 3, 5, -30), (40, -31, 27, 7, 11, -28), (56, -28, 25, 12, 19, -25), (75, -26, 26, 18, 23, -20),
+        (130, -24, 28, 24, 27, -20),
+    ),
+    "vastus lateralis": (
+        (42, 36, 20, 2, 5, 15), (58, 36, 19, 7, 14, 15), (75, 35, 22, 14, 21, 15), (130, 34, 24, 22, 26, 15),
+    ),
+    "vastus intermedius": ((64, 3, 39, 10, 2), (78, 3, 40, 16, 5), (95, 3, 42, 20, 7), (130, 3, 44, 22, 9)),
+    "biceps femoris": (
+        (-8, 44, -15, 2, 3), (8, 45, -16, 4, 7), (28, 44, -17, 7, 12, -10), (55, 40, -18, 11, 15, -15),
+        (78, 36, -24, 14, 17, -20), (130, 30, -28, 17, 17),
+    ),
+    "semimembranosus": (
+        (-6, -31, -22, 2, 3), (4, -29, -27, 5, 4), (20, -24, -33, 9, 5), (38, -14, -34, 16, 8), (55, -6, -31, 21, 12),
+        (75, -6, -30, 20, 13), (130, -8, -30, 20, 16),
+    ),
+    "semitendinosus": ((48, -12, -44, 3, 2), (62, -9, -46, 8, 5), (80, -6, -47, 12, 7), (130, 0, -46, 15, 9)),
+    "sartorius": (
+        (-30, -37, -8, 1.5, 4), (-8, -41, -15, 2.5, 5), (16, -44, -20, 4, 7), (38, -45.5, -19, 5.5, 10),
+        (56, -46, -16, 7, 13), (78, -49, -12, 8, 14), (130, -52, -6, 9, 15),
+    ),
+    "gastrocnemius medial": (
+        (48, -8, -19, 5, 4), (36, -7, -22, 8, 7), (26, -4, -28, 11, 10), (12, -5, -32, 14, 11.5), (-2, -8, -36, 19, 12.5),
+        (-18, -9, -38, 22, 14), (-34, -10, -40, 23, 14.5), (-70, -11, -41, 24, 14), (-120, -10, -42, 23, 12),
+    ),
+    "gastrocnemius lateral": (
+        (38, 21, -20, 4, 3), (26, 22, -25, 7, 5), (10, 24, -31, 10, 8), (-8, 26, -35, 13, 10), (-30, 27, -41, 17, 10.5),
+        (-70, 24, -44, 21, 11), (-120, 22, -44, 21, 10),
+    ),
+    "popliteus": ((-5, 22, -21, 6, 3), (-16, 13, -20, 13, 5), (-30, 3, -15, 19, 7), (-46, -5, -13, 15, 5.5), (-62, -9, -11, 9, 3)),
+    "soleus": ((-24, 33, -26, 8, 3), (-42, 25, -29, 18, 6), (-60, 18, -29, 24, 8), (-80, 12, -29, 28, 10), (-120, 8, -30, 30, 12)),
+    "tibialis anterior": ((-14, 38, 8, 2, 5), (-26, 37, 8, 6, 10), (-44, 34, 8, 10, 14), (-70, 29, 8, 13, 16), (-120, 26, 9, 15, 17)),
+    "peroneus": ((-26, 47, -6, 2.5, 6), (-44, 45, -8, 5.5, 10), (-70, 43, -9, 8, 12), (-120, 41, -9, 10, 13)),
+    "tibialis posterior": ((-44, 14, -10, 4, 4), (-62, 13, -9, 10, 8), (-120, 12, -8, 13, 10)),
+}  # fmt: skip
+
+# Half-ellipsoids that the condyles are made of: centre, half-axes. Posterior roundness first, then the longer curve
+# that runs forward into the trochlea.
+_CONDYLES = (
+    (-21.0, 0.0, 25.5, 13.5, 21.0, 20.5),
+    (-19.5, 15.0, 27.0, 14.0, 25.0, 21.5),
+    (19.5, 2.0, 25.0, 12.0, 19.5, 20.0),
+    (17.5, 21.0, 29.0, 14.0, 25.5, 23.2),
+)
+_EPICONDYLES = ((-31.0, 5.0, 31.0, 9.0, 12.0, 13.0), (29.0, 5.0, 29.0, 8.0, 11.0, 12.0))
+_NOTCH = ((-0.5, -34, 34, 11.5), (-0.5, -8, 24, 9.5), (-0.5, 4, 14, 8.0), (-0.5, 11, 0, 7.5))
+_TROCHLEAR_GROOVE = ((-3, 52, 62, 13), (-3, 55, 40, 16.5), (-3, 49, 14, 15), (-2, 36, -6, 13))
+_HINGE = (0.0, 25.0)  # y and z of the transverse axis through both posterior condyles
+_TUBEROSITY = (7.0, 21.0, -30.0, 9.5, 11.0, 14.0)
+_FACET_OF_PCL = ((0, -30, 10, 9), (0, -29, -6, 8))
+_PATELLA = (0.0, 52.0, 40.0, 21.5, 12.5, 18.5)
+_RECESSES = (  # where joint fluid gathers: behind the quadriceps tendon, beside the condyles, behind, in the notch
+    (1.0, 40.0, 62.0, 19.0, 2.6, 17.0),
+    (-34.0, 22.0, 24.0, 2.2, 11.0, 13.0),
+    (33.0, 22.0, 22.0, 2.2, 11.0, 12.0),
+    (-20.0, -24.5, 12.0, 11.0, 2.4, 9.0),
+    (20.0, -21.0, 10.0, 9.0, 2.2, 8.0),
+    (1.0, 2.0, 12.0, 6.0, 7.0, 4.0),
+)
+
+
+class Meniscus(NamedTuple):
+    """A C of wedge-shaped section. ``opening`` is the half-angle in radians left free towards the notch."""
+
+    x: float
+    y: float
+    half_width: float
+    half_length: float
+    opening: float
+    toward: float
+    anterior_width: float
+    posterior_width: float
+    height: float
+
+
+class Knee(NamedTuple):
+    """One knee, as the numbers that ``field.part_at`` reads. Arrays are float64 but for ``texture``.
+
+    Attributes:
+        size: (3,) scale of the whole knee along x, y, z.
+        warp: (6, 5) two sine waves for each axis: amplitude, three wave numbers in rad/mm, phase.
+        hinge: (8,) y, z, flexion in radians, cosine and sine for the femur and for the patella, the femur's rise.
+        columns: (n, TABLE_ROWS, 6) outlines for ``distance.column``: fascia, femur, tibia, fibula, then muscles.
+        column_ends: (n, 2) lowest and highest z of each.
+        texture: (32, 32, 32) float32 periodic noise of mean 0 and standard deviation 1.
+        fat_thickness: subcutaneous fat in mm, at its mean.
+    """
+
+    size: np.ndarray
+    warp: np.ndarray
+    hinge: np.ndarray
+    columns: np.ndarray
+    column_ends: np.ndarray
+    condyles: np.ndarray
+    epicondyles: np.ndarray
+    notch: np.ndarray
+    groove: np.ndarray
+    tuberosity: np.ndarray
+    pcl_facet: np.ndarray
+    patella: np.ndarray
+    recesses: np.ndarray
+    medial_meniscus: Meniscus
+    lateral_meniscus: Meniscus
+    acl: np.ndarray
+    pcl: np.ndarray
+    patellar_tendon: np.ndarray
+    quadriceps_tendon: np.ndarray
+    mcl: np.ndarray
+    lcl: np.ndarray
+    iliotibial_band: np.ndarray
+    popliteus_tendon: np.ndarray
+    small_tendons: np.ndarray
+    artery: np.ndarray
+    vein: np.ndarray
+    nerve: np.ndarray
+    saphenous_vein: np.ndarray
+    texture: np.ndarray
+    femoral_cartilage: float
+    tibial_cartilage: float
+    patellar_cartilage: float
+    plateau_slope: float
+    fat_thickness: float
+
+
+def draw_knee(rng: np.random.Generator) -> Knee:
+    """A knee of its own size, shape and flexion. Flexion is 0 to 14 degrees, as in a knee coil."""
+    flexion = math.radians(rng.uniform(0.0, 14.0))
+    hinge = _hinge(flexion)
+    femur_to_knee = _Turn(hinge[0], hinge[1], flexion)
+    patella_to_knee = _Turn(hinge[0], hinge[1], 0.4 * flexion)
+    columns, ends = _columns(rng)
+    patella = np.array(_PATELLA) * rng.uniform(0.96, 1.04, 6)
+    patella[2] += rng.uniform(-3.0, 4.0)
+    apex = patella_to_knee(patella[0], patella[1] + 5.0, patella[2] - 0.85 * patella[5])
+    base = patella_to_knee(patella[0], patella[1] + 3.0, patella[2] + 0.85 * patella[5])
+    thigh = femur_to_knee(3.0, 46.0, 92.0)
+    return Knee(
+        size=rng.uniform(0.95, 1.06) * rng.uniform(0.97, 1.03, 3),
+        warp=_warp(rng),
+        hinge=hinge,
+        columns=columns,
+        column_ends=ends,
+        condyles=_vary(rng, _CONDYLES, 0.5),
+        epicondyles=_vary(rng, _EPICONDYLES, 1.0),
+        notch=_vary(rng, _NOTCH, 0.5),
+        groove=_vary(rng, _TROCHLEAR_GROOVE, 0.5),
+        tuberosity=_vary(rng, (_TUBEROSITY,), 0.7)[0],
+        pcl_facet=np.array(_FACET_OF_PCL, float),
+        patella=patella,
+        recesses=_fluid_recesses(rng.uniform(0.6, 1.6)),
+        medial_meniscus=_meniscus(rng, -19.5, 2.0, 16.0, 21.5, 62.0, 1.0, 9.0, 14.0),
+        lateral_meniscus=_meniscus(rng, 20.0, 1.5, 15.5, 17.0, 38.0, -1.0, 10.0, 11.0),
+        acl=_cord(femur_to_knee(7.5, -7.0, 31.0), 4.6, (4.5, 1.0, 19.5), 4.2, (1.0, 10.0, 6.5), 5.2),
+        pcl=_pcl(femur_to_knee),
+        patellar_tendon=_strap((apex, 13.0, 2.6), ((4.0, 45.0, 0.0), 13.0, 2.4), ((7.5, 31.5, -30.0), 10.0, 2.6)),
+        quadriceps_tendon=_strap((base, 15.0, 3.2), (femur_to_knee(1.5, 50.0, 76.0), 14.0, 3.0), (thigh, 13.0, 2.0)),
+        mcl=_strap(
+            (femur_to_knee(-40.0, 4.0, 32.0), 5.0, 1.4), ((-38.5, 4.5, 6.0), 6.0, 1.4), ((-36.5, 6.0, -12.0), 5.5, 1.2),
+            ((-23.0, 10.0, -48.0), 4.5, 1.0), across=(0.0, 1.0, 0.0),
+        ),
+        lcl=_cord(femur_to_knee(37.5, 2.0, 30.0), 2.0, (42.0, -6.0, 6.0), 2.1, (43.0, -12.0, -14.0), 2.2),
+        iliotibial_band=_strap(
+            (femur_to_knee(46.0, 12.0, 90.0), 10.0, 1.0), (femur_to_knee(42.0, 14.0, 36.0), 8.0, 1.2), ((39.0, 19.0, 2.0), 7.0, 1.3),
+            ((32.0, 21.0, -13.0), 5.0, 1.3), across=(0.0, 1.0, 0.0),
+        ),
+        popliteus_tendon=_cord((37.0, -2.0, 14.0), 2.0, (33.0, -15.0, 4.0), 2.0, (22.0, -21.0, -7.0), 2.6),
+        small_tendons=_small_tendons(),
+        artery=_chain((5, -28, 110, 3.6), (9, -27, 60, 3.4), (12, -27, 20, 3.3), (13, -29, -5, 3.1), (16, -25, -40, 2.6), (14, -22, -110, 2)),
+        vein=_chain((10, -31, 110, 4.4), (14, -31, 60, 4.3), (16.5, -31, 20, 4.0), (17, -33, -5, 3.7), (20, -28, -40, 2.8), (18, -24, -110, 2)),
+        nerve=_chain((9, -38, 110, 3), (13, -38, 50, 2.7), (12, -40, 10, 2.4), (10, -40, -14, 2), (12, -31, -50, 1.8)),
+        saphenous_vein=_chain((-52, -14, 110, 1.8), (-50, -20, 20, 1.7), (-45, -18, -30, 1.6), (-40, -8, -110, 1.5)),
+        texture=_texture(rng),
+        femoral_cartilage=2.3 * rng.uniform(0.88, 1.12),
+        tibial_cartilage=2.6 * rng.uniform(0.88, 1.12),
+        patellar_cartilage=3.2 * rng.uniform(0.85, 1.1),
+        plateau_slope=math.tan(math.radians(rng.uniform(3.0, 8.0))),
+        fat_thickness=rng.uniform(4.5, 11.0),
+    )  # fmt: skip
+
+
+class _Turn:
+    """Points of the straight leg's femur or patella, to where flexion takes them."""
+
+    def __init__(self, y: float, z: float, angle: float) -> None:
+        self.y, self.z, self.cosine, self.sine = y, z, math.cos(angle), math.sin(angle)
+
+    def __call__(self, x: float, y: float, z: float) -> tuple[float, float, float]:
+        dy, dz = y - self.y, z - self.z
+        return x, self.y + self.cosine * dy - self.sine * dz, self.z + self.sine * dy + self.cosine * dz
+
+
+def _hinge(flexion: float) -> np.ndarray:
+    patella = 0.4 * flexion
+    y, z = _HINGE
+    return np.array(
+        [y, z, flexion, math.cos(flexion), math.sin(flexion), math.cos(patella), math.sin(patella), 0.0]
+    )
+
+
+def _vary(rng: np.random.Generator, rows: tuple[tuple[float, ...], ...], mm: float) -> np.ndarray:
+    """Each number moved by up to ``mm``, all rows of a solid by nearly the same, so that it keeps its form."""
+    values = np.array(rows, float)
+    together = rng.uniform(-mm, mm, values.shape[1])
+    return values + together + rng.uniform(-0.3 * mm, 0.3 * mm, values.shape)
+
+
+def _fluid_recesses(amount: float) -> np.ndarray:
+    """The recesses, each as much thicker across its thinnest axis as there is more fluid."""
+    recesses = np.array(_RECESSES)
+    thin = 3 + np.argmin(recesses[:, 3:], axis=1)
+    recesses[np.arange(len(recesses)), thin] *= amount
+    return recesses
+
+
+def _warp(rng: np.random.Generator) -> np.ndarray:
+    """Waves of 35 to 70 mm that bend every surface a little, so that none is an ellipsoid to the eye."""
+    waves = np.empty((6, 5))
+    for row in waves:
+        direction = rng.normal(size=3)
+        direction /= np.linalg.norm(direction)
+        row[0] = rng.uniform(0.35, 0.75)
+        row[1:4] = direction * 2.0 * math.pi / rng.uniform(35.0, 70.0)
+        row[4] = rng.uniform(0.0, 2.0 * math.pi)
+    return waves
+
+
+def _columns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    outlines = (_FASCIA, _FEMUR_SHAFT, _TIBIA_SHAFT, _FIBULA_SHAFT, *_MUSCLES.values())
+    tables = np.empty((len(outlines), TABLE_ROWS, 6))
+    ends = np.empty((len(outlines), 2))
+    for n, outline in enumerate(outlines):
+        levels = np.array([(*row, 0.0)[:6] for row in sorted(outline)])
+        levels[:, 1:3] += rng.uniform(-0.8, 0.8, 2)
+        levels[:, 3:5] *= rng.uniform(0.96, 1.04, 2)
+        tables[n] = _table(levels)
+        ends[n] = levels[0, 0], min(levels[-1, 0], TABLE_START + (TABLE_ROWS - 2) * TABLE_STEP)
+    return tables, ends
+
+
+def _table(levels: np.ndarray) -> np.ndarray:
+    """Outlines at every row of a column's table, smoothed over about 10 mm of height."""
+    z = TABLE_START + TABLE_STEP * np.arange(TABLE_ROWS)
+    window = np.hanning(9)[1:-1]
+    window /= window.sum()
+    rows = np.stack([np.interp(z, levels[:, 0], levels[:, n]) for n in range(1, 6)], axis=1)
+    padded = np.pad(rows, ((3, 3), (0, 0)), mode="edge")
+    smooth = np.stack([np.convolve(padded[:, n], window, "valid") for n in range(5)], axis=1)
+    turn = np.radians(smooth[:, 4])
+    return np.column_stack([smooth[:, :4], np.cos(turn), np.sin(turn)])
+
+
+def _meniscus(
+    rng: np.random.Generator, x: float, y: float, half_width: float, half_length: float, opening: float,
+    toward: float, anterior_width: float, posterior_width: float,
+) -> Meniscus:  # fmt: skip
+    size = rng.uniform(0.93, 1.07, 4)
+    return Meniscus(
+        x, y, half_width * size[0] ** 0.3, half_length * size[1] ** 0.5, math.radians(opening), toward,
+        anterior_width * size[2], posterior_width * size[3], rng.uniform(5.5, 7.0),
+    )  # fmt: skip
+
+
+def _chain(*points: tuple[float, float, float, float]) -> np.ndarray:
+    return np.array(points, float)
+
+
+def _cord(
+    a: tuple[float, float, float], ra: float, b: tuple[float, float, float], rb: float,
+    c: tuple[float, float, float], rc: float,
+) -> np.ndarray:  # fmt: skip
+    return _chain((*a, ra), (*b, rb), (*c, rc))
+
+
+def _pcl(femur_to_knee: _Turn) -> np.ndarray:
+    """From the medial wall of the notch over an arch behind the joint to below the plateau's posterior rim."""
+    return _chain(
+        (*femur_to_knee(-7.5, 8.0, 16.0), 5.0), (*femur_to_knee(-6.0, 2.0, 21.0), 5.0),
+        (-4.0, -7.0, 19.0, 4.6), (-2.0, -15.0, 11.0, 4.3), (0.0, -20.5, 1.0, 4.2), (0.5, -21.0, -10.0, 3.6),
+    )  # fmt: skip
+
+
+def _strap(
+    *points: tuple[tuple[float, float, float], float, float], across: tuple[float, float, float] = (1.0, 0.0, 0.0)
+) -> np.ndarray:
+    return np.array([(*p, half_width, half_thickness, *across) for p, half_width, half_thickness in points], float)
+
+
+def _small_tendons() -> np.ndarray:
+    """Semitendinosus, gracilis, semimembranosus and biceps tendons, (4, 4, 4): round cords on their way to the leg."""
+    return np.array([
+        ((-12, -44, 62, 1.8), (-25, -38, 25, 2.0), (-33, -26, -8, 1.8), (-29, -2, -44, 1.2)),
+        ((-40, -32, 90, 1.8), (-40, -30, 30, 1.8), (-38, -20, -8, 1.6), (-30, 2, -42, 1.2)),
+        ((-20, -38, 50, 1.6), (-26, -34, 22, 2.4), (-29, -27, 4, 2.6), (-29, -20, -8, 2.8)),
+        ((46, -28, 70, 1.4), (47, -25, 30, 2.0), (46, -18, 0, 2.4), (42, -14, -14, 2.6)),
+    ], float)  # fmt: skip
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    noise = rng.normal(size=(32, 32, 32))
+    return (noise / noise.std()).astype(np.float32)

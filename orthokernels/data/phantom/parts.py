@@ -1,0 +1,75 @@
+"""What a point of the knee can be: every part of the anatomy, and which of the segmented structures it belongs to."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from orthokernels.tasks import STRUCTURES
+
+
+class Part(IntEnum):
+    """A part of the anatomy. One tissue each, so that a table by part gives the signal."""
+
+    AIR = 0
+    SKIN = 1
+    SUBCUTANEOUS_FAT = 2
+    FASCIA = 3
+    DEEP_FAT = 4
+    HOFFA_FAT = 5
+    MUSCLE = 6
+    TENDON = 7
+    LIGAMENT = 8
+    ARTERY = 9
+    VEIN = 10
+    NERVE = 11
+    FLUID = 12
+    SYNOVIUM = 13
+    FEMUR_CORTEX = 14
+    FEMUR_MARROW = 15
+    FEMUR_SCAR = 16
+    TIBIA_CORTEX = 17
+    TIBIA_MARROW = 18
+    TIBIA_SCAR = 19
+    PATELLA_CORTEX = 20
+    PATELLA_MARROW = 21
+    FIBULA_CORTEX = 22
+    FIBULA_MARROW = 23
+    FEMORAL_CARTILAGE = 24
+    TIBIAL_CARTILAGE = 25
+    PATELLAR_CARTILAGE = 26
+    MEDIAL_MENISCUS = 27
+    LATERAL_MENISCUS = 28
+    ACL = 29
+    PCL = 30
+
+
+_STRUCTURE = {
+    Part.FEMUR_CORTEX: "femur",
+    Part.FEMUR_MARROW: "femur",
+    Part.FEMUR_SCAR: "femur",
+    Part.TIBIA_CORTEX: "tibia",
+    Part.TIBIA_MARROW: "tibia",
+    Part.TIBIA_SCAR: "tibia",
+    Part.PATELLA_CORTEX: "patella",
+    Part.PATELLA_MARROW: "patella",
+    Part.FIBULA_CORTEX: "fibula",
+    Part.FIBULA_MARROW: "fibula",
+    Part.FEMORAL_CARTILAGE: "femoral_cartilage",
+    Part.TIBIAL_CARTILAGE: "tibial_cartilage",
+    Part.PATELLAR_CARTILAGE: "patellar_cartilage",
+    Part.MEDIAL_MENISCUS: "medial_meniscus",
+    Part.LATERAL_MENISCUS: "lateral_meniscus",
+    Part.ACL: "acl",
+    Part.PCL: "pcl",
+}
+
+
+def label_of_part() -> np.ndarray:
+    """The label of each part, (parts,) uint8: a structure's index in ``tasks.STRUCTURES``, or 0."""
+    index = {s.key: s.index for s in STRUCTURES}
+    labels = np.zeros(len(Part), np.uint8)
+    for part, key in _STRUCTURE.items():
+        labels[part] = index[key]
+    return labels

@@ -1,0 +1,206 @@
+"""A study in: which files are images, which volumes they make, and which volume stands for which plane.
+
+Everything that is left out is kept with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orthokernels.data import dicom, nifti
+from orthokernels.data.contrast import contrast_name, fat_suppressed, fluid_sensitive
+from orthokernels.data.geometry import plane_of
+from orthokernels.data.volume import MIN_SLICES, Volume, hash_of
+from orthokernels.errors import InputError
+from orthokernels.tasks import PLANES
+
+Stack = dicom.DicomStack | nifti.NiftiStack
+
+# Among equals the echo nearest to a clinical fat-suppressed proton-density knee is taken.
+_USUAL_ECHO_MS = 40.0
+
+CHOICE_RULE = (
+    "fluid-sensitive and fat-suppressed first, then fluid-sensitive, then more slices, then the echo time nearest to "
+    f"{_USUAL_ECHO_MS:g} ms"
+)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or volume that was not used, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass
+class Study:
+    """The volumes of one examination, by plane, best first."""
+
+    stacks: dict[str, list[Stack]]
+    left_out: list[LeftOut] = field(default_factory=list)
+    study_hash: str = ""
+
+    def load(self, plane: str) -> Volume | None:
+        """The best volume of ``plane`` that can be read; the others go to ``left_out`` with their reasons."""
+        chosen: Volume | None = None
+        for stack in self.stacks.get(plane, []):
+            if chosen is not None:
+                self.left_out.append(
+                    LeftOut(describe(stack), f"ranks below the chosen {plane} volume, {describe(chosen)}")
+                )
+                continue
+            try:
+                chosen = stack.load()
+            except InputError as error:
+                self.left_out.append(LeftOut(describe(stack), str(error)))
+        return chosen
+
+
+def describe(stack: Stack | Volume) -> str:
+    """A volume in a few words, for lists of what was left out."""
+    name = stack.source.description
+    if stack.source.series_number is not None:
+        name = f"series {stack.source.series_number}, {name}" if not name.startswith("series ") else name
+    return f"{name} ({' x '.join(str(side) for side in stack.shape)})"
+
+
+def chosen_because(volume: Volume, competitors: int) -> str:
+    """Why this volume stands for its plane."""
+    if competitors == 0:
+        return "the only usable volume of this plane"
+    return f"best of {competitors + 1} volumes ({contrast_name(volume.source)}); rule: {CHOICE_RULE}"
+
+
+def read_study(paths: Sequence[Path | str], planes: Iterable[str] = PLANES) -> Study:
+    """Find the MR volumes in any mix of files and folders, and rank them per plane. Only headers are read.
+
+    Raises:
+        InputError: nothing usable was found, or the volumes belong to more than one study.
+    """
+    left_out: list[LeftOut] = []
+    files = _files([Path(p) for p in paths])
+    stacks = _stacks(files, left_out)
+    ranked: dict[str, list[Stack]] = {plane: [] for plane in PLANES if plane in set(planes)}
+    usable: list[Stack] = []
+    for stack in stacks:
+        plane, reason = _placed(stack, ranked)
+        if plane is None:
+            left_out.append(LeftOut(describe(stack), reason))
+        else:
+            ranked[plane].append(stack)
+            usable.append(stack)
+    for competing in ranked.values():
+        competing.sort(key=_rank)
+    if not usable:
+        raise InputError(_nothing_usable(paths, left_out))
+    return Study(ranked, left_out, _one_study(usable, paths))
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """Every file, once, in a fixed order. Folders are walked without following links out of them."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder. Check the path.")
+        if path.is_file():
+            found.setdefault(path.resolve(), path)
+            continue
+        for folder, subfolders, names in os.walk(path):
+            subfolders.sort()
+            for name in sorted(names):
+                file = Path(folder, name)
+                if not name.startswith(".") and file.is_file():
+                    found.setdefault(file.resolve(), file)
+    if not found:
+        raise InputError(f"{', '.join(map(str, paths))}: the folder is empty. Pass a folder with DICOM or NIfTI files.")
+    return list(found.values())
+
+
+def _stacks(files: Iterable[Path], left_out: list[LeftOut]) -> list[Stack]:
+    stacks: list[Stack] = []
+    series: dict[tuple[str, str], dict[tuple[str, int], dicom.Frame]] = {}
+    for path in files:
+        try:
+            if path.stat().st_size == 0:
+                raise InputError(f"{path}: is empty (0 bytes). Copy the file again.")
+            if path.name.lower().endswith(nifti.SUFFIXES):
+                stacks += nifti.read_stacks(path)
+                continue
+            for frame in dicom.read_frames(path):
+                known = series.setdefault((frame.source.study_hash, frame.source.series_hash), {})
+                if (frame.instance_uid, frame.index) in known:
+                    raise InputError(f"{path}: the same image (SOP Instance UID) as another file. Keep one of them.")
+                known[frame.instance_uid, frame.index] = frame
+        except InputError as error:
+            left_out.append(_file_left_out(path, str(error)))
+        except OSError as error:
+            left_out.append(_file_left_out(path, f"can't be read ({error.strerror}). Check its permissions."))
+    for frames in series.values():
+        found, reasons = dicom.stacks_of(list(frames.values()))
+        stacks += found
+        left_out += [LeftOut(name, reason) for name, reason in reasons]
+    return stacks
+
+
+def _file_left_out(path: Path, message: str) -> LeftOut:
+    return LeftOut(str(path), message.removeprefix(f"{path}: "))
+
+
+def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
+    """The plane a stack can stand for, or None and the reason why it can for none."""
+    slices = min(stack.shape) if stack.source.kind == "NIfTI" else stack.shape[2]
+    if slices < MIN_SLICES:
+        return None, f"{slices} slice{'s' if slices != 1 else ''}; at least {MIN_SLICES} are needed"
+    if isinstance(stack, dicom.DicomStack) and {"P", "PHASE", "PHASE MAP"} & set(stack.frames[0].image_type[2:]):
+        return None, "a phase image, not a magnitude image"
+    plane, obliquity = plane_of(stack.affine)
+    if plane is None:
+        return None, f"{obliquity:.0f} degrees off the nearest plane; at most 45 are accepted"
+    if plane not in set(wanted):
+        return None, f"{plane}, which was not asked for"
+    return plane, ""
+
+
+def _rank(stack: Stack) -> tuple[float | str, ...]:
+    """Sort key of CHOICE_RULE, best first; the hashes only make the order of equals the same every time."""
+    source = stack.source
+    fluid, fat = fluid_sensitive(source), fat_suppressed(source)
+    echo = abs(source.echo_time - _USUAL_ECHO_MS) if source.echo_time is not None else float("inf")
+    return (-(fluid and fat), -fluid, -stack.shape[2], echo, source.series_hash, source.description)
+
+
+def _one_study(stacks: Sequence[Stack], paths: Sequence[Path | str]) -> str:
+    studies = Counter(stack.source.study_hash for stack in stacks if stack.source.study_hash)
+    if len(studies) > 1:
+        examples = [
+            str(next(s.source.paths[0] for s in stacks if s.source.study_hash == study)) for study in list(studies)[:2]
+        ]
+        raise InputError(
+            f"{', '.join(map(str, paths))}: holds {len(studies)} studies (one with {examples[0]}, another with "
+            f"{examples[1]}). Pass one study at a time."
+        )
+    return next(iter(studies), None) or hash_of(" ".join(sorted(str(s.source.paths[0].name) for s in stacks)))
+
+
+def _nothing_usable(paths: Sequence[Path | str], left_out: Sequence[LeftOut]) -> str:
+    where = ", ".join(map(str, paths))
+    if len(left_out) == 1:
+        what, reason = left_out[0].what, left_out[0].reason
+        return f"{what}: {reason}" if what == where else f"{where}: {what}: {reason}. Pass the whole series."
+    reasons = Counter(item.reason for item in left_out).most_common(2)
+    told = "; ".join(
+        f"{count} x {reason.rstrip('.')}" if count > 1 else f"{_example(left_out, reason)}: {reason.rstrip('.')}"
+        for reason, count in reasons
+    )
+    more = len(left_out) - sum(count for _, count in reasons)
+    told += f"; and {more} more" if more else ""
+    return f"{where}: no usable MR volume ({told}). Pass a folder with an MR series of at least {MIN_SLICES} slices."
+
+
+def _example(left_out: Sequence[LeftOut], reason: str) -> str:
+    return next(item.what for item in left_out if item.reason == reason)

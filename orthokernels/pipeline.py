@@ -1,0 +1,387 @@
+"""A study in, segmentations and findings out: the way of a study, stage by stage.
+
+Each plane's volume is prepared into slabs; every slab takes one noisy pass through its plane's denoiser; the features
+feed the segmentation head (labels go back to the scanner's grid slab by slab) and the pooling. A volume's pooled vector
+is the mean over its slabs. Planes are fused into findings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orthokernels import tasks
+from orthokernels.data.contrast import contrast_name
+from orthokernels.data.geometry import plane_of, spacing
+from orthokernels.data.prepare import Mode, Prepared, WayBack, prepare
+from orthokernels.data.restore import Restorer
+from orthokernels.data.study import Study, chosen_because, describe, read_study
+from orthokernels.data.volume import Volume
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
+from orthokernels.models.orthodiffusion.features import features
+from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
+from orthokernels.result import (
+    Finding,
+    Model,
+    PlaneArrays,
+    PlaneResult,
+    StructureVolume,
+    StudyResult,
+)
+from orthokernels.system import peak_memory_mb, versions
+
+DEFAULT_THRESHOLD = 0.5  # the published evaluation's
+
+# Told of each step: what is being done, steps done, steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run's result, the arrays behind its pictures, and the native label maps by plane (with their affines)."""
+
+    result: StudyResult
+    arrays: dict[str, PlaneArrays]
+    label_maps: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class _PlaneRun:
+    """One plane on its way through the pipeline."""
+
+    volume: Volume
+    because: str
+    labels: np.ndarray | None = None
+    vector: Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
+    labelled_slices: tuple[int, int] = (0, 0)
+
+
+def run(
+    paths: Sequence[Path | str] | Path | str,
+    out: Path | str | None = None,
+    *,
+    weights: str | Weights = "published",
+    planes: Sequence[str] = tasks.PLANES,
+    preparation: Mode = "full",
+    joint: str = "knee",
+    seed: int = 0,
+    draws: int = 1,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> StudyRun:
+    """Run the model over one study.
+
+    Args:
+        paths: files and folders with the study, DICOM or NIfTI.
+        out: folder for label maps, findings, pictures and report; nothing is written where it is None.
+        weights: "published" (fetched before), a weights folder, "random:SEED" (untrained), or loaded weights.
+        planes: which planes to run; those that the study lacks are skipped.
+        preparation: "full" covers every slice, "published" the centre 16 as the publication does.
+        joint: "knee", "ankle" or "shoulder": which labels are scored.
+        seed: of the noise that features are computed with.
+        draws: noise draws that features are averaged over.
+        device: "auto", "cpu" or "cuda[:N]".
+        overwrite: replace an earlier result in ``out``.
+        progress: called with each step.
+
+    Raises:
+        InputError: the input, the weights or ``out`` can not be used. Nothing is left half-written.
+    """
+    from orthokernels.writing import OutputFolder
+
+    _check_options(planes, joint, draws)
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    tell = progress or (lambda what, done, total: None)
+    seconds: dict[str, float] = {}
+    folder = OutputFolder(out, overwrite=overwrite) if out is not None else None
+    target = _device(device)
+
+    with _timed(seconds, "read"):
+        tell("Reading the study", 0, 1)
+        study = read_study(paths, planes)
+        runs = _load_volumes(study, paths)
+    with _timed(seconds, "weights"):
+        tell("Loading the weights", 0, 1)
+        if isinstance(weights, str):
+            weights = load_weights(weights, joint, tuple(p for p in tasks.PLANES if p in planes))
+        elif weights.joint != joint:
+            raise InputError(f"the weights are for the {weights.joint}, not the {joint}.")
+    with torch.inference_mode():
+        for plane, own in runs.items():
+            if plane not in weights.planes:
+                own.warnings.append(f"the weights have no {plane} denoiser")
+                continue
+            _run_plane(plane, own, weights.planes[plane], preparation, seed, draws, target, seconds, tell)
+        with _timed(seconds, "findings"):
+            findings = _findings(weights, runs)
+    result = _result(study, weights, runs, findings, preparation, seed, seconds)
+    made = StudyRun(result, *_arrays(runs, weights))
+    if folder is not None:
+        tell("Writing the report", 0, 1)
+        with _timed(seconds, "report"):
+            result = folder.write(made.result, made.arrays, made.label_maps, seconds)
+        made = StudyRun(result, made.arrays, made.label_maps)
+    tell("Done", 1, 1)
+    return made
+
+
+def _check_options(planes: Sequence[str], joint: str, draws: int) -> None:
+    for plane in planes:
+        if plane not in tasks.PLANES:
+            raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
+    if joint not in tasks.LABELS:
+        raise InputError(f"there is no joint {joint!r}; choose from {', '.join(tasks.LABELS)}.")
+    if draws < 1:
+        raise InputError(f"at least 1 noise draw is needed, not {draws}.")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {name!r} can't be used: {str(error).splitlines()[0]}. Use 'cpu' or 'auto'."
+        ) from error
+    return device
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def _load_volumes(study: Study, paths: Sequence[Path | str]) -> dict[str, _PlaneRun]:
+    runs = {}
+    for plane, competing in study.stacks.items():
+        competitors = len(competing) - 1
+        volume = study.load(plane)
+        if volume is not None:
+            runs[plane] = _PlaneRun(volume, chosen_because(volume, competitors), warnings=list(volume.warnings))
+    if not runs:
+        last = study.left_out[-1]
+        reason = last.reason if str(paths[0]) in last.reason else f"{last.what}: {last.reason}"
+        raise InputError(f"{', '.join(map(str, paths))}: no volume can be read. {reason}")
+    return runs
+
+
+def _run_plane(
+    plane: str,
+    own: _PlaneRun,
+    weights: PlaneWeights,
+    preparation: Mode,
+    seed: int,
+    draws: int,
+    device: torch.device,
+    seconds: dict[str, float],
+    tell: Progress,
+) -> None:
+    with _timed(seconds, "prepare"):
+        prepared = prepare(own.volume, preparation)
+    restorer = Restorer(prepared.way_back) if weights.segmentation is not None else None
+    slabs = len(prepared.way_back.starts)
+    vectors = []
+    denoiser = weights.denoiser.to(device, memory_format=torch.channels_last_3d)
+    for number in range(slabs):
+        tell(f"{plane.capitalize()}: features", number, slabs)
+        with _timed(seconds, "features"):
+            found = features(
+                denoiser,
+                GaussianDiffusion(),
+                _slab_tensor(prepared, number, device),
+                (weights.block,),
+                timestep=weights.timestep,
+                seed=seed,
+                draws=draws,
+                first_sample=prepared.way_back.starts[number],
+            )[weights.block]
+        with _timed(seconds, "heads"):
+            if weights.pooling is not None:
+                vectors.append(weights.pooling.to(device)(found))
+            if weights.segmentation is not None:
+                logits = weights.segmentation.to(device)(found)[0].float().cpu().numpy()
+        if restorer is not None:
+            with _timed(seconds, "restore"):
+                restorer.add(logits)
+    own.vector = torch.stack(vectors).mean(dim=0).cpu() if vectors else None
+    own.labels = restorer.labels() if restorer is not None else None
+    own.labelled_slices = _in_view(prepared.way_back, own.volume)
+
+
+def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:
+    """First prepared slice and the last plus one, counted as the report shows them: in the plane's usual view."""
+    first, stop = way_back.first, way_back.first + way_back.slices
+    if way_back.turn != volume.turn and volume.turn.flips[2]:
+        return way_back.shape[2] - stop, way_back.shape[2] - first
+    return first, stop
+
+
+def _slab_tensor(prepared: Prepared, number: int, device: torch.device) -> Tensor:
+    slab = torch.from_numpy(prepared.slab(number))[None]  # [1, 1, 16, 256, 256]
+    return slab.to(device).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _findings(weights: Weights, runs: dict[str, _PlaneRun]) -> tuple[Finding, ...]:
+    """Probabilities per label: fused where all three planes are there, else the mean over those that are."""
+    labels = tasks.LABELS[weights.joint]
+    vectors = {p: own.vector for p, own in runs.items() if own.vector is not None}
+    single = {
+        plane: weights.planes[plane].head.to("cpu")(vector)[0]  # type: ignore[union-attr]
+        for plane, vector in vectors.items()
+        if weights.planes[plane].head is not None
+    }
+    complete = [vectors[plane] for plane in tasks.PLANES if plane in vectors]
+    shares: dict[str, Tensor] = {}
+    if weights.fusion is not None and weights.fusion_name == "gating" and len(single) == len(tasks.PLANES):
+        logits, gates = weights.fusion(torch.stack([single[plane] for plane in tasks.PLANES])[None])
+        probabilities = logits[0].sigmoid()
+        shares = dict(zip(tasks.PLANES, gates[0], strict=True))
+    elif weights.fusion is not None and weights.fusion_name != "gating" and len(complete) == len(tasks.PLANES):
+        probabilities = weights.fusion(*complete)[0].sigmoid()
+    elif single:
+        probabilities = torch.stack(list(single.values())).sigmoid().mean(dim=0)
+        shares = {plane: torch.full((len(labels),), 1 / len(single)) for plane in single}
+    else:
+        reason = f"the weights have no diagnosis head for the {weights.joint}"
+        if weights.fusion is not None:
+            reason = "the fusion needs all three planes, and the weights have no single-plane head"
+        return tuple(
+            Finding(label=label.key, name=label.name, status="not evaluated", reason=reason) for label in labels
+        )
+    return tuple(
+        _finding(label, float(probability), weights, {p: float(share[n]) for p, share in shares.items()})
+        for n, (label, probability) in enumerate(zip(labels, probabilities, strict=True))
+    )
+
+
+def _finding(label: tasks.Label, probability: float, weights: Weights, shares: dict[str, float]) -> Finding:
+    threshold = weights.thresholds.get(label.key, DEFAULT_THRESHOLD)
+    return Finding(
+        label=label.key,
+        name=label.name,
+        status="present" if probability >= threshold else "absent",
+        probability=probability,
+        threshold=threshold,
+        plane_weights=shares,  # type: ignore[arg-type]
+    )
+
+
+def _result(
+    study: Study,
+    weights: Weights,
+    runs: dict[str, _PlaneRun],
+    findings: tuple[Finding, ...],
+    preparation: Mode,
+    seed: int,
+    seconds: dict[str, float],
+) -> StudyResult:
+    volumes = [own.volume for own in runs.values()]
+    sides = sorted({v.source.laterality for v in volumes if v.source.laterality})
+    used = {plane: own for plane, own in weights.planes.items() if plane in runs}
+    return StudyResult(
+        untrained=None if weights.trained else tasks.UNTRAINED_NOTICE,
+        study_hash=study.study_hash,
+        joint=weights.joint,
+        laterality=sides[0] if len(sides) == 1 else None,
+        preparation=preparation,
+        seed=seed,
+        model=Model(
+            weights=weights.name,
+            digest=weights.digest(),
+            trained=weights.trained,
+            timestep={plane: own.timestep for plane, own in used.items()},  # type: ignore[misc]
+            block={plane: own.block for plane, own in used.items()},  # type: ignore[misc]
+            fusion=weights.fusion_name,
+        ),
+        planes=tuple(_plane_result(plane, own, weights) for plane, own in runs.items()),
+        findings=findings,
+        left_out=tuple(study.left_out),
+        warnings=tuple(_study_warnings(weights, runs, sides)),
+        versions=versions(),
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        peak_memory_mb=round(peak_memory_mb()),
+    )
+
+
+def _study_warnings(weights: Weights, runs: dict[str, _PlaneRun], sides: list[str]) -> Iterator[str]:
+    missing = [plane for plane in tasks.PLANES if plane not in runs]
+    if missing:
+        yield f"no {' and no '.join(missing)} volume was used, so findings rest on {len(runs)} of 3 planes"
+    if len(sides) > 1:
+        yield f"the headers name both sides ({', '.join(sides)}); laterality is left open"
+    parts = {own.volume.source.body_part for own in runs.values() if own.volume.source.body_part}
+    for part in sorted(parts):
+        if weights.joint not in part.lower():
+            yield f"the header says the body part is {part}, but the {weights.joint} was asked for"
+
+
+def _plane_result(plane: str, own: _PlaneRun, weights: Weights) -> PlaneResult:
+    volume = own.volume
+    return PlaneResult(
+        plane=plane,  # type: ignore[arg-type]
+        description=describe(volume),
+        series_hash=volume.source.series_hash,
+        chosen_because=own.because,
+        obliquity_degrees=round(plane_of(volume.affine)[1], 1),
+        shape=volume.shape,
+        spacing_mm=tuple(round(mm, 4) for mm in spacing(volume.affine)),  # type: ignore[arg-type]
+        echo_time_ms=volume.source.echo_time,
+        contrast=contrast_name(volume.source),
+        labelled_slices=own.labelled_slices if own.labels is not None else None,
+        segmentation_reason=None if own.labels is not None else f"the weights have no {plane} segmentation head",
+        structures=_structures(own, _names(weights.planes[plane])) if own.labels is not None else (),
+        warnings=tuple(own.warnings),
+    )
+
+
+def _names(weights: PlaneWeights) -> tuple[str, ...]:
+    return tasks.class_names(weights.segmentation.classes) if weights.segmentation is not None else ()
+
+
+def _structures(own: _PlaneRun, names: tuple[str, ...]) -> tuple[StructureVolume, ...]:
+    assert own.labels is not None
+    known = {s.key: s.name for s in tasks.STRUCTURES}
+    counts = np.bincount(own.labels.ravel(), minlength=len(names))
+    ml = abs(float(np.linalg.det(own.volume.affine[:3, :3]))) / 1000.0  # cubic mm per voxel
+    return tuple(
+        StructureVolume(
+            index=n,
+            key=name,
+            name=known.get(name, name.replace("_", " ").capitalize()),
+            ml=round(int(counts[n]) * ml, 4),
+            voxels=int(counts[n]),
+        )
+        for n, name in enumerate(names)
+        if n > 0
+    )
+
+
+def _arrays(
+    runs: dict[str, _PlaneRun], weights: Weights
+) -> tuple[dict[str, PlaneArrays], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    arrays, label_maps = {}, {}
+    for plane, own in runs.items():
+        turn = own.volume.turn
+        arrays[plane] = PlaneArrays(
+            voxels=turn.apply(own.volume.voxels),
+            labels=None if own.labels is None else turn.apply(own.labels),
+            affine=turn.apply_affine(own.volume.affine, own.volume.shape),
+            names=_names(weights.planes[plane]) if plane in weights.planes else (),
+        )
+        if own.labels is not None:
+            label_maps[plane] = (own.labels, own.volume.affine)
+    return arrays, label_maps

@@ -1,0 +1,111 @@
+"""What a run over one study gives: the schema of ``findings.json``, and the pictures' raw material beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from orthokernels import tasks
+from orthokernels.data.study import LeftOut
+
+Plane = Literal["sagittal", "coronal", "axial"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Finding(_Record):
+    """One label's score. ``plane_weights`` sum to 1 over the planes used, and are empty where a fusion has none."""
+
+    label: str
+    name: str
+    status: Literal["present", "absent", "not evaluated"]
+    probability: float | None = None
+    threshold: float | None = None
+    reason: str | None = None
+    plane_weights: dict[Plane, float] = {}
+
+
+class StructureVolume(_Record):
+    """Volume of one structure within the slices that were labelled."""
+
+    index: int
+    key: str
+    name: str
+    ml: float
+    voxels: int
+
+
+class PlaneResult(_Record):
+    """The volume that stood for a plane, and what was made of it.
+
+    ``labelled_slices`` are the first and the last plus one, counted from 0 in the plane's usual view.
+    """
+
+    plane: Plane
+    description: str
+    series_hash: str
+    chosen_because: str
+    obliquity_degrees: float
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    echo_time_ms: float | None = None
+    contrast: str = "unknown"
+    labelled_slices: tuple[int, int] | None = None
+    segmentation: str | None = None
+    segmentation_reason: str | None = None
+    montage: str | None = None
+    structures: tuple[StructureVolume, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Model(_Record):
+    """Which weights ran: ``digest`` is the SHA-256 over every tensor's name, type, shape and bytes."""
+
+    weights: str
+    digest: str
+    trained: bool
+    timestep: dict[Plane, int]
+    block: dict[Plane, str]
+    fusion: str | None = None
+
+
+class StudyResult(_Record):
+    """Everything ``findings.json`` holds."""
+
+    notice: str = tasks.RESEARCH_NOTICE
+    untrained: str | None = None
+    study_hash: str
+    joint: str
+    laterality: str | None = None
+    preparation: Literal["published", "full"]
+    seed: int
+    model: Model
+    planes: tuple[PlaneResult, ...]
+    findings: tuple[Finding, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    peak_memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class PlaneArrays:
+    """Arrays behind one plane's pictures and label map.
+
+    Attributes:
+        voxels: intensities, axes (i, j, k): i along an image row to its right, j up the image, k across slices.
+        labels: uint8 label map on the same grid, or None where the weights have no segmentation head.
+        affine: (4, 4) float64, voxel indices to RAS millimetres.
+        names: class names by label value, background first.
+    """
+
+    voxels: np.ndarray
+    labels: np.ndarray | None
+    affine: np.ndarray
+    names: tuple[str, ...] = field(default=())

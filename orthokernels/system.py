@@ -1,0 +1,87 @@
+"""What this installation and this machine are: what ``orthokernels info`` prints and a report's footer records."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from orthokernels.backends.registry import backends, processor_features
+
+_PACKAGES = (
+    "orthokernels",
+    "torch",
+    "numpy",
+    "numba",
+    "pydicom",
+    "nibabel",
+    "triton",
+    "cupy",
+    "openvino",
+    "onnxruntime",
+)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of the packages that can change a result; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> dict[str, Any]:
+    """Name, usable cores, and supported vector extensions."""
+    return {
+        "name": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "features": [name for name, supported in processor_features() if supported],
+    }
+
+
+def devices() -> list[str]:
+    """GPUs that PyTorch sees, by name and memory; empty without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    if not torch.cuda.is_available():
+        return []
+    properties = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    return [f"cuda:{n} {p.name}, {p.total_memory / 2**30:.0f} GiB" for n, p in enumerate(properties)]
+
+
+def describe() -> dict[str, Any]:
+    """Everything above in one record."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "devices": devices(),
+        "backends": [
+            {"name": b.name, "what": b.what, "available": b.unavailable is None, "reason": b.unavailable, "ops": b.ops}
+            for b in backends()
+        ],
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB (1e6 bytes)."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,123 @@
+"""A result on disk: label maps, findings, pictures and report appear together, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from orthokernels import tasks
+from orthokernels.errors import InputError
+from orthokernels.montage import montage
+from orthokernels.report import findings_json, html
+from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
+
+FINDINGS, REPORT = "findings.json", "report.html"
+
+
+class OutputFolder:
+    """The folder a run will fill. Whether it can be written is found out at once, not after minutes of work.
+
+    Raises:
+        InputError: the folder can not be made, or holds something that would be lost.
+    """
+
+    def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {path}: is a file. Name a folder.")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not overwrite:
+                raise InputError(f"--out {path}: is not empty. Name a new folder, or pass --overwrite.")
+            if not (self.path / FINDINGS).is_file():
+                raise InputError(f"--out {path}: holds no earlier result, so it is not overwritten. Name a new folder.")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary_folder().rmdir()
+        except OSError as error:
+            raise InputError(f"--out {path}: can't be written ({error.strerror}). Name another folder.") from error
+
+    def write(
+        self,
+        result: StudyResult,
+        arrays: Mapping[str, PlaneArrays],
+        label_maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        seconds: Mapping[str, float],
+    ) -> StudyResult:
+        """Write everything beside the target, then rename. Returns the result with file names and times filled in."""
+        started = time.perf_counter()
+        folder = self._temporary_folder()
+        try:
+            planes = tuple(self._write_plane(folder, result, p, arrays[p.plane], label_maps) for p in result.planes)
+            spent = {**seconds, "report": time.perf_counter() - started}
+            result = result.model_copy(
+                update={"planes": planes, "seconds": {stage: round(s, 3) for stage, s in spent.items()}}
+            )
+            montages = {p.plane: folder / p.montage for p in planes if p.montage}
+            (folder / REPORT).write_text(html(result, montages), encoding="utf-8")
+            (folder / FINDINGS).write_text(findings_json(result), encoding="utf-8")
+            folder.chmod(0o777 & ~_umask())
+            self._move_into_place(folder)
+        except OSError as error:
+            raise InputError(f"--out {self.path}: writing failed ({error.strerror}); nothing was kept.") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    def _temporary_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}-"))
+
+    def _write_plane(
+        self,
+        folder: Path,
+        result: StudyResult,
+        plane: PlaneResult,
+        arrays: PlaneArrays,
+        label_maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> PlaneResult:
+        names: dict[str, str] = {"montage": f"montage_{plane.plane}.png"}
+        if plane.plane in label_maps:
+            names["segmentation"] = f"segmentation_{plane.plane}.nii.gz"
+            labels, affine = label_maps[plane.plane]
+            _write_label_map(labels, affine, folder / names["segmentation"], untrained=bool(result.untrained))
+        plane = plane.model_copy(update=names)
+        montage(plane, arrays, folder / names["montage"], untrained=bool(result.untrained))
+        return plane
+
+    def _move_into_place(self, folder: Path) -> None:
+        if self.path.is_dir() and any(self.path.iterdir()):
+            earlier = self._temporary_folder()
+            os.replace(self.path, earlier)
+            os.replace(folder, self.path)
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            os.replace(folder, self.path)
+
+
+def _write_label_map(labels: np.ndarray, affine: np.ndarray, path: Path, *, untrained: bool) -> None:
+    image = nibabel.Nifti1Image(labels, affine)
+    image.set_sform(affine, code="scanner")
+    # A quaternion has no shear: where slices are stepped sideways, only the sform tells the truth.
+    image.set_qform(
+        affine,
+        code="scanner"
+        if np.allclose(nibabel.Nifti1Image(labels, affine).get_qform(), affine, atol=1e-3)
+        else "unknown",
+    )
+    image.header.set_xyzt_units("mm")
+    image.header.set_intent("label", name="orthokernels")
+    notice = tasks.RESEARCH_NOTICE + (" UNTRAINED" if untrained else "")
+    image.header["descrip"] = notice.encode()[:79]
+    nibabel.save(image, path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
