@@ -73,7 +73,7 @@ def _inferred(result: StudyResult) -> bool:
     labels = [x for x in tasks.LABELS.get(result.joint, ()) if x.key in shown]
     keys = {s.key for p in result.planes for s in p.structures}
     structures = [x for x in tasks.STRUCTURES if x.key in keys]
-    return any(x.inferred for x in (*labels, *structures))
+    return any(x.inferred for x in labels) or any(x.inferred for x in structures)
 
 
 def findings_json(result: StudyResult) -> str:
