@@ -37,9 +37,14 @@ def _block(shape: tuple[int, int, int] = (64, 64, 20)) -> np.ndarray:
 
 def _plane(voxels: np.ndarray, affine: np.ndarray = SAGITTAL, **fields: object) -> PlaneResult:
     known: dict = {
-        "plane": "sagittal", "description": "SAG PD FS", "series_hash": "9f2c51d0",
-        "chosen_because": "the only usable volume", "obliquity_degrees": 3.2, "shape": voxels.shape,
-        "spacing_mm": tuple(np.linalg.norm(affine[:3, :3], axis=0)), "contrast": "PD fat-suppressed",
+        "plane": "sagittal",
+        "description": "SAG PD FS",
+        "series_hash": "9f2c51d0",
+        "chosen_because": "the only usable volume",
+        "obliquity_degrees": 3.2,
+        "shape": voxels.shape,
+        "spacing_mm": tuple(np.linalg.norm(affine[:3, :3], axis=0)),
+        "contrast": "PD fat-suppressed",
         "labelled_slices": (4, 20),
     }
     return PlaneResult(**(known | fields))
@@ -48,21 +53,40 @@ def _plane(voxels: np.ndarray, affine: np.ndarray = SAGITTAL, **fields: object) 
 def _study(planes: tuple[PlaneResult, ...], trained: bool = True, **fields: object) -> StudyResult:
     weights: dict[Plane, float] = {"sagittal": 0.5, "coronal": 0.3, "axial": 0.2}
     findings = [
-        Finding(label=x.key, name=x.name, status="present" if p > 0.5 else "absent", probability=p, threshold=0.5,
-                plane_weights=weights)
+        Finding(
+            label=x.key,
+            name=x.name,
+            status="present" if p > 0.5 else "absent",
+            probability=p,
+            threshold=0.5,
+            plane_weights=weights,
+        )
         for x, p in zip(tasks.LABELS["knee"][:7], (0.86, 0.12, 0.55, 0.31, 0.08, 0.4, 0.02), strict=True)
     ]
     findings.append(Finding(label="EFFU", name="Joint effusion", status="not evaluated", reason="no output for it"))
     model = Model(
-        weights="knee.safetensors", digest="3f" * 32, trained=trained, timestep={"sagittal": 50},
-        block={"sagittal": "up.2"}, fusion="attention",
+        weights="knee.safetensors",
+        digest="3f" * 32,
+        trained=trained,
+        timestep={"sagittal": 50},
+        block={"sagittal": "up.2"},
+        fusion="attention",
     )
     known: dict = {
-        "untrained": None if trained else tasks.UNTRAINED_NOTICE, "study_hash": "c0ffee", "joint": "knee",
-        "laterality": "right", "preparation": "full", "seed": 17, "model": model, "planes": planes,
-        "findings": tuple(findings), "warnings": ("The side was guessed.",),
-        "left_out": (LeftOut("<img src=x>", "not an image"),), "versions": {"orthokernels": "0.1.0"},
-        "seconds": {"read": 1.82, "heads": 0.9}, "peak_memory_mb": 3120.4,
+        "untrained": None if trained else tasks.UNTRAINED_NOTICE,
+        "study_hash": "c0ffee",
+        "joint": "knee",
+        "laterality": "right",
+        "preparation": "full",
+        "seed": 17,
+        "model": model,
+        "planes": planes,
+        "findings": tuple(findings),
+        "warnings": ("The side was guessed.",),
+        "left_out": (LeftOut("<img src=x>", "not an image"),),
+        "versions": {"orthokernels": "0.1.0"},
+        "seconds": {"read": 1.82, "heads": 0.9},
+        "peak_memory_mb": 3120.4,
     }
     return StudyResult(**(known | fields))
 

@@ -123,9 +123,9 @@ def test_ddpm_step_draws_from_the_posterior_of_bayes(diffusion, t):
     beta, before = float(diffusion.betas[t]), float(diffusion.alpha_bar[t - 1])
     precision = (1 - beta) / beta + 1 / (1 - before)
     mean = (math.sqrt(1 - beta) / beta * x + math.sqrt(before) / (1 - before) * x0) / precision
-    found = diffusion.ddpm_step(x, t, noise, torch.zeros(SHAPE), clip=False)
+    found = diffusion.ddpm_step(x, t, noise, torch.zeros_like(x), clip=False)
     torch.testing.assert_close(found, mean, rtol=0, atol=AMPLIFIED)
-    spread = diffusion.ddpm_step(x, t, noise, torch.ones(SHAPE), clip=False) - found
+    spread = diffusion.ddpm_step(x, t, noise, torch.ones_like(x), clip=False) - found
     torch.testing.assert_close(spread, torch.full_like(spread, precision**-0.5), rtol=0, atol=AMPLIFIED)
 
 

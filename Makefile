@@ -1,0 +1,35 @@
+# Two commands for a fresh Debian machine with Python 3.11 or newer (with venv) and a C++ compiler:
+#   make demo   install into .venv, write a study, run the main job on it, print where the report is
+#   make test   the same environment, then lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= build/demo
+BIN = $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/orthokernels phantom --seed 0 --out $(DEMO)/study
+	$(BIN)/orthokernels run $(DEMO)/study --out $(DEMO)/result --weights random:0
+
+test: $(VENV)/installed lint types
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy orthokernels bench edge export
+
+# Installed anew when what is built or required changes; Python files are picked up as they are.
+$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,17 @@
+"""Where tests find the real images, which are not in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real MR images and odd files; tests that need it skip where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real MR images (../shared/data beside the checkout) are absent")
+    return REAL_DATA

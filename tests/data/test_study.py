@@ -1,0 +1,268 @@
+"""Which volumes a study's files make, which one stands for a plane, and why the others do not."""
+
+from __future__ import annotations
+
+import shutil
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from orthokernels.data.geometry import plane_of
+from orthokernels.data.study import read_study
+from orthokernels.errors import InputError
+from tests.data.series import noise, write_series
+
+
+def reasons(study) -> str:
+    return "\n".join(f"{item.what}: {item.reason}" for item in study.left_out)
+
+
+def test_affine_places_every_corner_where_dicom_does(tmp_path):
+    pixels = noise(0)
+    files = write_series(tmp_path, pixels, tilt=(12, -9, 20))
+    volume = read_study([tmp_path]).load("sagittal")
+    for k in (0, 7, 17):
+        header = pydicom.dcmread(files[k])
+        row, column = np.array(header.ImageOrientationPatient[:3]), np.array(header.ImageOrientationPatient[3:])
+        for r, c in ((0, 0), (19, 0), (0, 23), (19, 23)):
+            # Part 3, C.7.6.2.1.1: position of the centre of pixel (row r, column c), LPS.
+            lps = np.array(header.ImagePositionPatient) + row * 0.7 * c + column * 0.5 * r
+            found = volume.affine @ [c, 19 - r, k, 1]
+            np.testing.assert_allclose(found[:3], lps * [-1, -1, 1], atol=1e-5)  # headers carry six decimals
+            assert volume.voxels[c, 19 - r, k] == pixels[k, r, c]
+
+
+@pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
+def test_plane_comes_from_geometry_not_from_the_description(tmp_path, plane):
+    write_series(tmp_path, noise(1), plane=plane, tilt=(10, 10, -10), SeriesDescription="AX SAG COR")
+    study = read_study([tmp_path])
+    assert [p for p, stacks in study.stacks.items() if stacks] == [plane]
+
+
+def test_slices_are_sorted_by_position_not_by_name_or_number(tmp_path):
+    pixels = noise(2)
+    write_series(tmp_path / "a", pixels, reverse_names=True)
+    for n, file in enumerate(sorted((tmp_path / "a").iterdir())):
+        dataset = pydicom.dcmread(file)
+        dataset.InstanceNumber = (n * 7) % 18
+        dataset.save_as(file)
+    volume = read_study([tmp_path]).load("sagittal")
+    np.testing.assert_array_equal(volume.voxels, pixels[:, ::-1].transpose(2, 1, 0))
+
+
+def test_real_multi_echo_series_is_split_and_the_echo_nearest_40_ms_is_taken(real_data):
+    study = read_study([real_data / "knee-mese"])
+    echoes = [stack.source.echo_time for stack in study.stacks["sagittal"]]
+    assert len(echoes) == 8
+    assert all(stack.shape == (256, 256, 24) for stack in study.stacks["sagittal"])
+    volume = study.load("sagittal")
+    assert volume.source.echo_time == pytest.approx(37.872)
+    assert plane_of(volume.affine)[1] == pytest.approx(8.4, abs=0.1)
+    assert len(study.left_out) == 7
+    assert all("ranks below" in item.reason for item in study.left_out)
+
+
+def test_three_plane_localizer_is_split_by_orientation(tmp_path):
+    for plane in ("sagittal", "coronal", "axial"):
+        write_series(tmp_path / plane, noise(3, slices=17), plane=plane, series="1.2.3.4")
+    study = read_study([tmp_path])
+    assert [len(stacks) for stacks in study.stacks.values()] == [1, 1, 1]
+    assert all(study.load(plane).shape == (24, 20, 17) for plane in study.stacks)
+
+
+def test_repeated_acquisitions_are_split_by_time(tmp_path):
+    first, second = noise(4), noise(5)
+    write_series(tmp_path / "b", second, series="1.2.3.4", TemporalPositionIdentifier=2)
+    write_series(tmp_path / "a", first, series="1.2.3.4", TemporalPositionIdentifier=1)
+    study = read_study([tmp_path])
+    assert [s.source.description for s in study.stacks["sagittal"]] == [
+        "sagittal test, repetition 1",
+        "sagittal test, repetition 2",
+    ]
+    np.testing.assert_array_equal(study.load("sagittal").voxels, first[:, ::-1].transpose(2, 1, 0))
+
+
+def test_fat_suppressed_fluid_sensitive_comes_before_more_slices(tmp_path):
+    write_series(tmp_path / "t1", noise(6, slices=30), EchoTime=12.0, RepetitionTime=600.0, SeriesDescription="T1")
+    write_series(tmp_path / "pd", noise(7, slices=24), SeriesDescription="PD")
+    write_series(tmp_path / "fs", noise(8, slices=17), ScanOptions="FS", SeriesDescription="PD FS")
+    write_series(tmp_path / "fs2", noise(9, slices=18), ScanOptions="FS", SeriesDescription="PD FS 2")
+    order = [stack.source.description for stack in read_study([tmp_path]).stacks["sagittal"]]
+    assert order == ["PD FS 2", "PD FS", "PD", "T1"]
+
+
+def test_short_inversion_recovery_counts_as_fluid_sensitive_and_fat_suppressed(tmp_path):
+    write_series(tmp_path / "stir", noise(10, slices=17), ScanningSequence="IR", InversionTime=160.0, EchoTime=15.0)
+    write_series(tmp_path / "pd", noise(11, slices=24))
+    first = read_study([tmp_path]).stacks["sagittal"][0]
+    assert first.source.inversion_time == 160.0
+
+
+def test_missing_slice_leaves_the_longest_even_run(tmp_path):
+    files = write_series(tmp_path, pixels := noise(12, slices=24))
+    files[5].unlink()
+    volume = read_study([tmp_path]).load("sagittal")
+    assert volume.shape == (24, 20, 18)
+    assert "slices 6 to 23 of 23 are used" in volume.warnings[0]
+    np.testing.assert_array_equal(volume.voxels, pixels[6:, ::-1].transpose(2, 1, 0))
+
+
+def test_bad_file_in_a_good_study_is_left_out_and_the_study_goes_on(tmp_path):
+    files = write_series(tmp_path / "good", noise(13, slices=20))
+    files[-1].write_bytes(files[-1].read_bytes()[:-100])  # the last slice is cut short
+    (tmp_path / "good" / "notes.txt").write_text("hello")
+    (tmp_path / "good" / "empty.dcm").touch()
+    study = read_study([tmp_path])
+    assert study.load("sagittal").shape == (24, 20, 19)
+    assert "is cut short: 860 of 960 bytes" in reasons(study)
+    assert "not a DICOM file" in reasons(study)
+    assert "is empty (0 bytes)" in reasons(study)
+
+
+def test_undecodable_slice_is_left_out_when_pixels_are_read(tmp_path):
+    from pydicom.uid import RLELossless
+
+    files = write_series(tmp_path, noise(14, slices=20))
+    dataset = pydicom.dcmread(files[0])
+    dataset.compress(RLELossless)
+    dataset.PixelData = dataset.PixelData[:60] + b"\x00" * 40
+    dataset.save_as(files[0])
+    volume = read_study([tmp_path]).load("sagittal")
+    assert volume.shape == (24, 20, 19)
+    assert any("can't be decoded" in warning and files[0].name in warning for warning in volume.warnings)
+
+
+def test_copies_of_a_file_count_once(tmp_path):
+    files = write_series(tmp_path / "a", noise(15))
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    study = read_study([tmp_path, files[0], tmp_path / "a"])
+    assert study.load("sagittal").shape == (24, 20, 18)
+    assert reasons(study).count("same image (SOP Instance UID)") == 18
+
+
+def test_second_image_at_a_position_is_told(tmp_path):
+    write_series(tmp_path / "a", noise(16), series="1.2.3.4")
+    write_series(tmp_path / "b", noise(17)[:1], series="1.2.3.4")
+    volume = read_study([tmp_path]).load("sagittal")
+    assert volume.shape == (24, 20, 18)
+    assert "1 further images at the same positions" in volume.warnings[0]
+
+
+def test_two_studies_are_refused(tmp_path):
+    write_series(tmp_path / "a", noise(18), study="1.2.3")
+    write_series(tmp_path / "b", noise(19), study="1.2.4", plane="axial")
+    with pytest.raises(InputError, match="holds 2 studies"):
+        read_study([tmp_path])
+
+
+def test_sheared_positions_are_refused(tmp_path):
+    files = write_series(tmp_path, noise(20))
+    dataset = pydicom.dcmread(files[9])
+    position = [float(v) for v in dataset.ImagePositionPatient]
+    dataset.ImagePositionPatient = [position[0], position[1] + 3.0, position[2]]
+    dataset.save_as(files[9])
+    with pytest.raises(InputError, match=r"shifted against each other by up to 3\.0 mm"):
+        read_study([tmp_path])
+
+
+def test_header_claiming_a_monstrous_size_is_refused_before_allocation(tmp_path):
+    files = write_series(tmp_path, noise(21)[:1], Rows=65535, Columns=65535, NumberOfFrames=10000)
+    with pytest.raises(InputError, match="the header claims 65535 x 65535 x 10000 voxels"):
+        read_study(files)
+
+
+def test_no_identifier_leaves_the_reader(tmp_path):
+    write_series(tmp_path, noise(22), PatientName="Doe^Jane", PatientID="4711", study="1.2.3.99")
+    source = read_study([tmp_path]).load("sagittal").source
+    text = repr([v for name, v in vars(source).items() if name != "paths"])
+    assert "Doe" not in text
+    assert "4711" not in text
+    assert "1.2.3.99" not in text
+
+
+def nifti(path, voxels, affine=None, code=1):
+    image = nibabel.Nifti1Image(voxels, np.diag([-0.5, 0.5, 4.0, 1.0]) if affine is None else affine)
+    image.set_sform(image.affine, code)
+    image.set_qform(image.affine, code)
+    nibabel.save(image, path)
+    return path
+
+
+def test_nifti_keeps_its_affine_and_order(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    path = nifti(tmp_path / "knee.nii.gz", voxels)
+    study = read_study([path])
+    volume = study.load("axial")
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    np.testing.assert_allclose(volume.affine, np.diag([-0.5, 0.5, 4.0, 1.0]))
+
+
+def test_nifti_with_slices_along_its_first_axis_finds_its_plane(tmp_path):
+    affine = np.diag([4.0, 0.5, 0.5, 1.0])
+    path = nifti(tmp_path / "ras.nii", np.random.default_rng(0).normal(size=(18, 30, 31)).astype(np.float32), affine)
+    assert read_study([path]).load("sagittal").shape == (18, 30, 31)
+
+
+def test_side_file_of_dcm2niix_decides_the_contrast(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    nifti(tmp_path / "a.nii.gz", voxels)
+    nifti(tmp_path / "b.nii.gz", voxels)
+    (tmp_path / "b.json").write_text(
+        '{"EchoTime": 0.035, "RepetitionTime": 3.0, "ScanningSequence": "SE", "ScanOptions": "FS"}'
+    )
+    assert read_study([tmp_path]).load("axial").source.paths[0].name == "b.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda v: np.where(v > 3, np.nan, v), "voxels are NaN or infinite"),
+        (lambda v: np.full_like(v, 7), "every voxel is 7, so there is no image"),
+    ],
+)
+def test_volumes_without_an_image_are_refused_when_read(tmp_path, make, message):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    voxels[0, 0, 0] = 4
+    study = read_study([nifti(tmp_path / "x.nii.gz", make(voxels).astype(np.float32))])
+    assert study.load("axial") is None
+    assert message in reasons(study)
+
+
+def test_nifti_that_does_not_say_how_it_lies_is_refused(tmp_path):
+    path = nifti(tmp_path / "x.nii", np.zeros((20, 20, 20), np.float32), code=0)
+    with pytest.raises(InputError, match="does not say how it lies"):
+        read_study([path])
+
+
+def test_label_map_is_not_taken_for_an_image(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((20, 20, 20), np.uint8), np.eye(4))
+    image.header.set_intent("label")
+    nibabel.save(image, tmp_path / "labels.nii.gz")
+    with pytest.raises(InputError, match="is a label map"):
+        read_study([tmp_path / "labels.nii.gz"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08not gzip", b"garbage" * 100])
+def test_damaged_nifti_is_refused(tmp_path, content):
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.nii\.gz"):
+        read_study([path])
+
+
+def test_truncated_nifti_is_told_when_read(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(40, 40, 20)).astype(np.float32)
+    path = nifti(tmp_path / "x.nii.gz", voxels)
+    path.write_bytes(path.read_bytes()[:-5000])
+    study = read_study([path])
+    assert study.load("axial") is None
+    assert "can't be read" in reasons(study)
+
+
+def test_empty_folder_and_missing_path_are_refused(tmp_path):
+    with pytest.raises(InputError, match="the folder is empty"):
+        read_study([tmp_path])
+    with pytest.raises(InputError, match="no such file or folder"):
+        read_study([tmp_path / "nowhere"])
