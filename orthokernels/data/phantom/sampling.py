@@ -1,111 +1,186 @@
-"""The anatomy on a series' grid: which parts fill each voxel of a thick slice.
+"""A knee sampled on a series' grid: thick slices, partial volume, and each tissue's grain.
 
-A voxel is asked at SAMPLES points spread through the slice's thickness and, in turn, over the pixel, so a border that
-runs obliquely through a slice comes out as the mixture a real slice shows. Blocks of voxels that lie well inside one
-part are filled at once.
+Where a point's clearance says that a block of voxels lies inside one part, the block is filled at once; only voxels
+that a border may cross are sampled finely.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from orthokernels.data.phantom.anatomy import Knee
-from orthokernels.data.phantom.field import part_at
+from orthokernels.data.phantom.field import DEEP_FAT, MUSCLE, part_at
+from orthokernels.data.phantom.parts import Part
 
-SAMPLES = 8
+BLOCK = 8
 
-# Where the samples lie in a voxel: fractions of the pixel along i and j, and of the thickness along k. Depths are
-# even; over the pixel the points are those of a base-2 sequence, so neither direction is left out in thin parts.
-_OFFSETS = np.array(
-    [[(n * 5 % 8 + 0.5) / 8 - 0.5, (n * 3 % 8 + 0.5) / 8 - 0.5, (n + 0.5) / SAMPLES - 0.5] for n in range(SAMPLES)]
+# Distances may overstate clearance where outlines flare and waves bend them.
+MARGIN = 1.35
+
+# Where a voxel is sampled, as shares of its size: through the slice in seven even steps, within the pixel by the two
+# irrational strides that spread points best (powers of the plastic number's inverse).
+SAMPLES = 7
+_STRIDES = (0.7548776662466927, 0.5698402909980532)
+OFFSETS = np.array(
+    [[(n * _STRIDES[0]) % 1.0 - 0.5, (n * _STRIDES[1]) % 1.0 - 0.5, (n + 0.5) / SAMPLES - 0.5] for n in range(SAMPLES)]
 )
 
-# Distances are close to true near a surface but not exact: a block counts as filled only this far from the next part.
-_MARGIN_FACTOR = 1.35
-_MARGIN_MM = 0.4
+# Texture of each part: strength, and grain in mm along x, y and z of the knee.
+_TEXTURES: dict[Part, tuple[float, float, float, float]] = {
+    Part.SUBCUTANEOUS_FAT: (0.16, 3.5, 3.5, 5.0),
+    Part.DEEP_FAT: (0.22, 3.0, 3.0, 5.0),
+    Part.HOFFA_FAT: (0.20, 3.0, 3.0, 3.5),
+    Part.MUSCLE: (0.09, 1.8, 1.8, 14.0),
+    Part.SYNOVIUM: (0.30, 1.8, 1.8, 2.4),
+    Part.FEMUR_MARROW: (0.13, 1.3, 1.3, 2.6),
+    Part.TIBIA_MARROW: (0.13, 1.3, 1.3, 2.6),
+    Part.PATELLA_MARROW: (0.11, 1.3, 1.3, 1.3),
+    Part.FIBULA_MARROW: (0.11, 1.3, 1.3, 2.6),
+    Part.FEMORAL_CARTILAGE: (0.08, 3.0, 3.0, 3.0),
+    Part.TIBIAL_CARTILAGE: (0.08, 3.0, 3.0, 3.0),
+    Part.PATELLAR_CARTILAGE: (0.08, 3.0, 3.0, 3.0),
+    Part.ACL: (0.35, 1.5, 1.5, 9.0),
+    Part.PCL: (0.15, 1.5, 1.5, 6.0),
+    Part.VEIN: (0.15, 3.0, 3.0, 12.0),
+}
 
 
-@njit(cache=True, nogil=True)
-def _fill_if_clear(
-    parts: np.ndarray, i: int, j: int, size: int, corner: np.ndarray, steps: np.ndarray, knee: Knee, reach: float
-) -> bool:
-    """Fill ``size`` x ``size`` voxels from (i, j) with the part at their centre, if no other part comes near."""
-    ci, cj = i + 0.5 * (size - 1), j + 0.5 * (size - 1)
-    x = corner[0] + ci * steps[0, 0] + cj * steps[0, 1]
-    y = corner[1] + ci * steps[1, 0] + cj * steps[1, 1]
-    z = corner[2] + ci * steps[2, 0] + cj * steps[2, 1]
-    part, clearance = part_at(x, y, z, knee)
-    if clearance < reach:
-        return False
-    for ii in range(i, min(i + size, parts.shape[0])):
-        for jj in range(j, min(j + size, parts.shape[1])):
-            parts[ii, jj] = part
-    return True
+class Scan(NamedTuple):
+    """A series' grid and contrast, as the sampler reads them.
 
-
-@njit(cache=True, nogil=True)
-def _sample_voxel(
-    samples: np.ndarray, i: int, j: int, corner: np.ndarray, steps: np.ndarray, offsets: np.ndarray, knee: Knee
-) -> None:
-    for n in range(len(offsets)):
-        ui, uj, uk = i + offsets[n, 0], j + offsets[n, 1], offsets[n, 2]
-        x = corner[0] + ui * steps[0, 0] + uj * steps[0, 1] + uk * steps[0, 2]
-        y = corner[1] + ui * steps[1, 0] + uj * steps[1, 1] + uk * steps[1, 2]
-        z = corner[2] + ui * steps[2, 0] + uj * steps[2, 1] + uk * steps[2, 2]
-        samples[n] = part_at(x, y, z, knee)[0]
-
-
-@njit(cache=True, nogil=True)
-def _sample_slice(
-    parts: np.ndarray, corner: np.ndarray, steps: np.ndarray, offsets: np.ndarray, reach: np.ndarray, knee: Knee
-) -> None:
-    """Fill ``parts`` (i, j, SAMPLES) of one slice in blocks of 16, 4 and 1 voxels; ``reach`` (3,) is theirs in mm."""
-    for i in range(0, parts.shape[0], 16):
-        for j in range(0, parts.shape[1], 16):
-            if _fill_if_clear(parts, i, j, 16, corner, steps, knee, reach[0]):
-                continue
-            for i4 in range(i, min(i + 16, parts.shape[0]), 4):
-                for j4 in range(j, min(j + 16, parts.shape[1]), 4):
-                    if _fill_if_clear(parts, i4, j4, 4, corner, steps, knee, reach[1]):
-                        continue
-                    for i1 in range(i4, min(i4 + 4, parts.shape[0])):
-                        for j1 in range(j4, min(j4 + 4, parts.shape[1])):
-                            if not _fill_if_clear(parts, i1, j1, 1, corner, steps, knee, reach[2]):
-                                _sample_voxel(parts[i1, j1], i1, j1, corner, steps, offsets, knee)
-
-
-def sample_parts(knee: Knee, to_knee: np.ndarray, shape: tuple[int, int, int], thickness: float) -> np.ndarray:
-    """The parts in every voxel of a series, SAMPLES to each.
-
-    Args:
-        knee: the anatomy.
-        to_knee: (4, 4) from voxel indices (i, j, k) to mm in the knee's frame.
-        shape: voxels along i, j and k.
-        thickness: of a slice in mm; what lies in the gap between two slices is not seen.
-
-    Returns:
-        (k, i, j, SAMPLES) uint8 values of ``Part``; slices first, so that each is contiguous.
+    Attributes:
+        to_knee: (4, 4) float64, voxel indices (i, j, k) to the knee's frame in mm.
+        thickness: a slice's thickness as a share of the distance between slices.
+        signal: (parts,) float32.
+        label: (parts,) uint8.
+        texture: (parts, 4) float64, strength and grain.
     """
-    count_i, count_j, count_k = shape
-    parts = np.empty((count_k, count_i, count_j, SAMPLES), np.uint8)
-    steps = np.ascontiguousarray(to_knee[:3, :3])
-    steps[:, 2] *= thickness / np.linalg.norm(steps[:, 2])
-    reach = np.array([_reach(steps, size) for size in (16, 4, 1)])
 
-    def fill(k: int) -> None:
-        corner = to_knee[:3, 2] * k + to_knee[:3, 3]
-        _sample_slice(parts[k], corner, steps, _OFFSETS, reach, knee)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, range(count_k)))
-    return parts
+    to_knee: np.ndarray
+    thickness: float
+    signal: np.ndarray
+    label: np.ndarray
+    texture: np.ndarray
 
 
-def _reach(steps: np.ndarray, size: int) -> float:
-    """How far the next part must be from the centre of a block for the whole block to be one part."""
-    half = 0.5 * np.array([size, size, 1.0]) * np.linalg.norm(steps, axis=0)
-    return _MARGIN_FACTOR * float(np.linalg.norm(half)) + _MARGIN_MM
+def texture_of_parts() -> np.ndarray:
+    """(parts, 4) float64: strength and grain of each part; strength 0 where there is none."""
+    table = np.zeros((len(Part), 4))
+    table[:, 1:] = 1.0
+    for part, texture in _TEXTURES.items():
+        table[part] = texture
+    return table
+
+
+@njit(cache=True)
+def noise_at(x: float, y: float, z: float, lattice: np.ndarray) -> float:
+    """Periodic value noise, trilinear between the points of ``lattice`` (32, 32, 32)."""
+    fx, fy, fz = math.floor(x), math.floor(y), math.floor(z)
+    i, j, k = int(fx) & 31, int(fy) & 31, int(fz) & 31
+    i1, j1, k1 = (i + 1) & 31, (j + 1) & 31, (k + 1) & 31
+    tx, ty, tz = x - fx, y - fy, z - fz
+    a = (1.0 - tx) * lattice[i, j, k] + tx * lattice[i1, j, k]
+    b = (1.0 - tx) * lattice[i, j1, k] + tx * lattice[i1, j1, k]
+    c = (1.0 - tx) * lattice[i, j, k1] + tx * lattice[i1, j, k1]
+    d = (1.0 - tx) * lattice[i, j1, k1] + tx * lattice[i1, j1, k1]
+    return (1.0 - tz) * ((1.0 - ty) * a + ty * b) + tz * ((1.0 - ty) * c + ty * d)
+
+
+@njit(cache=True)
+def knee_point(i: float, j: float, k: float, scan: Scan) -> tuple[float, float, float]:
+    """A voxel index in the knee's frame, in mm."""
+    m = scan.to_knee
+    return (
+        m[0, 0] * i + m[0, 1] * j + m[0, 2] * k + m[0, 3],
+        m[1, 0] * i + m[1, 1] * j + m[1, 2] * k + m[1, 3],
+        m[2, 0] * i + m[2, 1] * j + m[2, 2] * k + m[2, 3],
+    )
+
+
+@njit(cache=True)
+def textured(part: int, x: float, y: float, z: float, scan: Scan, lattice: np.ndarray) -> float:
+    """A part's signal with its grain; muscle is crossed by strands of fat."""
+    signal = float(scan.signal[part])
+    strength = scan.texture[part, 0]
+    if strength == 0.0:
+        return signal
+    fine = noise_at(x / scan.texture[part, 1], y / scan.texture[part, 2], z / scan.texture[part, 3], lattice)
+    broad = noise_at(x / 11.0 + 7.3, y / 11.0 + 2.9, z / 16.0 + 5.1, lattice)
+    signal *= max(1.0 + strength * (fine + 0.5 * broad), 0.2)
+    if part == MUSCLE:
+        strand = noise_at(x / 4.5 + 3.7, y / 4.5 + 1.3, z / 26.0 + 8.2, lattice)
+        share = max(0.0, 1.0 - abs(strand - 0.55) / 0.13) * max(0.0, min(1.0, broad + 0.6))
+        signal += 0.7 * share * (scan.signal[DEEP_FAT] - signal)
+    return signal
+
+
+@njit(cache=True)
+def mean_of_samples(i: int, j: int, k: int, knee: Knee, scan: Scan, counts: np.ndarray) -> tuple[float, int]:
+    """A voxel's mean signal and the label that most of its samples have; ``counts`` (labels,) is scratch."""
+    counts[:] = 0
+    total = 0.0
+    for n in range(SAMPLES):
+        x, y, z = knee_point(i + OFFSETS[n, 0], j + OFFSETS[n, 1], k + scan.thickness * OFFSETS[n, 2], scan)
+        part, _ = part_at(x, y, z, knee)
+        total += textured(part, x, y, z, scan, knee.texture)
+        counts[scan.label[part]] += 1
+    return total / SAMPLES, int(np.argmax(counts))
+
+
+@njit(cache=True)
+def block_radius(side: int, scan: Scan) -> float:
+    """Distance in mm from the centre of a block of ``side`` x ``side`` voxels of one slice to its corner."""
+    m = scan.to_knee
+    i = side * math.sqrt(m[0, 0] ** 2 + m[1, 0] ** 2 + m[2, 0] ** 2)
+    j = side * math.sqrt(m[0, 1] ** 2 + m[1, 1] ** 2 + m[2, 1] ** 2)
+    k = scan.thickness * math.sqrt(m[0, 2] ** 2 + m[1, 2] ** 2 + m[2, 2] ** 2)
+    return 0.5 * math.sqrt(i * i + j * j + k * k)
+
+
+@njit(cache=True)
+def fill_block(
+    i0: int, j0: int, k: int, side: int, part: int, knee: Knee, scan: Scan, voxels: np.ndarray, labels: np.ndarray
+) -> None:
+    """Give every voxel of a block the signal and the label of ``part``."""
+    for i in range(i0, min(i0 + side, voxels.shape[0])):
+        for j in range(j0, min(j0 + side, voxels.shape[1])):
+            x, y, z = knee_point(i, j, k, scan)
+            voxels[i, j, k] = textured(part, x, y, z, scan, knee.texture)
+            labels[i, j, k] = scan.label[part]
+
+
+@njit(cache=True, nogil=True)
+def sample_grid(knee: Knee, scan: Scan, block: int, voxels: np.ndarray, labels: np.ndarray) -> None:
+    """Fill ``voxels`` (i, j, k) float32 and ``labels`` (i, j, k) uint8 with a knee as ``scan`` sees it.
+
+    ``block`` is the side in voxels, a power of two, of the blocks to try to fill at once; 0 samples every voxel finely.
+    """
+    ni, nj, nk = voxels.shape
+    counts = np.zeros(256, np.int64)
+    waiting = np.empty((64, 3), np.int64)
+    first = max(block, 1)
+    for k in range(nk):
+        for big_i in range(0, ni, first):
+            for big_j in range(0, nj, first):
+                waiting[0, 0], waiting[0, 1], waiting[0, 2] = big_i, big_j, first
+                left = 1
+                while left > 0:
+                    left -= 1
+                    i, j, side = waiting[left, 0], waiting[left, 1], waiting[left, 2]
+                    x, y, z = knee_point(i + 0.5 * (side - 1), j + 0.5 * (side - 1), k, scan)
+                    part, clearance = part_at(x, y, z, knee)
+                    if block > 0 and clearance > MARGIN * block_radius(side, scan):
+                        fill_block(i, j, k, side, part, knee, scan, voxels, labels)
+                    elif side > 1:
+                        half = side // 2
+                        for n in range(4):
+                            a, b = i + half * (n // 2), j + half * (n % 2)
+                            if a < ni and b < nj:
+                                waiting[left, 0], waiting[left, 1], waiting[left, 2] = a, b, half
+                                left += 1
+                    else:
+                        voxels[i, j, k], labels[i, j, k] = mean_of_samples(i, j, k, knee, scan, counts)
