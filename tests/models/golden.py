@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 FIGURES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "figures" / "orthodiffusion_golden.json").read_text())
+
+Filled = TypeVar("Filled", bound=nn.Module)
 
 # The U-Net is deep and its filled weights amplify rounding; the heads are shallow. (Bound of the norm, relative; bound
 # of each value, in standard deviations of the tensor.) The published modules themselves differ by up to 3e-5 and 1e-3
@@ -20,7 +22,7 @@ DEEP = (1e-4, 5e-3)
 SHALLOW = (1e-5, 1e-4)
 
 
-def fill(module: nn.Module) -> nn.Module:
+def fill(module: Filled) -> Filled:
     """Every tensor of the state filled with a wave whose phase follows from its name, scaled by its fan-in."""
     state = {}
     for name, tensor in module.state_dict().items():

@@ -263,7 +263,7 @@ def _columns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     tables = np.empty((len(outlines), TABLE_ROWS, 6))
     ends = np.empty((len(outlines), 2))
     for n, outline in enumerate(outlines):
-        levels = np.array([(*row, 0.0)[:6] for row in sorted(outline)])
+        levels = np.array([(*row, 0.0)[:6] for row in sorted(outline)], float)
         levels[:, 1:3] += rng.uniform(-0.8, 0.8, 2)
         levels[:, 3:5] *= rng.uniform(0.96, 1.04, 2)
         tables[n] = _table(levels)

@@ -68,9 +68,9 @@ class GaussianDiffusion:
         self, denoiser: Denoiser, x0: Tensor, timesteps: Tensor, noise: Tensor, kind: Literal["l1", "l2"] = "l2"
     ) -> Tensor:
         """Mean error of the predicted noise over all voxels (DDPM eq. 14), a scalar. The published training uses l2."""
-        predicted = denoiser(self.add_noise(x0, timesteps, noise), timesteps)
         if kind not in ("l1", "l2"):
             raise ValueError(f"the loss is 'l1' or 'l2', not {kind!r}")
+        predicted = denoiser(self.add_noise(x0, timesteps, noise), timesteps)
         return F.l1_loss(predicted, noise) if kind == "l1" else F.mse_loss(predicted, noise)
 
     @torch.no_grad()

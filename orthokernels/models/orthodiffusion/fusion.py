@@ -35,7 +35,7 @@ class ConcatFusion(Head):
     def __init__(self, width: int = 512, labels: int = 8, *, hidden: bool = False) -> None:
         super().__init__(3 * width, labels, hidden=hidden)
 
-    def forward(self, *planes: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, *planes: Tensor) -> Tensor:
         return self.net(torch.cat(planes, dim=1))
 
 

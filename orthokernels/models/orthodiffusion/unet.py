@@ -128,7 +128,9 @@ class Upsample(nn.Module):
 class Block(nn.Sequential):
     """One numbered block of encoder or decoder: each layer is given what it needs of embedding and target size."""
 
-    def forward(self, x: Tensor, emb: Tensor, size: torch.Size | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, emb: Tensor, size: torch.Size | None = None
+    ) -> Tensor:
         for layer in self:
             x = _apply(layer, x, emb, size)
         return x
@@ -269,15 +271,15 @@ class UNet(nn.Module):
         Raises:
             ValueError: an unknown name, no name at all, or timesteps of another shape than [batch].
         """
-        wanted = set(names)
-        unknown = sorted(wanted.difference(self.feature_names))
+        wanted = tuple(names)
+        unknown = [name for name in wanted if name not in self.feature_names]
         if unknown or not wanted:
             asked = f"no feature called {', '.join(map(repr, unknown))}" if unknown else "no feature was asked for"
             raise ValueError(f"{asked}; this network has {', '.join(self.feature_names)}")
         if timesteps.shape != x.shape[:1]:
             raise ValueError(f"timesteps of shape {tuple(timesteps.shape)} for a batch of {x.shape[0]}")
 
-        last = max(map(self.feature_names.index, wanted))
+        last = max(self.feature_names.index(name) for name in wanted)
         # Without a decoder to come, an encoder feature is let go of as soon as the next block has read it.
         decodes = last >= self.feature_names.index("out_0")
         skips: list[Tensor] = []
@@ -298,7 +300,7 @@ class UNet(nn.Module):
         return found
 
     def _embed(self, timesteps: Tensor) -> Tensor:
-        dtype = self.time_embed[0].weight.dtype
+        dtype = next(self.time_embed.parameters()).dtype
         if dtype == torch.float64:
             timesteps = timesteps.double()
         return self.time_embed(timestep_embedding(timesteps, self.base_channels).to(dtype))

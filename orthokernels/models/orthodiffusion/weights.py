@@ -421,35 +421,23 @@ def fetch_published(folder: Path | None = None, planes: tuple[str, ...] = PLANES
         InputError: the hub can not be reached, or does not have the files.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     folder = folder or published_folder()
     cards = []
-    try:
-        revision = HfApi().model_info(PUBLISHED_REPOSITORY, timeout=30).sha or "main"
-        for plane in planes:
+    for plane in planes:
+        try:
+            revision = HfApi().model_info(PUBLISHED_REPOSITORY, timeout=30).sha or "main"
             file = hf_hub_download(PUBLISHED_REPOSITORY, PUBLISHED_FILES[plane], revision=revision)
-            origin = f"{PUBLISHED_REPOSITORY}@{revision}"
-            cards.append(convert_checkpoint(Path(file), folder, plane=plane, origin=origin)[1])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, _http_error()) as error:
-        raise InputError(
-            f"{PUBLISHED_REPOSITORY} on the Hugging Face hub can't be reached ({_first_line(error)}). Run again with a "
-            "connection (a broken download resumes), or copy the *_model.pt files here and use 'weights convert'."
-        ) from error
-    settings = Settings(name="published")
-    (folder / "weights.json").write_text(settings.model_dump_json(indent=1) + "\n")
+        except Exception as error:  # the transport library and its errors changed twice between the hub's versions
+            raise InputError(
+                f"{PUBLISHED_REPOSITORY} on the Hugging Face hub can't be reached ({_first_line(error)}). Run again with "
+                "a connection (a broken download resumes), or copy the *_model.pt files here and use 'weights convert'."
+            ) from error
+        cards.append(
+            convert_checkpoint(Path(file), folder, plane=plane, origin=f"{PUBLISHED_REPOSITORY}@{revision}")[1]
+        )
+    (folder / "weights.json").write_text(Settings(name="published").model_dump_json(indent=1) + "\n")
     return cards
-
-
-def _http_error() -> type[Exception]:
-    """The transport error of the HTTP library that huggingface_hub uses: httpx from 1.0 on, requests before."""
-    try:
-        import httpx
-    except ImportError:
-        import requests
-
-        return requests.exceptions.RequestException
-    return httpx.HTTPError
 
 
 def published_folder() -> Path:
