@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/orthokernels run $(DEMO)/study --out $(DEMO)/result --weights random:0
 
 test: $(VENV)/installed lint types
-	$(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

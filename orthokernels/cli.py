@@ -38,7 +38,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]orthokernels:[/] {_plain(str(error))}")
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"[bold red]orthokernels:[/] {_plain(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -134,7 +134,7 @@ def _progress(silent: bool) -> Iterator[Progress]:
 def _print_result(result: StudyResult, out: Path) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     table = Table(title=f"Findings, {result.joint}", title_justify="left")
     table.add_column("Label")
     table.add_column("Finding")
