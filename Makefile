@@ -24,8 +24,10 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy orthokernels bench edge export
 
-# Installed anew when what is built or required changes; Python files are picked up as they are.
-$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
+# Installed anew when what is built or required changes, or a package is added; other Python files are picked up as
+# they are.
+PACKAGES = $(shell find orthokernels bench edge export -name __init__.py)
+$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*) $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -38,7 +38,8 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"[bold red]orthokernels:[/] {_plain(str(error))}")
+        console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+        console.print(f"[bold red]orthokernels:[/] {_plain(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -94,7 +95,7 @@ def run(
             out,
             weights=weights,
             planes=[plane.strip() for plane in planes.split(",") if plane.strip()],
-            preparation=preparation,
+            preparation="published" if preparation == "published" else "full",
             joint=joint,
             seed=seed,
             draws=draws,
@@ -174,9 +175,11 @@ def phantom(
         raise InputError(f"--side is right or left, not {side!r}.")
     from orthokernels.data.phantom import make_study, write_dicom, write_nifti
 
+    wanted: Literal["right", "left"] | None = "right" if side == "right" else "left" if side == "left" else None
+
     for number in range(seed, seed + count):
         folder = out if count == 1 else out / f"study_{number:05d}"
-        (write_nifti if nifti else write_dicom)(make_study(number, side=side), folder)
+        (write_nifti if nifti else write_dicom)(make_study(number, side=wanted), folder)
         if not quiet:
             print(folder)
 
@@ -248,6 +251,29 @@ def weights_fetch(
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
     for card in fetch_published(out, asked):
         print(f"{card.plane}: {len(card.shapes)} tensors, digest {card.digest}")
+
+
+@app.command()
+def bench(
+    series: Annotated[
+        Path | None, typer.Option(help="A folder with one large series, for the reading suite; skipped without.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for reference.json and reference.md.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Counted repetitions, after one that warms up.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Measure the reference path: feature pass against eager PyTorch, a study's memory, reading a series."""
+    _need("orthokernels bench", "torch", "bench")
+    from orthokernels.bench.record import markdown, record, write
+    from orthokernels.bench.reference import bench_features, bench_read, bench_study
+
+    rows = bench_features(rounds) + bench_study()
+    if series is not None:
+        rows += bench_read(series, rounds)
+    facts = record(rows, f"orthokernels bench --rounds {rounds}" + (" --series DIR" if series else ""))
+    if out is not None:
+        write(facts, out, "reference")
+    print(json.dumps(facts) if as_json else markdown(facts))
 
 
 if __name__ == "__main__":

@@ -104,13 +104,29 @@ def _window(voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _write(
-    figure: Figure, sheet: Sheet, at: tuple[float, float], text: str, size: float, ink: str = BRIGHT,
-    *, align: Literal["left", "right"] = "left", bold: bool = False,
+    figure: Figure,
+    sheet: Sheet,
+    at: tuple[float, float],
+    text: str,
+    size: float,
+    ink: str = BRIGHT,
+    *,
+    align: Literal["left", "right"] = "left",
+    bold: bool = False,
 ) -> Text:
     """Write one line whose baseline starts ``at`` (pixels from the upper left corner); ``size`` in pixels."""
     return figure.text(
-        at[0], sheet.height - at[1], text, color=ink, fontsize=size * 0.72, family=FONT, ha=align, va="baseline",
-        weight="bold" if bold else "normal", transform=IdentityTransform(), parse_math=False,
+        at[0],
+        sheet.height - at[1],
+        text,
+        color=ink,
+        fontsize=size * 0.72,
+        family=FONT,
+        ha=align,
+        va="baseline",
+        weight="bold" if bold else "normal",
+        transform=IdentityTransform(),
+        parse_math=False,
     )
 
 
@@ -121,8 +137,13 @@ def _fill(
     left, top, width, height = box
     figure.add_artist(
         Rectangle(
-            (left, sheet.height - top - height), width, height, facecolor=ink, edgecolor="none",
-            transform=IdentityTransform(), antialiased=False,
+            (left, sheet.height - top - height),
+            width,
+            height,
+            facecolor=ink,
+            edgecolor="none",
+            transform=IdentityTransform(),
+            antialiased=False,
         )
     )
 
@@ -150,7 +171,7 @@ def _facts(plane: PlaneResult) -> list[str]:
     if plane.echo_time_ms is not None:
         facts.append(f"TE {plane.echo_time_ms:.1f} ms")
     if plane.contrast != "unknown":
-        facts.append(shorten(drawable(plane.contrast), 24))
+        facts.append(shorten(drawable(plane.contrast), 60))
     return facts
 
 
@@ -184,25 +205,47 @@ def _tile_axes(figure: Figure, sheet: Sheet, cell: int, arrays: PlaneArrays, ove
 def _draw_image(axes: Axes, arrays: PlaneArrays, k: int, window: tuple[float, float], *, scale_bar: bool) -> None:
     width, height = field_of_view(arrays)
     axes.imshow(
-        np.nan_to_num(arrays.voxels[:, :, k].T.astype(np.float32)), cmap="gray", vmin=window[0], vmax=window[1],
-        origin="lower", extent=(0, width, 0, height), aspect="auto", interpolation="hanning",
+        np.nan_to_num(arrays.voxels[:, :, k].T.astype(np.float32)),
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        origin="lower",
+        extent=(0, width, 0, height),
+        aspect="auto",
+        interpolation="hanning",
     )
     outline = [withStroke(linewidth=2.5, foreground="black")]
     left, right, bottom, top = edge_letters(arrays.affine)
     for x, y, letter, across, along in (
-        (0.02, 0.5, left, "left", "center"), (0.98, 0.5, right, "right", "center"),
-        (0.5, 0.02, bottom, "center", "bottom"), (0.5, 0.98, top, "center", "top"),
+        (0.02, 0.5, left, "left", "center"),
+        (0.98, 0.5, right, "right", "center"),
+        (0.5, 0.02, bottom, "center", "bottom"),
+        (0.5, 0.98, top, "center", "top"),
     ):
         axes.text(
-            x, y, letter, ha=across, va=along, transform=axes.transAxes, color=BRIGHT, fontsize=12,
-            family=LETTER_FONT, path_effects=outline,
+            x,
+            y,
+            letter,
+            ha=across,
+            va=along,
+            transform=axes.transAxes,
+            color=BRIGHT,
+            fontsize=12,
+            family=LETTER_FONT,
+            path_effects=outline,
         )
     if scale_bar:
         length = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width / 4), default=1)
         x, y = 0.03 * width, 0.03 * height
         axes.plot([x, x + length], [y, y], color=BRIGHT, linewidth=2, solid_capstyle="butt", path_effects=outline)
         axes.text(
-            x, y + 0.02 * height, f"{length} mm", color=BRIGHT, fontsize=10, family=FONT, va="bottom",
+            x,
+            y + 0.02 * height,
+            f"{length} mm",
+            color=BRIGHT,
+            fontsize=10,
+            family=FONT,
+            va="bottom",
             path_effects=outline,
         )
 
@@ -223,9 +266,7 @@ def _draw_labels(axes: Axes, sheet: Sheet, arrays: PlaneArrays, k: int) -> None:
         mask = padded == entry.index
         if mask.any():
             axes.contour(x, y, mask.astype(float), levels=[0.5], colors=[rgb], linewidths=1.1)
-    axes.imshow(
-        fills[labels], origin="lower", extent=(0, width, 0, height), aspect="auto", interpolation="nearest"
-    )
+    axes.imshow(fills[labels], origin="lower", extent=(0, width, 0, height), aspect="auto", interpolation="nearest")
 
 
 def _unit(colour: tuple[int, int, int]) -> tuple[float, float, float]:

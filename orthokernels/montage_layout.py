@@ -23,8 +23,18 @@ FONT = "DejaVu Sans"  # comes with matplotlib, so a picture looks the same every
 _COLOURS = {s.key: s.colour for s in tasks.STRUCTURES}
 # For classes without a published name: far apart in hue, and light enough for a dark picture.
 _UNNAMED_COLOURS = (
-    (86, 180, 233), (240, 160, 30), (60, 200, 140), (245, 232, 80), (235, 95, 70), (200, 130, 230),
-    (70, 120, 235), (165, 225, 105), (245, 150, 185), (110, 235, 235), (205, 165, 115), (225, 225, 235),
+    (86, 180, 233),
+    (240, 160, 30),
+    (60, 200, 140),
+    (245, 232, 80),
+    (235, 95, 70),
+    (200, 130, 230),
+    (70, 120, 235),
+    (165, 225, 105),
+    (245, 150, 185),
+    (110, 235, 235),
+    (205, 165, 115),
+    (225, 225, 235),
 )
 
 

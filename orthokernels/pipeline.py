@@ -195,7 +195,7 @@ def _run_plane(
     restorer = Restorer(prepared.way_back) if weights.segmentation is not None else None
     slabs = len(prepared.way_back.starts)
     vectors = []
-    denoiser = weights.denoiser.to(device, memory_format=torch.channels_last_3d)
+    denoiser = weights.denoiser.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for number in range(slabs):
         tell(f"{plane.capitalize()}: features", number, slabs)
         with _timed(seconds, "features"):

@@ -36,11 +36,17 @@ def html(result: StudyResult, montages: Mapping[Plane, Path]) -> str:
         The page, to be written as UTF-8.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals.update(
-        colour=colour, volume_heading=volume_heading, research_notice=tasks.RESEARCH_NOTICE, plane_names=tasks.PLANES,
+        colour=colour,
+        volume_heading=volume_heading,
+        research_notice=tasks.RESEARCH_NOTICE,
+        plane_names=tasks.PLANES,
         longest_open_list=_LONGEST_OPEN_LIST,
     )
     return environment.get_template("report.html").render(

@@ -203,8 +203,8 @@ def _check_claims(dataset: Dataset, path: Path) -> None:
     check_size((int(dataset.Columns), int(dataset.Rows), frames), path)
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         return
-    raw = dataset.get_item(_PIXEL_DATA, keep_deferred=True)
-    value = getattr(raw, "value", None)
+    raw: Any = dataset.get_item(_PIXEL_DATA, keep_deferred=True)
+    value = raw.value
     if value is None:  # deferred: only its length and place in the file are known
         value = range(min(int(raw.length), path.stat().st_size - int(raw.value_tell)))
     needed = int(dataset.Columns) * int(dataset.Rows) * frames * int(dataset.BitsAllocated) // 8

@@ -39,7 +39,7 @@ class NiftiStack:
             InputError: the file is cut short, or the voxels hold no image.
         """
         try:
-            image = nibabel.load(self.path)
+            image: Any = nibabel.load(self.path)
             if self.time is None:
                 voxels = np.asanyarray(image.dataobj).reshape(self.shape)
             else:
@@ -63,8 +63,8 @@ def read_stacks(path: Path) -> list[NiftiStack]:
         InputError: the file is damaged, is a label map, or does not say where it lies in the patient.
     """
     try:
-        image = nibabel.load(path)
-        header: Any = image.header
+        image: Any = nibabel.load(path)
+        header = image.header
         shape = tuple(int(side) for side in image.shape)
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         affine = np.array(image.affine, dtype=np.float64)
@@ -84,7 +84,8 @@ def read_stacks(path: Path) -> list[NiftiStack]:
         )
     source = _source(path)
     times = [None] if len(shape) == 3 else list(range(shape[3]))
-    return [NiftiStack(path, shape[:3], affine, source, time) for time in times]
+    sides = (shape[0], shape[1], shape[2])
+    return [NiftiStack(path, sides, affine, source, time) for time in times]
 
 
 def _source(path: Path) -> Source:

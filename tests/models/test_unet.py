@@ -58,6 +58,17 @@ def test_embedding_has_cosines_first_and_slows_down_to_the_longest_period():
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=8 * 2**-23)
 
 
+def test_network_of_float64_embeds_timesteps_in_float64(unet):
+    seen = []
+    unet.double().time_embed.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        unet.features(wave((1, *SHAPE[1:]), 0, 0.3).double(), torch.tensor([700]), ("in_1",))
+    angles = [700 * 1000.0 ** (-i / 4) for i in range(4)]
+    expected = torch.tensor([[f(a) for f in (math.cos, math.sin) for a in angles]], dtype=torch.float64)
+    # Angles below 1024, and their frequencies, err by a few units of 1024's last place.
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=4 * 1024 * 2**-52)
+
+
 def test_embedding_of_odd_width_ends_in_zero():
     found = timestep_embedding(torch.tensor([5]), 7)
     assert found.shape == (1, 7)

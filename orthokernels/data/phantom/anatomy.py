@@ -14,67 +14,79 @@ import numpy as np
 
 from orthokernels.data.phantom.distance import TABLE_ROWS, TABLE_START, TABLE_STEP
 
-# Outlines by height: z, centre x and y, half-axes x and y; two numbers more where an outline is turned (degrees) .
+# Outlines by height: z, centre x and y, half-axes x and y, and the outline's turn in degrees where there is one.
 _FEMUR_SHAFT = (
-    (10, -1, 18, 26, 19), (16, -1, 17, 29, 20), (24, -1, 16, 32, 21.5), (34, -1, 16, 34, 22), (42, 0, 17.5, 31, 20),
-    (50, 1, 19, 26, 17.5), (58, 2, 20, 21.5, 15), (70, 3, 21, 17, 13), (84, 3.5, 21.5, 14.5, 12.5), (130, 4, 22, 13.5, 12.5),
+    (9, -1, 18, 12, 9), (15, -1, 17, 22, 15), (24, -1, 16, 31, 21), (34, -1, 16, 34, 22), (42, 0, 17.5, 31, 20),
+    (50, 1, 19, 26, 17.5), (58, 2, 20, 21.5, 15), (70, 3, 21, 17, 13), (84, 3.5, 21.5, 14.5, 12.5),
+    (130, 4, 22, 13.5, 12.5),
 )  # fmt: skip
 _TIBIA_SHAFT = (
-    (-120, -5, 4, 11.5, 13), (-80, -5, 5, 13, 14.5), (-60, -4, 6, 15, 15.5), (-46, -2.5, 7, 19, 17), (-32, -0.5, 7.5, 24.5, 18),
+    (-120, -5, 4, 11.5, 13), (-80, -5, 5, 13, 14.5), (-60, -4, 6, 15, 15.5), (-46, -2.5, 7, 19, 17),
+    (-32, -0.5, 7.5, 24.5, 18),
     (-20, 0.5, 5.5, 31, 20.5), (-10, 1, 3, 35, 23), (-3, 1, 2, 35.5, 23), (14, 1, 2, 34, 22),
 )  # fmt: skip
 _FIBULA_SHAFT = (
-    (-120, 33, -16, 5, 6), (-60, 33, -17, 5.5, 6), (-44, 35, -16, 6, 6.5), (-32, 37, -14, 7.5, 8), (-22, 38.5, -12, 9, 9.5),
+    (-120, 33, -16, 5, 6), (-60, 33, -17, 5.5, 6), (-44, 35, -16, 6, 6.5), (-32, 37, -14, 7.5, 8),
+    (-22, 38.5, -12, 9, 9.5),
     (-12, 38.5, -13, 6, 6.5), (-7, 38, -14, 2.5, 3),
 )  # fmt: skip
 _FASCIA = (
-    (-120, 3, -12, 44, 41), (-90, 4, -13, 46, 42), (-60, 6, -13, 47, 42.5), (-30, 5, -9, 47.5, 42.5), (-10, 2, -5, 46, 44),
-    (5, 1, -3, 45, 44), (30, 0, -1, 47.5, 45.5), (60, 0, 2, 51.5, 48), (90, 1, 3, 57, 52), (130, 2, 4, 62, 56),
+    (-120, 3, -12, 44, 41), (-90, 4, -13, 46, 42), (-60, 6, -13, 46, 42), (-30, 5, -9.5, 46.5, 43),
+    (-10, 2, -4, 45, 45.5),
+    (5, 1, -1, 44.5, 46.5), (30, 0, 1, 46.5, 47.5), (60, 0, 2.5, 51, 48.5), (90, 1, 3, 57, 52), (130, 2, 4, 62, 56),
 )  # fmt: skip
 _MUSCLES: dict[str, tuple[tuple[float, ...], ...]] = {
     "vastus medialis": (
-        (24, -31, 29, 3, 5, -30), (40, -31, 27, 7, 11, -28), (56, -28, 25, 12, 19, -25), (75, -26, 26, 18, 23, -20),
+        (20, -33, 27, 4, 6, -30), (38, -32, 25, 9, 15, -28), (56, -29, 24, 14, 23, -25), (75, -27, 25, 20, 26, -20),
         (130, -24, 28, 24, 27, -20),
     ),
     "vastus lateralis": (
-        (42, 36, 20, 2, 5, 15), (58, 36, 19, 7, 14, 15), (75, 35, 22, 14, 21, 15), (130, 34, 24, 22, 26, 15),
+        (36, 36, 21, 4, 8, 15), (56, 35, 20, 10, 19, 15), (75, 34, 22, 17, 25, 15), (130, 34, 24, 22, 26, 15),
     ),
-    "vastus intermedius": ((64, 3, 39, 10, 2), (78, 3, 40, 16, 5), (95, 3, 42, 20, 7), (130, 3, 44, 22, 9)),
+    "vastus intermedius": ((64, 3, 38, 14, 3), (78, 3, 39, 20, 6), (95, 3, 42, 22, 8), (130, 3, 44, 22, 9)),
     "biceps femoris": (
-        (-8, 44, -15, 2, 3), (8, 45, -16, 4, 7), (28, 44, -17, 7, 12, -10), (55, 40, -18, 11, 15, -15),
-        (78, 36, -24, 14, 17, -20), (130, 30, -28, 17, 17),
+        (-8, 44, -15, 2, 3), (8, 45, -16, 4, 7), (28, 43, -18, 8, 14, -10), (55, 38, -20, 13, 18, -15),
+        (78, 34, -25, 17, 20, -20), (130, 30, -28, 17, 17),
     ),
     "semimembranosus": (
-        (-6, -31, -22, 2, 3), (4, -29, -27, 5, 4), (20, -24, -33, 9, 5), (38, -14, -34, 16, 8), (55, -6, -31, 21, 12),
-        (75, -6, -30, 20, 13), (130, -8, -30, 20, 16),
+        (-6, -31, -22, 2, 3), (4, -29, -27, 5, 4), (20, -24, -33, 9, 5), (38, -15, -34, 17, 9), (55, -8, -32, 22, 13),
+        (75, -7, -31, 23, 16), (130, -8, -30, 20, 16),
     ),
     "semitendinosus": ((48, -12, -44, 3, 2), (62, -9, -46, 8, 5), (80, -6, -47, 12, 7), (130, 0, -46, 15, 9)),
     "sartorius": (
-        (-30, -37, -8, 1.5, 4), (-8, -41, -15, 2.5, 5), (16, -44, -20, 4, 7), (38, -45.5, -19, 5.5, 10),
-        (56, -46, -16, 7, 13), (78, -49, -12, 8, 14), (130, -52, -6, 9, 15),
+        (-30, -37, -8, 1.5, 4), (-8, -41, -15, 2.5, 5), (16, -44, -20, 4, 7), (38, -44.5, -19, 6, 12),
+        (56, -46, -16, 8, 15), (78, -49, -13, 9, 16), (130, -52, -6, 9, 15),
     ),
     "gastrocnemius medial": (
-        (48, -8, -19, 5, 4), (36, -7, -22, 8, 7), (26, -4, -28, 11, 10), (12, -5, -32, 14, 11.5), (-2, -8, -36, 19, 12.5),
+        (48, -8, -19, 5, 4), (36, -7, -22, 8, 7), (26, -4, -28, 11, 10), (12, -5, -32, 14, 11.5),
+        (-2, -8, -36, 19, 12.5),
         (-18, -9, -38, 22, 14), (-34, -10, -40, 23, 14.5), (-70, -11, -41, 24, 14), (-120, -10, -42, 23, 12),
     ),
     "gastrocnemius lateral": (
         (38, 21, -20, 4, 3), (26, 22, -25, 7, 5), (10, 24, -31, 10, 8), (-8, 26, -35, 13, 10), (-30, 27, -41, 17, 10.5),
         (-70, 24, -44, 21, 11), (-120, 22, -44, 21, 10),
     ),
-    "popliteus": ((-5, 22, -21, 6, 3), (-16, 13, -20, 13, 5), (-30, 3, -15, 19, 7), (-46, -5, -13, 15, 5.5), (-62, -9, -11, 9, 3)),
-    "soleus": ((-24, 33, -26, 8, 3), (-42, 25, -29, 18, 6), (-60, 18, -29, 24, 8), (-80, 12, -29, 28, 10), (-120, 8, -30, 30, 12)),
-    "tibialis anterior": ((-14, 38, 8, 2, 5), (-26, 37, 8, 6, 10), (-44, 34, 8, 10, 14), (-70, 29, 8, 13, 16), (-120, 26, 9, 15, 17)),
+    "popliteus": (
+        (-5, 22, -21, 6, 3), (-16, 13, -20, 13, 5), (-30, 3, -15, 19, 7), (-46, -5, -13, 15, 5.5), (-62, -9, -11, 9, 3),
+    ),
+    "soleus": (
+        (-24, 33, -26, 8, 3), (-42, 25, -29, 18, 6), (-60, 18, -29, 24, 8), (-80, 12, -29, 28, 10),
+        (-120, 8, -30, 30, 12),
+    ),
+    "tibialis anterior": (
+        (-14, 38, 8, 2, 5), (-26, 37, 8, 6, 10), (-44, 34, 8, 10, 14), (-70, 29, 8, 13, 16), (-120, 26, 9, 15, 17),
+    ),
     "peroneus": ((-26, 47, -6, 2.5, 6), (-44, 45, -8, 5.5, 10), (-70, 43, -9, 8, 12), (-120, 41, -9, 10, 13)),
     "tibialis posterior": ((-44, 14, -10, 4, 4), (-62, 13, -9, 10, 8), (-120, 12, -8, 13, 10)),
 }  # fmt: skip
 
-# Half-ellipsoids that the condyles are made of: centre, half-axes. Posterior roundness first, then the longer curve
+# Ellipsoids that the condyles are made of: centre, half-axes. Posterior roundness first, then the longer curve
 # that runs forward into the trochlea.
 _CONDYLES = (
-    (-21.0, 0.0, 25.5, 13.5, 21.0, 20.5),
-    (-19.5, 15.0, 27.0, 14.0, 25.0, 21.5),
-    (19.5, 2.0, 25.0, 12.0, 19.5, 20.0),
-    (17.5, 21.0, 29.0, 14.0, 25.5, 23.2),
+    (-21.0, 0.0, 25.5, 14.0, 21.0, 20.5),
+    (-19.5, 15.0, 27.0, 15.5, 25.0, 21.5),
+    (19.5, 2.0, 25.0, 13.0, 19.5, 20.0),
+    (17.5, 21.0, 29.0, 15.0, 25.5, 23.2),
 )
 _EPICONDYLES = ((-31.0, 5.0, 31.0, 9.0, 12.0, 13.0), (29.0, 5.0, 29.0, 8.0, 11.0, 12.0))
 _NOTCH = ((-0.5, -34, 34, 11.5), (-0.5, -8, 24, 9.5), (-0.5, 4, 14, 8.0), (-0.5, 11, 0, 7.5))
@@ -82,15 +94,21 @@ _TROCHLEAR_GROOVE = ((-3, 52, 62, 13), (-3, 55, 40, 16.5), (-3, 49, 14, 15), (-2
 _HINGE = (0.0, 25.0)  # y and z of the transverse axis through both posterior condyles
 _TUBEROSITY = (7.0, 21.0, -30.0, 9.5, 11.0, 14.0)
 _FACET_OF_PCL = ((0, -30, 10, 9), (0, -29, -6, 8))
-_PATELLA = (0.0, 52.0, 40.0, 21.5, 12.5, 18.5)
+_PATELLA = (0.0, 50.5, 40.0, 22.0, 12.0, 18.5)
 _RECESSES = (  # where joint fluid gathers: behind the quadriceps tendon, beside the condyles, behind, in the notch
-    (1.0, 40.0, 62.0, 19.0, 2.6, 17.0),
-    (-34.0, 22.0, 24.0, 2.2, 11.0, 13.0),
-    (33.0, 22.0, 22.0, 2.2, 11.0, 12.0),
-    (-20.0, -24.5, 12.0, 11.0, 2.4, 9.0),
-    (20.0, -21.0, 10.0, 9.0, 2.2, 8.0),
-    (1.0, 2.0, 12.0, 6.0, 7.0, 4.0),
+    (1.0, 41.5, 63.0, 18.0, 1.4, 14.0),
+    (-32.0, 27.0, 29.0, 0.9, 6.0, 9.0),
+    (32.0, 28.0, 28.0, 0.9, 6.0, 9.0),
+    (-20.0, -23.0, 15.0, 6.0, 0.9, 5.0),
+    (20.0, -19.5, 13.0, 5.0, 0.8, 4.0),
+    (3.0, -4.0, 10.0, 3.0, 3.5, 1.2),
 )
+
+
+_SYNOVIUM = (-0.5, -4.0, 15.0, 11.0, 17.0, 18.0)  # fills the notch around the cruciate ligaments
+_HOFFA = (2.0, 36.0, 8.0, 36.0, 24.0, 30.0)
+_FEMUR_BOX = (-46.0, -28.0, 2.0, 44.0, 54.0, 1e3)
+_TIBIA_BOX = (-41.0, -28.0, -1e3, 41.0, 36.0, 10.0)
 
 
 class Meniscus(NamedTuple):
@@ -108,16 +126,22 @@ class Meniscus(NamedTuple):
 
 
 class Knee(NamedTuple):
-    """One knee, as the numbers that ``field.part_at`` reads. Arrays are float64 but for ``texture``.
+    """One knee in numbers, float64 but for ``texture``. ``packed`` is the form that ``field.part_at`` reads.
 
     Attributes:
         size: (3,) scale of the whole knee along x, y, z.
         warp: (6, 5) two sine waves for each axis: amplitude, three wave numbers in rad/mm, phase.
-        hinge: (8,) y, z, flexion in radians, cosine and sine for the femur and for the patella, the femur's rise.
+        hinge: (7,) y, z, flexion in radians, cosine and sine for the femur and for the patella.
         columns: (n, TABLE_ROWS, 6) outlines for ``distance.column``: fascia, femur, tibia, fibula, then muscles.
         column_ends: (n, 2) lowest and highest z of each.
+        column_boxes: (n, 6) the box around each, lowest x, y, z and highest.
+        medial_meniscus, lateral_meniscus: (9,) as ``Meniscus``.
+        cartilage: (3,) thickness in mm, femoral, tibial and patellar.
+        plateau: (1,) the plateaus' posterior slope, as a tangent.
+        fat: (1,) mean thickness of subcutaneous fat in mm.
         texture: (32, 32, 32) float32 periodic noise of mean 0 and standard deviation 1.
-        fat_thickness: subcutaneous fat in mm, at its mean.
+
+    Ellipsoids are (n, 6) centre and half-axes; cords (n, 4) points and radii; straps (n, 8) as ``distance.strap``.
     """
 
     size: np.ndarray
@@ -125,6 +149,9 @@ class Knee(NamedTuple):
     hinge: np.ndarray
     columns: np.ndarray
     column_ends: np.ndarray
+    column_boxes: np.ndarray
+    femur_box: np.ndarray
+    tibia_box: np.ndarray
     condyles: np.ndarray
     epicondyles: np.ndarray
     notch: np.ndarray
@@ -133,8 +160,10 @@ class Knee(NamedTuple):
     pcl_facet: np.ndarray
     patella: np.ndarray
     recesses: np.ndarray
-    medial_meniscus: Meniscus
-    lateral_meniscus: Meniscus
+    synovium: np.ndarray
+    hoffa: np.ndarray
+    medial_meniscus: np.ndarray
+    lateral_meniscus: np.ndarray
     acl: np.ndarray
     pcl: np.ndarray
     patellar_tendon: np.ndarray
@@ -148,12 +177,32 @@ class Knee(NamedTuple):
     vein: np.ndarray
     nerve: np.ndarray
     saphenous_vein: np.ndarray
+    cartilage: np.ndarray
+    plateau: np.ndarray
+    fat: np.ndarray
     texture: np.ndarray
-    femoral_cartilage: float
-    tibial_cartilage: float
-    patellar_cartilage: float
-    plateau_slope: float
-    fat_thickness: float
+
+    def packed(self) -> np.ndarray:
+        """All but the texture in one flat float64 array, in the order of the fields; ``places`` says what is where."""
+        return np.concatenate([values.ravel() for values in self[:-1]])
+
+
+class Place(NamedTuple):
+    """Where a field of ``Knee`` begins in its packed form, and its rows."""
+
+    at: int
+    rows: int
+
+
+def places() -> dict[str, Place]:
+    """The place of every field of a packed knee. All knees have the same."""
+    found: dict[str, Place] = {}
+    at = 0
+    knee = draw_knee(np.random.default_rng(0))
+    for name, values in zip(Knee._fields[:-1], knee[:-1], strict=True):
+        found[name] = Place(at, len(values))
+        at += values.size
+    return found
 
 
 def draw_knee(rng: np.random.Generator) -> Knee:
@@ -174,6 +223,9 @@ def draw_knee(rng: np.random.Generator) -> Knee:
         hinge=hinge,
         columns=columns,
         column_ends=ends,
+        column_boxes=_boxes(columns, ends),
+        femur_box=np.array(_FEMUR_BOX),
+        tibia_box=np.array(_TIBIA_BOX),
         condyles=_vary(rng, _CONDYLES, 0.5),
         epicondyles=_vary(rng, _EPICONDYLES, 1.0),
         notch=_vary(rng, _NOTCH, 0.5),
@@ -182,11 +234,13 @@ def draw_knee(rng: np.random.Generator) -> Knee:
         pcl_facet=np.array(_FACET_OF_PCL, float),
         patella=patella,
         recesses=_fluid_recesses(rng.uniform(0.6, 1.6)),
+        synovium=np.array(_SYNOVIUM),
+        hoffa=np.array(_HOFFA),
         medial_meniscus=_meniscus(rng, -19.5, 2.0, 16.0, 21.5, 62.0, 1.0, 9.0, 14.0),
         lateral_meniscus=_meniscus(rng, 20.0, 1.5, 15.5, 17.0, 38.0, -1.0, 10.0, 11.0),
-        acl=_cord(femur_to_knee(7.5, -7.0, 31.0), 4.6, (4.5, 1.0, 19.5), 4.2, (1.0, 10.0, 6.5), 5.2),
+        acl=_cord(femur_to_knee(7.5, -7.0, 31.0), 4.2, (4.5, 1.0, 19.5), 3.7, (0.5, 10.0, 6.5), 4.8),
         pcl=_pcl(femur_to_knee),
-        patellar_tendon=_strap((apex, 13.0, 2.6), ((4.0, 45.0, 0.0), 13.0, 2.4), ((7.5, 31.5, -30.0), 10.0, 2.6)),
+        patellar_tendon=_strap((apex, 14.0, 2.2), ((4.0, 44.0, 0.0), 13.5, 2.1), ((7.5, 31.5, -30.0), 11.0, 2.4)),
         quadriceps_tendon=_strap((base, 15.0, 3.2), (femur_to_knee(1.5, 50.0, 76.0), 14.0, 3.0), (thigh, 13.0, 2.0)),
         mcl=_strap(
             (femur_to_knee(-40.0, 4.0, 32.0), 5.0, 1.4), ((-38.5, 4.5, 6.0), 6.0, 1.4), ((-36.5, 6.0, -12.0), 5.5, 1.2),
@@ -194,21 +248,26 @@ def draw_knee(rng: np.random.Generator) -> Knee:
         ),
         lcl=_cord(femur_to_knee(37.5, 2.0, 30.0), 2.0, (42.0, -6.0, 6.0), 2.1, (43.0, -12.0, -14.0), 2.2),
         iliotibial_band=_strap(
-            (femur_to_knee(46.0, 12.0, 90.0), 10.0, 1.0), (femur_to_knee(42.0, 14.0, 36.0), 8.0, 1.2), ((39.0, 19.0, 2.0), 7.0, 1.3),
+            (femur_to_knee(46.0, 12.0, 90.0), 10.0, 1.0), (femur_to_knee(42.0, 14.0, 36.0), 8.0, 1.2),
+            ((39.0, 19.0, 2.0), 7.0, 1.3),
             ((32.0, 21.0, -13.0), 5.0, 1.3), across=(0.0, 1.0, 0.0),
         ),
         popliteus_tendon=_cord((37.0, -2.0, 14.0), 2.0, (33.0, -15.0, 4.0), 2.0, (22.0, -21.0, -7.0), 2.6),
         small_tendons=_small_tendons(),
-        artery=_chain((5, -28, 110, 3.6), (9, -27, 60, 3.4), (12, -27, 20, 3.3), (13, -29, -5, 3.1), (16, -25, -40, 2.6), (14, -22, -110, 2)),
-        vein=_chain((10, -31, 110, 4.4), (14, -31, 60, 4.3), (16.5, -31, 20, 4.0), (17, -33, -5, 3.7), (20, -28, -40, 2.8), (18, -24, -110, 2)),
+        artery=_chain(
+            (5, -28, 110, 3.6), (9, -27, 60, 3.4), (12, -27, 20, 3.3), (13, -29, -5, 3.1), (16, -25, -40, 2.6),
+            (14, -22, -110, 2),
+        ),
+        vein=_chain(
+            (10, -31, 110, 4.4), (14, -31, 60, 4.3), (16.5, -31, 20, 4.0), (17, -33, -5, 3.7), (20, -28, -40, 2.8),
+            (18, -24, -110, 2),
+        ),
         nerve=_chain((9, -38, 110, 3), (13, -38, 50, 2.7), (12, -40, 10, 2.4), (10, -40, -14, 2), (12, -31, -50, 1.8)),
         saphenous_vein=_chain((-52, -14, 110, 1.8), (-50, -20, 20, 1.7), (-45, -18, -30, 1.6), (-40, -8, -110, 1.5)),
+        cartilage=np.array([2.3, 2.6, 3.2]) * rng.uniform(0.87, 1.12, 3),
+        plateau=np.array([math.tan(math.radians(rng.uniform(3.0, 8.0)))]),
+        fat=rng.uniform(4.5, 11.0, 1),
         texture=_texture(rng),
-        femoral_cartilage=2.3 * rng.uniform(0.88, 1.12),
-        tibial_cartilage=2.6 * rng.uniform(0.88, 1.12),
-        patellar_cartilage=3.2 * rng.uniform(0.85, 1.1),
-        plateau_slope=math.tan(math.radians(rng.uniform(3.0, 8.0))),
-        fat_thickness=rng.uniform(4.5, 11.0),
     )  # fmt: skip
 
 
@@ -226,9 +285,7 @@ class _Turn:
 def _hinge(flexion: float) -> np.ndarray:
     patella = 0.4 * flexion
     y, z = _HINGE
-    return np.array(
-        [y, z, flexion, math.cos(flexion), math.sin(flexion), math.cos(patella), math.sin(patella), 0.0]
-    )
+    return np.array([y, z, flexion, math.cos(flexion), math.sin(flexion), math.cos(patella), math.sin(patella)])
 
 
 def _vary(rng: np.random.Generator, rows: tuple[tuple[float, ...], ...], mm: float) -> np.ndarray:
@@ -268,7 +325,29 @@ def _columns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         levels[:, 3:5] *= rng.uniform(0.96, 1.04, 2)
         tables[n] = _table(levels)
         ends[n] = levels[0, 0], min(levels[-1, 0], TABLE_START + (TABLE_ROWS - 2) * TABLE_STEP)
+        if n >= len(outlines) - len(_MUSCLES):
+            tables[n, :, 2:4] *= _tapered(ends[n])[:, None]
     return tables, ends
+
+
+def _tapered(ends: np.ndarray) -> np.ndarray:
+    """How a muscle's half-axes shrink over the last 14 mm to an end within the field, (TABLE_ROWS,)."""
+    z = TABLE_START + TABLE_STEP * np.arange(TABLE_ROWS)
+    to_end = np.minimum(z - ends[0] if ends[0] > -110.0 else 99.0, ends[1] - z if ends[1] < 110.0 else 99.0)
+    return np.sqrt(np.clip(to_end / 14.0, 0.03, 1.0))
+
+
+def _boxes(tables: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The box around each column, (n, 6); an outline's turn is allowed for by its longer half-axis."""
+    z = TABLE_START + TABLE_STEP * np.arange(TABLE_ROWS)
+    boxes = np.empty((len(tables), 6))
+    for table, (low, high), box in zip(tables, ends, boxes, strict=True):
+        rows = table[(z > low - TABLE_STEP) & (z < high + TABLE_STEP)]
+        turned = np.abs(rows[:, 5:6]) > 1e-6
+        reach = np.where(turned, rows[:, 2:4].max(axis=1, keepdims=True), rows[:, 2:4])
+        box[:2], box[3:5] = (rows[:, :2] - reach).min(axis=0), (rows[:, :2] + reach).max(axis=0)
+        box[2], box[5] = low, high
+    return boxes
 
 
 def _table(levels: np.ndarray) -> np.ndarray:
@@ -286,12 +365,13 @@ def _table(levels: np.ndarray) -> np.ndarray:
 def _meniscus(
     rng: np.random.Generator, x: float, y: float, half_width: float, half_length: float, opening: float,
     toward: float, anterior_width: float, posterior_width: float,
-) -> Meniscus:  # fmt: skip
+) -> np.ndarray:  # fmt: skip
     size = rng.uniform(0.93, 1.07, 4)
-    return Meniscus(
+    meniscus = Meniscus(
         x, y, half_width * size[0] ** 0.3, half_length * size[1] ** 0.5, math.radians(opening), toward,
         anterior_width * size[2], posterior_width * size[3], rng.uniform(5.5, 7.0),
     )  # fmt: skip
+    return np.array(meniscus)
 
 
 def _chain(*points: tuple[float, float, float, float]) -> np.ndarray:
@@ -308,8 +388,8 @@ def _cord(
 def _pcl(femur_to_knee: _Turn) -> np.ndarray:
     """From the medial wall of the notch over an arch behind the joint to below the plateau's posterior rim."""
     return _chain(
-        (*femur_to_knee(-7.5, 8.0, 16.0), 5.0), (*femur_to_knee(-6.0, 2.0, 21.0), 5.0),
-        (-4.0, -7.0, 19.0, 4.6), (-2.0, -15.0, 11.0, 4.3), (0.0, -20.5, 1.0, 4.2), (0.5, -21.0, -10.0, 3.6),
+        (*femur_to_knee(-7.5, 8.0, 16.0), 4.2), (*femur_to_knee(-6.0, 2.0, 21.0), 4.2),
+        (-4.0, -7.0, 19.0, 3.9), (-2.0, -15.0, 11.0, 3.7), (0.0, -20.5, 1.0, 3.6), (0.5, -21.0, -10.0, 3.2),
     )  # fmt: skip
 
 

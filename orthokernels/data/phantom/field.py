@@ -11,8 +11,10 @@ import math
 import numpy as np
 from numba import njit
 
-from orthokernels.data.phantom.anatomy import Knee, Meniscus
+from orthokernels.data.phantom.anatomy import places
 from orthokernels.data.phantom.distance import (
+    TABLE_ROWS,
+    box,
     column,
     cord,
     ellipsoid,
@@ -23,8 +25,6 @@ from orthokernels.data.phantom.distance import (
     strap,
 )
 from orthokernels.data.phantom.parts import Part
-
-_FASCIA, _FEMUR, _TIBIA, _FIBULA, _FIRST_MUSCLE = 0, 1, 2, 3, 4
 
 AIR = int(Part.AIR)
 SKIN = int(Part.SKIN)
@@ -59,42 +59,103 @@ ACL = int(Part.ACL)
 PCL = int(Part.PCL)
 
 SKIN_THICKNESS = 1.4
+FASCIA_HALF_THICKNESS = 0.25
+
+
+# Where each field of a packed knee begins, and its rows: plain numbers, which Numba compiles in.
+_PLACES = places()
+_SIZE = _PLACES["size"].at
+_WARP = _PLACES["warp"].at
+_HINGE = _PLACES["hinge"].at
+_COLUMNS, _COLUMNS_ROWS = _PLACES["columns"]
+_COLUMN_ENDS = _PLACES["column_ends"].at
+_COLUMN_BOXES = _PLACES["column_boxes"].at
+_FEMUR_BOX = _PLACES["femur_box"].at
+_TIBIA_BOX = _PLACES["tibia_box"].at
+_CONDYLES = _PLACES["condyles"].at
+_EPICONDYLES = _PLACES["epicondyles"].at
+_NOTCH, _NOTCH_ROWS = _PLACES["notch"]
+_GROOVE, _GROOVE_ROWS = _PLACES["groove"]
+_TUBEROSITY = _PLACES["tuberosity"].at
+_PCL_FACET, _PCL_FACET_ROWS = _PLACES["pcl_facet"]
+_PATELLA = _PLACES["patella"].at
+_RECESSES, _RECESSES_ROWS = _PLACES["recesses"]
+_SYNOVIUM = _PLACES["synovium"].at
+_HOFFA = _PLACES["hoffa"].at
+_MEDIAL_MENISCUS = _PLACES["medial_meniscus"].at
+_LATERAL_MENISCUS = _PLACES["lateral_meniscus"].at
+_ACL, _ACL_ROWS = _PLACES["acl"]
+_PCL, _PCL_ROWS = _PLACES["pcl"]
+_PATELLAR_TENDON, _PATELLAR_TENDON_ROWS = _PLACES["patellar_tendon"]
+_QUADRICEPS_TENDON, _QUADRICEPS_TENDON_ROWS = _PLACES["quadriceps_tendon"]
+_MCL, _MCL_ROWS = _PLACES["mcl"]
+_LCL, _LCL_ROWS = _PLACES["lcl"]
+_ILIOTIBIAL_BAND, _ILIOTIBIAL_BAND_ROWS = _PLACES["iliotibial_band"]
+_POPLITEUS_TENDON, _POPLITEUS_TENDON_ROWS = _PLACES["popliteus_tendon"]
+_SMALL_TENDONS, _SMALL_TENDONS_ROWS = _PLACES["small_tendons"]
+_ARTERY, _ARTERY_ROWS = _PLACES["artery"]
+_VEIN, _VEIN_ROWS = _PLACES["vein"]
+_NERVE, _NERVE_ROWS = _PLACES["nerve"]
+_SAPHENOUS_VEIN, _SAPHENOUS_VEIN_ROWS = _PLACES["saphenous_vein"]
+_CARTILAGE = _PLACES["cartilage"].at
+_PLATEAU = _PLACES["plateau"].at
+_FAT = _PLACES["fat"].at
+
+_TABLE = 6 * TABLE_ROWS
+_FASCIA_COLUMN, _FEMUR_COLUMN, _TIBIA_COLUMN, _FIBULA_COLUMN, _FIRST_MUSCLE = 0, 1, 2, 3, 4
+_FEMORAL, _TIBIAL, _PATELLAR = _CARTILAGE, _CARTILAGE + 1, _CARTILAGE + 2
 
 
 @njit(cache=True)
-def bent(y: float, z: float, knee: Knee, cosine: float, sine: float) -> tuple[float, float]:
+def wave(x: float, y: float, z: float, s: np.ndarray, at: int) -> float:
+    """One sine wave: amplitude, three wave numbers, phase."""
+    return s[at] * math.sin(s[at + 1] * x + s[at + 2] * y + s[at + 3] * z + s[at + 4])
+
+
+@njit(cache=True)
+def outline_at(x: float, y: float, z: float, knee: np.ndarray, n: int, square: float) -> float:
+    """Distance to the n-th column of the knee."""
+    return column(x, y, z, knee, _COLUMNS + _TABLE * n, _COLUMN_ENDS + 2 * n, square)
+
+
+@njit(cache=True)
+def bent(y: float, z: float, knee: np.ndarray, cosine: float, sine: float) -> tuple[float, float]:
     """A point's y and z in the frame of a bone turned about the hinge."""
-    dy, dz = y - knee.hinge[0], z - knee.hinge[1]
-    return knee.hinge[0] + cosine * dy + sine * dz, knee.hinge[1] - sine * dy + cosine * dz
+    dy, dz = y - knee[_HINGE], z - knee[_HINGE + 1]
+    return knee[_HINGE] + cosine * dy + sine * dz, knee[_HINGE + 1] - sine * dy + cosine * dz
 
 
 @njit(cache=True)
-def femur_at(x: float, y: float, z: float, knee: Knee) -> tuple[float, float]:
-    """Distances to the femur and to what its cartilage may cover: the same bone less a rim at either side."""
-    less = knee.femoral_cartilage
-    shaft = column(x, y, z, knee.columns[_FEMUR], knee.column_ends[_FEMUR], 0.45)
-    if shaft > 40.0:
-        return shaft - 20.0, shaft - 20.0
-    bone = shaft
-    covered = shaft + 0.3
+def femur_at(x: float, y: float, z: float, knee: np.ndarray) -> tuple[float, float]:
+    """Distances to the femur and to what its cartilage may cover: the same bone without sides, notch and back."""
+    far = box(x, y, z, knee, _FEMUR_BOX)
+    if far > 10.0:
+        return far, far
+    shaft = outline_at(x, y, z, knee, _FEMUR_COLUMN, 0.45)
+    if z > 66.0:
+        return shaft, shaft + 6.0
+    beside = max(smooth_step(17.0, 25.0, abs(x - 2.0)), smooth_step(-22.0, -14.0, -y))
+    bone, covered = shaft, shaft + beside * (knee[_FEMORAL] + 1.2)
     for n in range(4):
-        e = knee.condyles[n]
-        d = ellipsoid(x, y, z, e)
+        e = _CONDYLES + 6 * n
+        d = ellipsoid(x, y, z, knee, e)
         bone = smooth_min(bone, d, 5.0)
         if d < 8.0:
-            d = narrowed_ellipsoid(x, y, z, e, less)
-        covered = smooth_min(covered, d, 5.0)
+            d = narrowed_ellipsoid(x, y, z, knee, e, knee[_FEMORAL] + 0.5)
+        covered = smooth_min(covered, d, 4.0)
     for n in range(2):
-        bone = smooth_min(bone, ellipsoid(x, y, z, knee.epicondyles[n]), 6.0)
-    notch = cord(x, y, z, knee.notch, 4.0)
-    groove = cord(x, y, z, knee.groove, 6.0)
+        bone = smooth_min(bone, ellipsoid(x, y, z, knee, _EPICONDYLES + 6 * n), 6.0)
+    if bone > 6.0:
+        return bone, covered
+    notch = cord(x, y, z, knee, _NOTCH, _NOTCH_ROWS, 4.0)
+    groove = cord(x, y, z, knee, _GROOVE, _GROOVE_ROWS, 6.0)
     bone = smooth_max(smooth_max(bone, -notch, 3.0), -groove, 5.0)
-    covered = smooth_max(smooth_max(covered, -notch + 0.5 * less, 3.0), -groove, 5.0)
+    covered = smooth_max(smooth_max(covered, knee[_FEMORAL] + 0.4 - notch, 2.0), -groove, 5.0)
     return bone, covered
 
 
 @njit(cache=True)
-def plateau_at(x: float, y: float, knee: Knee) -> float:
+def plateau_at(x: float, y: float, knee: np.ndarray) -> float:
     """Height of the tibia's upper surface: dished medially, domed laterally, two spines between, lower behind."""
     medial = ((x + 19.5) / 15.0) ** 2 + ((y - 1.0) / 20.0) ** 2
     lateral = ((x - 20.0) / 14.0) ** 2 + ((y - 1.0) / 18.0) ** 2
@@ -102,117 +163,103 @@ def plateau_at(x: float, y: float, knee: Knee) -> float:
     spines = 8.0 * math.exp(-(((x + 5.0) / 3.6) ** 2) - ((y + 1.0) / 8.0) ** 2)
     spines += 7.0 * math.exp(-(((x - 6.5) / 3.6) ** 2) - ((y + 3.0) / 7.0) ** 2)
     between = -1.5 * math.exp(-((x / 7.0) ** 2)) * smooth_step(6.0, 14.0, abs(y))
-    return knee.plateau_slope * (y - 2.0) + dish + spines + between
+    return knee[_PLATEAU] * (y - 2.0) + dish + spines + between
 
 
 @njit(cache=True)
-def tibia_at(x: float, y: float, z: float, knee: Knee) -> tuple[float, float]:
+def tibia_at(x: float, y: float, z: float, knee: np.ndarray) -> tuple[float, float]:
     """Distance to the tibia, and the height above its plateau."""
-    shaft = column(x, y, z, knee.columns[_TIBIA], knee.column_ends[_TIBIA], 0.35)
-    height = z - plateau_at(x, y, knee)
-    if shaft > 30.0:
-        return shaft - 10.0, height
-    bone = smooth_min(shaft, ellipsoid(x, y, z, knee.tuberosity), 8.0)
-    bone = smooth_max(bone, 0.85 * height, 4.0)
-    return smooth_max(bone, -cord(x, y, z, knee.pcl_facet, 2.0), 4.0), height
+    far = box(x, y, z, knee, _TIBIA_BOX)
+    if far > 8.0:
+        return far, far
+    shaft = outline_at(x, y, z, knee, _TIBIA_COLUMN, 0.35)
+    height = z - plateau_at(x, y, knee) if z > -16.0 else z + 3.0
+    bone = smooth_min(shaft, ellipsoid(x, y, z, knee, _TUBEROSITY), 8.0)
+    bone = smooth_max(bone, 0.85 * height, 6.0)
+    return smooth_max(bone, -cord(x, y, z, knee, _PCL_FACET, _PCL_FACET_ROWS, 2.0), 4.0), height
 
 
 @njit(cache=True)
-def patella_at(x: float, y: float, z: float, femur: float, knee: Knee) -> tuple[float, float]:
-    """Distance to the patella, and to its lens before the trochlea shapes its back."""
-    e = knee.patella
-    lens = ellipsoid(x, y, z, e)
+def lens_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
+    """Distance to the patella as it would be if the trochlea did not shape its back."""
+    lens = ellipsoid(x, y, z, knee, _PATELLA)
     if lens > 15.0:
-        return lens, lens
-    taper = x * x / 70.0 + 0.30 * max(e[2] - z, 0.0) + (y - e[1])  # the apex lies in front, the sides slope forward
-    lens = smooth_max(lens, 0.8 * (taper - 10.0), 4.0)
-    gap = knee.femoral_cartilage + knee.patellar_cartilage + 0.5
-    return smooth_max(lens, gap - femur, 3.0), lens
+        return lens
+    # The apex lies in front, and the sides slope forward.
+    taper = x * x / 75.0 + 0.30 * max(knee[_PATELLA + 2] - z, 0.0) + (knee[_PATELLA + 1] - y)
+    return smooth_max(lens, 0.8 * (taper - 11.0), 4.0)
 
 
 @njit(cache=True)
-def meniscus_at(x: float, y: float, height: float, over: float, tibial: float, m: Meniscus) -> float:
+def meniscus_at(x: float, y: float, height: float, over: float, knee: np.ndarray, at: int) -> float:
     """Distance to a meniscus between ``height`` above the plateau and ``over``, the way to the femoral cartilage."""
-    dx, dy = m.toward * (x - m.x), y - m.y
-    u, v = dx / m.half_width, dy / m.half_length
+    middle_x, middle_y, half_width, half_length, opening, toward = (
+        knee[at], knee[at + 1], knee[at + 2], knee[at + 3], knee[at + 4], knee[at + 5],
+    )  # fmt: skip
+    u, v = toward * (x - middle_x) / half_width, (y - middle_y) / half_length
     radius = math.sqrt(u * u + v * v)
-    mean = math.sqrt(m.half_width * m.half_length)
-    outer = (radius - 1.0) * min(m.half_width, m.half_length)
+    mean = math.sqrt(half_width * half_length)
+    outer = (radius - 1.0) * min(half_width, half_length)
     if outer > 12.0:
         return outer
-    from_opening = abs(math.atan2(v, u)) - m.opening
-    back = smooth_step(-0.6, 0.6, -v)
-    width = m.anterior_width + (m.posterior_width - m.anterior_width) * back
+    from_opening = abs(math.atan2(v, u)) - opening
+    width = knee[at + 6] + (knee[at + 7] - knee[at + 6]) * smooth_step(-0.6, 0.6, -v)
     width *= 0.45 + 0.55 * smooth_step(0.0, 0.7, from_opening)
     inner = (1.0 - radius) * mean - width
     ring = max(outer, inner, -from_opening * radius * mean)
     rise = min(max(1.0 - (1.0 - radius) * mean / width, 0.0), 1.0)
-    top = 0.8 + (m.height - 0.8) * rise
-    floor = tibial * (1.0 - 0.6 * rise)
+    top = 0.8 + (knee[at + 8] - 0.8) * rise
+    floor = knee[_TIBIAL] * (1.0 - 0.6 * rise)
     return max(ring, floor - height, height - floor - top, -over)
 
 
 @njit(cache=True)
-def tibial_cartilage_at(x: float, y: float, height: float, knee: Knee) -> float:
+def tibial_cartilage_at(x: float, y: float, height: float, tibia: float, knee: np.ndarray) -> float:
     """Distance to the cartilage of both plateaus, thickest in the middle of each."""
     medial = ((x + 19.0) / 15.5) ** 2 + ((y - 1.0) / 21.5) ** 2
     lateral = ((x - 19.5) / 14.5) ** 2 + ((y - 0.5) / 19.0) ** 2
     across = min(medial, lateral)
-    thickness = knee.tibial_cartilage * (1.15 - 0.55 * across)
-    return max(0.8 * (height - thickness), 6.0 * (across - 1.0))
+    thickness = knee[_TIBIAL] * (1.15 - 0.85 * across * across)
+    return max(0.8 * (height - thickness), tibia - thickness, 6.0 * (across - 1.0))
 
 
 @njit(cache=True)
-def warped(x: float, y: float, z: float, knee: Knee) -> tuple[float, float, float]:
+def warped(x: float, y: float, z: float, knee: np.ndarray) -> tuple[float, float, float]:
     """A point moved by the knee's own gentle waves, after its size is taken out."""
-    x, y, z = x / knee.size[0], y / knee.size[1], z / knee.size[2]
-    w = knee.warp
-    dx = w[0, 0] * math.sin(w[0, 1] * x + w[0, 2] * y + w[0, 3] * z + w[0, 4])
-    dx += w[1, 0] * math.sin(w[1, 1] * x + w[1, 2] * y + w[1, 3] * z + w[1, 4])
-    dy = w[2, 0] * math.sin(w[2, 1] * x + w[2, 2] * y + w[2, 3] * z + w[2, 4])
-    dy += w[3, 0] * math.sin(w[3, 1] * x + w[3, 2] * y + w[3, 3] * z + w[3, 4])
-    dz = w[4, 0] * math.sin(w[4, 1] * x + w[4, 2] * y + w[4, 3] * z + w[4, 4])
-    dz += w[5, 0] * math.sin(w[5, 1] * x + w[5, 2] * y + w[5, 3] * z + w[5, 4])
+    x, y, z = x / knee[_SIZE], y / knee[_SIZE + 1], z / knee[_SIZE + 2]
+    dx = wave(x, y, z, knee, _WARP) + wave(x, y, z, knee, _WARP + 5)
+    dy = wave(x, y, z, knee, _WARP + 10) + wave(x, y, z, knee, _WARP + 15)
+    dz = wave(x, y, z, knee, _WARP + 20) + wave(x, y, z, knee, _WARP + 25)
     return x + dx, y + dy, z + dz
 
 
 @njit(cache=True)
-def soft_tissue_frame(y: float, z: float, knee: Knee) -> tuple[float, float]:
+def soft_tissue_frame(y: float, z: float, knee: np.ndarray) -> tuple[float, float]:
     """A point's y and z in the straight leg, for what bends with the knee instead of turning with a bone."""
-    angle = knee.hinge[2] * smooth_step(-20.0, 60.0, z)
+    angle = knee[_HINGE + 2] * smooth_step(-20.0, 60.0, z)
     return bent(y, z, knee, math.cos(angle), math.sin(angle))
 
 
 @njit(cache=True)
-def fascia_at(x: float, y: float, z: float, ys: float, zs: float, lens: float, tendons: float, knee: Knee) -> float:
-    """Distance to the deep fascia: the limb's outline, bulging over the patella and its tendons."""
-    limb = column(x, ys, zs, knee.columns[_FASCIA], knee.column_ends[_FASCIA], 0.15)
-    if y < 15.0:
-        return limb
-    return smooth_min(smooth_min(limb, lens - 1.5, 14.0), tendons - 1.2, 12.0)
-
-
-@njit(cache=True)
-def fat_thickness_at(x: float, y: float, z: float, knee: Knee) -> float:
+def fat_thickness_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
     """Subcutaneous fat in mm: thin in front, thick behind and medially, more on the thigh."""
     around = 1.0 - 0.45 * smooth_step(5.0, 45.0, y) + 0.35 * smooth_step(0.0, 45.0, -x)
-    return knee.fat_thickness * around * (1.0 + 0.25 * smooth_step(20.0, 90.0, z)) * (1.0 - 0.2 * smooth_step(20.0, 90.0, -z))
+    return knee[_FAT] * around * (1.0 + 0.25 * smooth_step(20.0, 90.0, z)) * (1.0 - 0.2 * smooth_step(20.0, 90.0, -z))
 
 
 @njit(cache=True)
-def muscle_at(x: float, y: float, z: float, knee: Knee) -> float:
+def muscle_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
     """Distance to the nearest muscle, less the fat plane where two muscles meet."""
     first, second = 1e9, 1e9
-    for n in range(_FIRST_MUSCLE, len(knee.columns)):
-        ends = knee.column_ends[n]
-        if z < ends[0] - 12.0 or z > ends[1] + 12.0:
+    for n in range(_FIRST_MUSCLE, _COLUMNS_ROWS):
+        if box(x, y, z, knee, _COLUMN_BOXES + 6 * n) > min(second, first + 2.0):
             continue
-        d = column(x, y, z, knee.columns[n], ends, 0.3)
+        d = outline_at(x, y, z, knee, n, 0.3)
         if d < first:
             first, second = d, first
         elif d < second:
             second = d
-    return max(first, 0.5 - 0.5 * (second - first))
+    return max(first, 0.4 - 0.5 * (second - first))
 
 
 @njit(cache=True)
@@ -225,24 +272,28 @@ def bone_part(d: float, cortex: float, scar: float, parts: tuple[int, int, int],
 
 
 @njit(cache=True)
-def nearest_cord(x: float, y: float, z: float, cords: np.ndarray) -> float:
+def small_tendon_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
+    """Distance to the nearest of the hamstrings' tendons, each a cord of four points."""
     best = 1e9
-    for n in range(len(cords)):
-        best = min(best, cord(x, y, z, cords[n], 0.1))
+    for n in range(_SMALL_TENDONS_ROWS):
+        best = min(best, cord(x, y, z, knee, _SMALL_TENDONS + 16 * n, 4, 0.1))
     return best
 
 
 @njit(cache=True)
-def recess_at(x: float, y: float, z: float, knee: Knee) -> float:
+def recess_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
     """Distance to the recesses where joint fluid gathers."""
+    best = max(-20.0 - z, z - 90.0)
+    if best > 5.0:
+        return best
     best = 1e9
-    for n in range(len(knee.recesses)):
-        best = smooth_min(best, ellipsoid(x, y, z, knee.recesses[n]), 2.0)
+    for n in range(_RECESSES_ROWS):
+        best = smooth_min(best, ellipsoid(x, y, z, knee, _RECESSES + 6 * n), 2.0)
     return best
 
 
 @njit(cache=True)
-def part_at(x: float, y: float, z: float, knee: Knee) -> tuple[int, float]:
+def part_at(x: float, y: float, z: float, knee: np.ndarray) -> tuple[int, float]:
     """The part at a point of the knee's frame, in mm, and about how far every point around it is the same part.
 
     Returns:
@@ -251,61 +302,67 @@ def part_at(x: float, y: float, z: float, knee: Knee) -> tuple[int, float]:
     """
     x, y, z = warped(x, y, z, knee)
     ys, zs = soft_tissue_frame(y, z, knee)
-
-    limb = column(x, ys, zs, knee.columns[_FASCIA], knee.column_ends[_FASCIA], 0.15)
-    if limb > 45.0:
-        return AIR, limb - 40.0
-    yf, zf = bent(y, z - knee.hinge[7], knee, knee.hinge[3], knee.hinge[4])
-    yp, zp = bent(y, z, knee, knee.hinge[5], knee.hinge[6])
-    femur, covered = femur_at(x, yf, zf, knee)
-    patella, lens = patella_at(x, yp, zp, femur, knee)
-    tendons = 1e9
+    fascia = outline_at(x, ys, zs, knee, _FASCIA_COLUMN, 0.15)
+    if fascia > 45.0:
+        return AIR, fascia - 40.0
+    lens, tendons = 1e9, 1e9
     if y > 10.0:
-        tendons = min(strap(x, y, z, knee.patellar_tendon), strap(x, y, z, knee.quadriceps_tendon))
-    fascia = fascia_at(x, y, z, ys, zs, lens, tendons, knee)
+        yp, zp = bent(y, z, knee, knee[_HINGE + 5], knee[_HINGE + 6])
+        lens = lens_at(x, yp, zp, knee)
+        tendons = strap(x, y, z, knee, _PATELLAR_TENDON, _PATELLAR_TENDON_ROWS)
+        tendons = min(tendons, strap(x, y, z, knee, _QUADRICEPS_TENDON, _QUADRICEPS_TENDON_ROWS))
+        # The limb bulges over the patella and its tendons.
+        fascia = smooth_min(smooth_min(fascia, lens - 1.5, 26.0), tendons - 1.5, 26.0)
     skin = fascia - fat_thickness_at(x, ys, zs, knee)
     if skin > 0.0:
         return AIR, skin
     near = -skin
     if skin > -SKIN_THICKNESS:
         return SKIN, min(near, skin + SKIN_THICKNESS)
-    near = min(near, abs(skin + SKIN_THICKNESS))
-    if fascia > 0.35:
-        saphenous = cord(x, ys, zs, knee.saphenous_vein, 0.1)
+    near = -skin - SKIN_THICKNESS
+    if fascia > FASCIA_HALF_THICKNESS:
+        saphenous = cord(x, ys, zs, knee, _SAPHENOUS_VEIN, _SAPHENOUS_VEIN_ROWS, 0.1)
         if saphenous < 0.0:
             return VEIN, min(near, -saphenous)
-        return SUBCUTANEOUS_FAT, min(near, fascia - 0.35, saphenous)
-    near = min(near, abs(fascia - 0.35))
-    return deep_part_at(x, y, z, ys, zs, femur, covered, patella, tendons, fascia, zf, near, knee)
+        return SUBCUTANEOUS_FAT, min(near, fascia - FASCIA_HALF_THICKNESS, saphenous)
+    near = FASCIA_HALF_THICKNESS - fascia
+    return deep_part_at(x, y, z, ys, zs, lens, tendons, fascia, near, knee)
 
 
 @njit(cache=True)
 def deep_part_at(
-    x: float, y: float, z: float, ys: float, zs: float, femur: float, covered: float, patella: float, tendons: float,
-    fascia: float, zf: float, near: float, knee: Knee,
+    x: float, y: float, z: float, ys: float, zs: float, lens: float, tendons: float, fascia: float, near: float,
+    knee: np.ndarray,
 ) -> tuple[int, float]:  # fmt: skip
     """``part_at`` below the fascia."""
+    yf, zf = bent(y, z, knee, knee[_HINGE + 3], knee[_HINGE + 4])
+    femur, covered = femur_at(x, yf, zf, knee)
     if femur < 0.0:
-        cortex = 0.9 + 2.8 * smooth_step(46.0, 84.0, zf)
+        cortex = 0.9 + 2.6 * smooth_step(52.0, 92.0, zf)
         scar = abs(zf - 31.0 - 2.0 * math.sin(0.13 * x) - 1.5 * math.sin(0.17 * y)) - 0.35
         return bone_part(femur, cortex, scar, (FEMUR_CORTEX, FEMUR_SCAR, FEMUR_MARROW), near)
     near = min(near, femur)
 
     tibia, height = tibia_at(x, y, z, knee)
     if tibia < 0.0:
-        cortex = 0.9 + 2.6 * smooth_step(-24.0, -70.0, z) if z < -24.0 else 0.9
+        cortex = 0.9 + 2.2 * smooth_step(38.0, 80.0, -z)
         scar = abs(z + 14.0 - 2.0 * math.sin(0.11 * x) - 1.2 * math.sin(0.19 * y)) - 0.35
         return bone_part(tibia, cortex, scar, (TIBIA_CORTEX, TIBIA_SCAR, TIBIA_MARROW), near)
     near = min(near, tibia)
 
+    patella = lens
+    if lens < 12.0:
+        patella = smooth_max(lens, knee[_FEMORAL] + knee[_PATELLAR] + 0.4 - femur, 3.0)
     if patella < 0.0:
         return bone_part(patella, 0.9, 1e9, (PATELLA_CORTEX, PATELLA_CORTEX, PATELLA_MARROW), near)
     near = min(near, patella)
 
-    fibula = column(x, y, z, knee.columns[_FIBULA], knee.column_ends[_FIBULA], 0.1)
-    fibula = smooth_max(fibula, 1.6 - tibia, 2.0)
+    fibula = box(x, y, z, knee, _COLUMN_BOXES + 6 * _FIBULA_COLUMN)
+    if fibula < 5.0:
+        fibula = outline_at(x, y, z, knee, _FIBULA_COLUMN, 0.1)
+        fibula = smooth_max(fibula, 1.6 - tibia, 2.0)
     if fibula < 0.0:
-        cortex = 0.8 + 1.4 * smooth_step(30.0, 60.0, -z)
+        cortex = 0.8 + 1.2 * smooth_step(30.0, 60.0, -z)
         return bone_part(fibula, cortex, 1e9, (FIBULA_CORTEX, FIBULA_CORTEX, FIBULA_MARROW), near)
     near = min(near, fibula)
     return soft_part_at(x, y, z, ys, zs, femur, covered, patella, tendons, fascia, zf, tibia, height, near, knee)
@@ -314,44 +371,59 @@ def deep_part_at(
 @njit(cache=True)
 def soft_part_at(
     x: float, y: float, z: float, ys: float, zs: float, femur: float, covered: float, patella: float, tendons: float,
-    fascia: float, zf: float, tibia: float, height: float, near: float, knee: Knee,
+    fascia: float, zf: float, tibia: float, height: float, near: float, knee: np.ndarray,
 ) -> tuple[int, float]:  # fmt: skip
     """``part_at`` below the fascia and outside bone."""
-    reach = 1.0 - smooth_step(41.0 if y < 15.0 else 50.0, 47.0 if y < 15.0 else 58.0, zf)
-    over = covered - knee.femoral_cartilage * reach
-    if reach > 0.0:
-        if over < 0.0:
-            return FEMORAL_CARTILAGE, min(near, -over)
-        near = min(near, over)
+    over = covered - knee[_FEMORAL] * articular_reach(x, y, zf)
+    if over < 0.0:
+        return FEMORAL_CARTILAGE, min(near, -over)
+    near = min(near, over)
 
-    across = tibial_cartilage_at(x, y, height, knee)
-    joint = max(abs(x) - 40.0, abs(y) - 26.0, height - 12.0)
+    joint = max(abs(x) - 40.0, abs(y) - 26.0, height - 13.0, -4.0 - height)
     if joint >= 0.0:
         near = min(near, joint + 1.0)
     else:
+        across = tibial_cartilage_at(x, y, height, tibia, knee)
         if across < 0.0 and height > 0.0:
             return TIBIAL_CARTILAGE, min(near, -across)
         near = min(near, max(across, -height))
         for medial in (True, False):
-            m = knee.medial_meniscus if medial else knee.lateral_meniscus
-            d = meniscus_at(x, y, height, over - 0.15, knee.tibial_cartilage, m)
+            d = meniscus_at(x, y, height, over - 0.15, knee, _MEDIAL_MENISCUS if medial else _LATERAL_MENISCUS)
             if d < 0.0:
                 return (MEDIAL_MENISCUS if medial else LATERAL_MENISCUS), min(near, -d)
             near = min(near, d)
 
-    back = max(patella - knee.patellar_cartilage, femur - knee.femoral_cartilage - knee.patellar_cartilage - 2.0)
-    if back < 0.0 and y > 15.0:
-        return PATELLAR_CARTILAGE, min(near, -back)
-    near = min(near, abs(back))
+    if y > 15.0:
+        thickness = knee[_PATELLAR] * max(1.0 - (x / 19.0) ** 4, 0.0)
+        back = max(patella - thickness, femur - knee[_FEMORAL] - knee[_PATELLAR] - 2.5)
+        if back < 0.0:
+            return PATELLAR_CARTILAGE, min(near, -back)
+        near = min(near, back)
+    return cord_part_at(x, y, z, ys, zs, tendons, fascia, over, near, knee)
 
-    if abs(x) >= 25.0:
-        near = min(near, abs(x) - 15.0)
+
+@njit(cache=True)
+def articular_reach(x: float, y: float, zf: float) -> float:
+    """Which share of its thickness the femoral cartilage has, from how far up the femur a point lies."""
+    top = 41.0 if y < 15.0 else 54.0 - 30.0 * smooth_step(12.0, 26.0, abs(x - 3.0))
+    return 1.0 - smooth_step(top - 5.0, top + 2.0, zf)
+
+
+@njit(cache=True)
+def cord_part_at(
+    x: float, y: float, z: float, ys: float, zs: float, tendons: float, fascia: float, over: float, near: float,
+    knee: np.ndarray,
+) -> tuple[int, float]:  # fmt: skip
+    """``part_at`` among ligaments and tendons, and around them."""
+    between = max(abs(x) - 15.0, -12.0 - z, z - 42.0)
+    if between >= 3.0:
+        near = min(near, between)
     else:
-        d = cord(x, y, z, knee.acl, 3.0)
+        d = cord(x, y, z, knee, _ACL, _ACL_ROWS, 3.0)
         if d < 0.0:
             return ACL, min(near, -d)
         near = min(near, d)
-        d = cord(x, y, z, knee.pcl, 3.0)
+        d = cord(x, y, z, knee, _PCL, _PCL_ROWS, 3.0)
         if d < 0.0:
             return PCL, min(near, -d)
         near = min(near, d)
@@ -359,56 +431,56 @@ def soft_part_at(
     if tendons < 0.0:
         return TENDON, min(near, -tendons)
     near = min(near, tendons)
-    d = min(strap(x, y, z, knee.mcl), cord(x, y, z, knee.lcl, 1.0))
+    part, d = TENDON, 1e9
+    if x < -10.0:
+        d = strap(x, y, z, knee, _MCL, _MCL_ROWS)
+        part = LIGAMENT
+    elif x > 10.0:
+        d = cord(x, y, z, knee, _LCL, _LCL_ROWS, 1.0)
+        d = min(d, strap(x, y, z, knee, _ILIOTIBIAL_BAND, _ILIOTIBIAL_BAND_ROWS))
+        d = min(d, cord(x, y, z, knee, _POPLITEUS_TENDON, _POPLITEUS_TENDON_ROWS, 1.0))
+    if ys < 8.0 and d > 0.0:
+        d = min(d, small_tendon_at(x, ys, zs, knee))
     if d < 0.0:
-        return LIGAMENT, min(near, -d)
+        return part, min(near, -d)
     near = min(near, d)
-    d = min(strap(x, y, z, knee.iliotibial_band), cord(x, y, z, knee.popliteus_tendon, 1.0))
-    d = min(d, nearest_cord(x, ys, zs, knee.small_tendons))
-    if d < 0.0:
-        return TENDON, min(near, -d)
-    near = min(near, d)
-    if fascia > -0.35:
-        return FASCIA, min(near, 0.35 - fascia, fascia + 0.35)
-    near = min(near, -0.35 - fascia)
-    return filling_at(x, y, z, ys, zs, covered, over, tibia, near, knee)
+    if fascia > -FASCIA_HALF_THICKNESS:
+        return FASCIA, min(near, fascia + FASCIA_HALF_THICKNESS)
+    near = min(near, -FASCIA_HALF_THICKNESS - fascia)
+    return filling_at(x, ys, zs, over, near, knee)
 
 
 @njit(cache=True)
-def filling_at(
-    x: float, y: float, z: float, ys: float, zs: float, covered: float, over: float, tibia: float, near: float, knee: Knee
-) -> tuple[int, float]:
-    """What fills the room between bones, cartilage and ligaments."""
-    fluid = recess_at(x, ys, zs, knee)
-    film = max(over - 0.7, zs - 56.0, 6.0 - ys if zs > 40.0 else -1e9)
-    if abs(x) > 34.0:
-        film = max(film, abs(x) - 34.0)
+def filling_at(x: float, y: float, z: float, over: float, near: float, knee: np.ndarray) -> tuple[int, float]:
+    """What fills the room between bones, cartilage and ligaments. y and z are of the straight leg."""
+    fluid = recess_at(x, y, z, knee)
+    film = max(over - 0.3, z - 52.0, abs(x) - 33.0)
     fluid = min(fluid, film)
     if fluid < 0.0:
         return FLUID, min(near, -fluid)
     near = min(near, fluid)
-    if ys < -8.0:
-        d = cord(x, ys, zs, knee.artery, 0.5)
+    if y < -8.0:
+        d = cord(x, y, z, knee, _ARTERY, _ARTERY_ROWS, 0.5)
         if d < 0.0:
             return ARTERY, min(near, -d)
         near = min(near, d)
-        d = cord(x, ys, zs, knee.vein, 0.5)
+        d = cord(x, y, z, knee, _VEIN, _VEIN_ROWS, 0.5)
         if d < 0.0:
             return VEIN, min(near, -d)
         near = min(near, d)
-        d = cord(x, ys, zs, knee.nerve, 0.5)
+        d = cord(x, y, z, knee, _NERVE, _NERVE_ROWS, 0.5)
         if d < 0.0:
             return NERVE, min(near, -d)
         near = min(near, d)
-    d = muscle_at(x, ys, zs, knee)
+    d = muscle_at(x, y, z, knee)
     if d < 0.0:
         return MUSCLE, min(near, -d)
     near = min(near, d)
-    notch = max(abs(x) - 11.0, abs(ys + 4.0) - 16.0, abs(zs - 16.0) - 18.0)
-    if notch < 0.0:
-        return SYNOVIUM, min(near, -notch)
-    near = min(near, notch)
-    hoffa = max(abs(x - 2.0) - 32.0, 14.0 - ys, abs(zs - 6.0) - 32.0)
-    if hoffa < 0.0:
-        return HOFFA_FAT, min(near, -hoffa)
-    return DEEP_FAT, min(near, hoffa)
+    d = ellipsoid(x, y, z, knee, _SYNOVIUM)
+    if d < 0.0:
+        return SYNOVIUM, min(near, -d)
+    near = min(near, d)
+    d = ellipsoid(x, y, z, knee, _HOFFA)
+    if d < 0.0:
+        return HOFFA_FAT, min(near, -d)
+    return DEEP_FAT, min(near, d)

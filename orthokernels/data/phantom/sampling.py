@@ -2,6 +2,9 @@
 
 Where a point's clearance says that a block of voxels lies inside one part, the block is filled at once; only voxels
 that a border may cross are sampled finely.
+
+Numba's cache looks at the date of this file alone: after a change to ``field``, ``distance`` or ``anatomy``, delete
+``__pycache__``.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from orthokernels.data.phantom.anatomy import Knee
 from orthokernels.data.phantom.field import DEEP_FAT, MUSCLE, part_at
 from orthokernels.data.phantom.parts import Part
 
@@ -58,6 +60,7 @@ class Scan(NamedTuple):
         signal: (parts,) float32.
         label: (parts,) uint8.
         texture: (parts, 4) float64, strength and grain.
+        lattice: (32, 32, 32) float32, the noise that gives the grain.
     """
 
     to_knee: np.ndarray
@@ -65,6 +68,7 @@ class Scan(NamedTuple):
     signal: np.ndarray
     label: np.ndarray
     texture: np.ndarray
+    lattice: np.ndarray
 
 
 def texture_of_parts() -> np.ndarray:
@@ -102,31 +106,50 @@ def knee_point(i: float, j: float, k: float, scan: Scan) -> tuple[float, float, 
 
 
 @njit(cache=True)
-def textured(part: int, x: float, y: float, z: float, scan: Scan, lattice: np.ndarray) -> float:
+def textured(part: int, x: float, y: float, z: float, scan: Scan) -> float:
     """A part's signal with its grain; muscle is crossed by strands of fat."""
     signal = float(scan.signal[part])
     strength = scan.texture[part, 0]
     if strength == 0.0:
         return signal
-    fine = noise_at(x / scan.texture[part, 1], y / scan.texture[part, 2], z / scan.texture[part, 3], lattice)
-    broad = noise_at(x / 11.0 + 7.3, y / 11.0 + 2.9, z / 16.0 + 5.1, lattice)
+    fine = noise_at(x / scan.texture[part, 1], y / scan.texture[part, 2], z / scan.texture[part, 3], scan.lattice)
+    broad = noise_at(x / 11.0 + 7.3, y / 11.0 + 2.9, z / 16.0 + 5.1, scan.lattice)
     signal *= max(1.0 + strength * (fine + 0.5 * broad), 0.2)
     if part == MUSCLE:
-        strand = noise_at(x / 4.5 + 3.7, y / 4.5 + 1.3, z / 26.0 + 8.2, lattice)
+        strand = noise_at(x / 4.5 + 3.7, y / 4.5 + 1.3, z / 26.0 + 8.2, scan.lattice)
         share = max(0.0, 1.0 - abs(strand - 0.55) / 0.13) * max(0.0, min(1.0, broad + 0.6))
         signal += 0.7 * share * (scan.signal[DEEP_FAT] - signal)
     return signal
 
 
 @njit(cache=True)
-def mean_of_samples(i: int, j: int, k: int, knee: Knee, scan: Scan, counts: np.ndarray) -> tuple[float, int]:
-    """A voxel's mean signal and the label that most of its samples have; ``counts`` (labels,) is scratch."""
+def scattered(i: int, j: int, k: int) -> float:
+    """A number in [0, 1) for every voxel, unlike its neighbours': an integer hash, the same on every machine."""
+    h = (i * 73856093 ^ j * 19349663 ^ k * 83492791) & 0x7FFFFFFF
+    h = ((h ^ (h >> 13)) * 1274126177) & 0x7FFFFFFF
+    return ((h ^ (h >> 16)) & 0xFFFF) / 65536.0
+
+
+@njit(cache=True)
+def mean_of_samples(i: int, j: int, k: int, knee: np.ndarray, scan: Scan, counts: np.ndarray) -> tuple[float, int]:
+    """A voxel's mean signal and the label that most of its samples have; ``counts`` (labels,) is scratch.
+
+    Samples go through the slice in order, and one that lies within the clearance of the last point asked is not asked.
+    Each voxel's samples are shifted by its own share of a step, or borders that graze a slice would show as terraces.
+    """
     counts[:] = 0
     total = 0.0
+    shift = (scattered(i, j, k) - 0.5) / SAMPLES
+    part, clear = 0, 0.0
+    ax, ay, az = 0.0, 0.0, 0.0
     for n in range(SAMPLES):
-        x, y, z = knee_point(i + OFFSETS[n, 0], j + OFFSETS[n, 1], k + scan.thickness * OFFSETS[n, 2], scan)
-        part, _ = part_at(x, y, z, knee)
-        total += textured(part, x, y, z, scan, knee.texture)
+        w = k + scan.thickness * (OFFSETS[n, 2] + shift)
+        x, y, z = knee_point(i + OFFSETS[n, 0], j + OFFSETS[n, 1], w, scan)
+        if (x - ax) ** 2 + (y - ay) ** 2 + (z - az) ** 2 >= clear * clear:
+            part, clear = part_at(x, y, z, knee)
+            clear /= MARGIN
+            ax, ay, az = x, y, z
+        total += textured(part, x, y, z, scan)
         counts[scan.label[part]] += 1
     return total / SAMPLES, int(np.argmax(counts))
 
@@ -143,20 +166,21 @@ def block_radius(side: int, scan: Scan) -> float:
 
 @njit(cache=True)
 def fill_block(
-    i0: int, j0: int, k: int, side: int, part: int, knee: Knee, scan: Scan, voxels: np.ndarray, labels: np.ndarray
+    i0: int, j0: int, k: int, side: int, part: int, knee: np.ndarray, scan: Scan, voxels: np.ndarray, labels: np.ndarray
 ) -> None:
     """Give every voxel of a block the signal and the label of ``part``."""
     for i in range(i0, min(i0 + side, voxels.shape[0])):
         for j in range(j0, min(j0 + side, voxels.shape[1])):
             x, y, z = knee_point(i, j, k, scan)
-            voxels[i, j, k] = textured(part, x, y, z, scan, knee.texture)
+            voxels[i, j, k] = textured(part, x, y, z, scan)
             labels[i, j, k] = scan.label[part]
 
 
 @njit(cache=True, nogil=True)
-def sample_grid(knee: Knee, scan: Scan, block: int, voxels: np.ndarray, labels: np.ndarray) -> None:
+def sample_grid(knee: np.ndarray, scan: Scan, block: int, voxels: np.ndarray, labels: np.ndarray) -> None:
     """Fill ``voxels`` (i, j, k) float32 and ``labels`` (i, j, k) uint8 with a knee as ``scan`` sees it.
 
+    ``knee`` is a packed knee, (numbers,) float64.
     ``block`` is the side in voxels, a power of two, of the blocks to try to fill at once; 0 samples every voxel finely.
     """
     ni, nj, nk = voxels.shape

@@ -36,21 +36,21 @@ _NOTHING = Tissue(0.0, 1000.0, 10.0)
 _CORTEX = Tissue(0.15, 500.0, 5.0)
 _MARROW = Tissue(0.92, 365.0, 105.0, 0.88)
 _SCAR = Tissue(0.6, 365.0, 50.0, 0.85)
-_CARTILAGE = Tissue(0.82, 1200.0, 40.0)
+_CARTILAGE = Tissue(0.80, 1200.0, 36.0)
 _FIBROCARTILAGE = Tissue(0.55, 900.0, 13.0)
 
 TISSUES: dict[Part, Tissue] = {
     Part.AIR: _NOTHING,
     Part.SKIN: Tissue(0.65, 900.0, 24.0),
     Part.SUBCUTANEOUS_FAT: Tissue(0.95, 370.0, 110.0, 0.97),
-    Part.FASCIA: Tissue(0.45, 900.0, 14.0, 0.2),
+    Part.FASCIA: Tissue(0.50, 900.0, 16.0, 0.2),
     Part.DEEP_FAT: Tissue(0.93, 380.0, 100.0, 0.93),
     Part.HOFFA_FAT: Tissue(0.93, 390.0, 100.0, 0.91),
-    Part.MUSCLE: Tissue(0.80, 1400.0, 33.0, 0.03),
+    Part.MUSCLE: Tissue(0.72, 1400.0, 31.0, 0.03),
     Part.TENDON: Tissue(0.45, 800.0, 8.0),
     Part.LIGAMENT: Tissue(0.50, 850.0, 10.0),
     Part.ARTERY: Tissue(0.30, 1600.0, 20.0),
-    Part.VEIN: Tissue(0.85, 1900.0, 70.0),
+    Part.VEIN: Tissue(0.70, 1900.0, 42.0),
     Part.NERVE: Tissue(0.75, 1100.0, 50.0, 0.2),
     Part.FLUID: Tissue(1.0, 3500.0, 600.0),
     Part.SYNOVIUM: Tissue(0.85, 900.0, 50.0, 0.6),
@@ -66,7 +66,7 @@ TISSUES: dict[Part, Tissue] = {
     Part.FIBULA_MARROW: _MARROW,
     Part.FEMORAL_CARTILAGE: _CARTILAGE,
     Part.TIBIAL_CARTILAGE: _CARTILAGE,
-    Part.PATELLAR_CARTILAGE: Tissue(0.82, 1200.0, 43.0),
+    Part.PATELLAR_CARTILAGE: Tissue(0.80, 1200.0, 38.0),
     Part.MEDIAL_MENISCUS: _FIBROCARTILAGE,
     Part.LATERAL_MENISCUS: _FIBROCARTILAGE,
     Part.ACL: Tissue(0.62, 950.0, 19.0),

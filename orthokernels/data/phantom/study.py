@@ -16,7 +16,7 @@ from orthokernels.data.phantom.signal import Contrast, signal_of_parts
 
 Side = Literal["right", "left"]
 
-NOISE = 0.013
+NOISE = 0.010
 _LEAST_OBLIQUITY, _MOST_OBLIQUITY = 5.0, 15.0
 
 
@@ -135,7 +135,7 @@ def _plan(pose: Pose, angles: np.ndarray, protocol: Protocol, matrix: int, rng: 
     directions = _turn(aimed) @ np.array(protocol.view, float).T
     steps = np.array([FIELD_OF_VIEW / matrix, FIELD_OF_VIEW / matrix, protocol.spacing])
     centre_index = (np.array([matrix, matrix, protocol.slices]) - 1) / 2.0
-    aim = {"sagittal": (1.0, -2.0, 8.0), "coronal": (1.0, 4.0, 8.0), "axial": (0.0, -2.0, 14.0)}[protocol.plane]
+    aim = {"sagittal": (1.0, -2.0, 8.0), "coronal": (1.0, 7.0, 8.0), "axial": (0.0, -2.0, 14.0)}[protocol.plane]
     centre = pose.turn @ (np.array(aim) + rng.uniform(-3.0, 3.0, 3)) + pose.shift
     affine = np.eye(4)
     affine[:3, :3] = directions * steps
@@ -150,14 +150,19 @@ def _acquire(
     to_knee = np.eye(4)
     to_knee[:3, :3] = np.linalg.inv(pose.turn) @ affine[:3, :3]
     to_knee[:3, 3] = np.linalg.inv(pose.turn) @ (affine[:3, 3] - pose.shift)
-    contrast = Contrast(protocol.echo_time, protocol.repetition_time, fat_left=0.16)
+    contrast = Contrast(protocol.echo_time, protocol.repetition_time, fat_left=0.13)
     scan = Scan(
-        to_knee, protocol.thickness / protocol.spacing, signal_of_parts(contrast), label_of_part(), texture_of_parts()
+        to_knee,
+        protocol.thickness / protocol.spacing,
+        signal_of_parts(contrast),
+        label_of_part(),
+        texture_of_parts(),
+        knee.texture,
     )
     shape = (matrix, matrix, protocol.slices)
     signal = np.empty(shape, np.float32)
     labels = np.empty(shape, np.uint8)
-    sample_grid(knee, scan, BLOCK, signal, labels)
+    sample_grid(knee.packed(), scan, BLOCK, signal, labels)
     voxels = receive(signal * sensitivity(to_knee, shape, rng), NOISE, rng)
     return PhantomSeries(
         protocol.plane, protocol.description, voxels, labels, affine, protocol.thickness, protocol.echo_time,

@@ -11,14 +11,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from orthokernels.data.phantom.study import PhantomSeries, PhantomStudy
 from orthokernels.errors import InputError
@@ -93,10 +93,10 @@ def _umask() -> int:
     return mask
 
 
-def _uid(*names: object) -> str:
+def _uid(*names: object) -> UID:
     """A UID under 2.25, the root for UUIDs, from a hash of what it names."""
     digest = hashlib.sha256("/".join(str(n) for n in ("orthokernels phantom", *names)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+    return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
 
 
 def _nifti(array: np.ndarray, affine: np.ndarray, description: str) -> nibabel.Nifti1Image:
@@ -155,7 +155,7 @@ def _describe_study(image: Dataset, study: PhantomStudy, identity: tuple[object,
     image.Laterality = "R" if study.side == "right" else "L"
 
 
-def _describe_series(image: Dataset, series: PhantomSeries, number: int, uid: str) -> None:
+def _describe_series(image: Dataset, series: PhantomSeries, number: int, uid: UID) -> None:
     image.Modality = "MR"
     image.SeriesInstanceUID = uid
     image.SeriesNumber = number
@@ -196,7 +196,7 @@ def _place(image: Dataset, series: PhantomSeries, k: int) -> None:
     image.SliceLocation = _decimals([float(normal @ position[:3])])[0]
 
 
-def _decimals(values: np.ndarray | list[float]) -> list[str]:
+def _decimals(values: Iterable[float | np.floating]) -> list[str]:
     """Decimal strings of the 16 characters that DICOM allows at most: ten decimals below 10000."""
     return [f"{float(v):.10f}"[:16] for v in values]
 
