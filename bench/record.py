@@ -17,7 +17,8 @@ from orthokernels.system import processor, versions
 class Row:
     """One figure: all its repetitions, and what it is held to.
 
-    ``ratio`` is this row's median over the first row's of its suite; ``limit`` the most it may be.
+    ``ratio`` is this row's time over the first row's of its suite, the median over the rounds; ``limit`` the most that
+    the median may be.
     """
 
     suite: str

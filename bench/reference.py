@@ -4,7 +4,7 @@ Each figure stands beside what it is held to, measured in the same run:
 
 - ``features``: the feature pass of one plane at the published size (1 x 1 x 16 x 256 x 256, "mid_2"), against the same
   network run block by block in eager PyTorch with channels-last memory, and contiguous. Rounds are interleaved and
-  medians compared, since machines are shared and noisy: quote the ratio.
+  ratios taken round by round, since machines are shared and noisy: quote the ratio, their time over ours.
 - ``study``: peak resident memory of a whole three-plane study, in a process of its own. Limit: 4 GB.
 - ``read``: reading the headers and pixels of a 192-file series and preparing it. Limit: 2 s.
 """
@@ -72,10 +72,16 @@ def bench_features(rounds: int) -> list[Row]:
                 run()
                 if number > 0:  # the first round warms up
                     seconds[name].append(time.perf_counter() - started)
-    ours_median = statistics.median(seconds["orthokernels"])
+    ours_each = seconds["orthokernels"]
     return [
-        Row("features", name, "s", spread, ratio=statistics.median(spread) / ours_median)
-        for name, spread in seconds.items()
+        Row(
+            "features",
+            name,
+            "s",
+            each,
+            ratio=statistics.median(theirs / ours for theirs, ours in zip(each, ours_each, strict=True)),
+        )
+        for name, each in seconds.items()
     ]
 
 

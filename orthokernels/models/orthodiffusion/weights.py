@@ -431,7 +431,8 @@ def fetch_published(folder: Path | None = None, planes: tuple[str, ...] = PLANES
         except Exception as error:  # the transport library and its errors changed twice between the hub's versions
             raise InputError(
                 f"{PUBLISHED_REPOSITORY} on the Hugging Face hub can't be reached ({_first_line(error)}). Run again "
-                "with a connection (a broken download resumes), or copy the *_model.pt files here and run 'weights convert'."
+                "with a connection (a broken download resumes), or copy the *_model.pt files here and use "
+                "'weights convert'."
             ) from error
         cards.append(
             convert_checkpoint(Path(file), folder, plane=plane, origin=f"{PUBLISHED_REPOSITORY}@{revision}")[1]
