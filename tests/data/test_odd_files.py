@@ -72,7 +72,7 @@ def test_odd_file_is_refused_with_its_reason(path: Path):
 
 def stored_pixels(path: Path) -> np.ndarray:
     (frame,) = dicom.read_frames(path)
-    pixels, damage = dicom._decode([frame])
+    pixels, damage = dicom.decode([frame])
     assert damage == []
     return pixels[path, 0]
 

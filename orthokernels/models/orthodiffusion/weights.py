@@ -339,6 +339,8 @@ def convert_checkpoint(checkpoint: Path, out: Path, *, plane: str | None = None,
     Raises:
         InputError: not a checkpoint, not loadable without running code from it, or not this network.
     """
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no such file. Check the path.")
     plane = plane or next((p for p in PLANES if p in checkpoint.name.lower()), None)
     if out.suffix != ".safetensors":
         if plane is None:
@@ -363,8 +365,6 @@ def convert_checkpoint(checkpoint: Path, out: Path, *, plane: str | None = None,
 def _load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file. Check the path.") from None
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than tensors ({_refused(error)}), so loading it could run its code. It was not. "
