@@ -3,7 +3,7 @@
 Each figure stands beside what it is held to, measured in the same run:
 
 - ``features``: the feature pass of one plane at the published size (1 x 1 x 16 x 256 x 256, "mid_2"), against the same
-  network run block by block in eager PyTorch with channels-last memory, and contiguous. Rounds are interleaved and
+  modules in plain eager PyTorch with channels-last memory, and contiguous. Rounds are interleaved and
   ratios taken round by round, since machines are shared and noisy: quote the ratio, their time over ours.
 - ``study``: peak resident memory of a whole three-plane study, in a process of its own. Limit: 4 GB.
 - ``read``: reading the headers and pixels of a 192-file series and preparing it. Limit: 2 s.
@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from orthokernels.bench.record import Row
 from torch import Tensor
 
 from orthokernels.models.orthodiffusion import GaussianDiffusion, UNet, features
+from orthokernels.models.orthodiffusion.unet import ResBlock
 
 SHAPE = (1, 1, 16, 256, 256)
 TIMESTEP, BLOCK = 100, "mid_2"
@@ -33,14 +35,22 @@ STUDY_LIMIT_MB, READ_LIMIT_S = 4000.0, 2.0
 
 
 def eager_pass(unet: UNet, x: Tensor, timesteps: Tensor) -> Tensor:
-    """The same modules called one after the other, every skip kept, as the published forward pass does."""
+    """The same modules put together as the published forward pass does: nothing in place, every skip kept."""
     emb = unet._embed(timesteps)
     skips = []
     for block in unet.input_blocks:
-        x = block(x, emb)
+        for layer in block:
+            x = _eager_residual(layer, x, emb) if isinstance(layer, ResBlock) else layer(x)
         skips.append(x)
     first, attention, second = unet.middle_block
-    return second(attention(first(x, emb)), emb)
+    return _eager_residual(second, attention(_eager_residual(first, x, emb)), emb)
+
+
+def _eager_residual(block: ResBlock, x: Tensor, emb: Tensor) -> Tensor:
+    norm, _, convolution = block.in_layers
+    h = convolution(F.silu(norm(x))) + block.emb_layers(emb)[:, :, None, None, None]
+    norm, _, dropout, convolution = block.out_layers
+    return block.skip_connection(x) + convolution(dropout(F.silu(norm(h))))
 
 
 def bench_features(rounds: int) -> list[Row]:

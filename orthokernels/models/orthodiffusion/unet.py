@@ -73,9 +73,12 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        # Both sums go into a convolution's fresh output, which no backward pass reads: at full size a new tensor is
+        # 268 MB, and its page faults cost more than the addition. Types differ only under autocast.
         h = self.in_layers(x)
-        h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        h.add_(self.emb_layers(emb).to(h.dtype)[:, :, None, None, None])
+        h, skip = self.out_layers(h), self.skip_connection(x)
+        return h.add_(skip) if h.dtype == skip.dtype else h + skip
 
 
 class AttentionBlock(nn.Module):
