@@ -42,11 +42,11 @@ def eager_pass(unet: UNet, x: Tensor, timesteps: Tensor) -> Tensor:
         for layer in block:
             x = _eager_residual(layer, x, emb) if isinstance(layer, ResBlock) else layer(x)
         skips.append(x)
-    first, attention, second = unet.middle_block
+    first, attention, second = list(unet.middle_block)
     return _eager_residual(second, attention(_eager_residual(first, x, emb)), emb)
 
 
-def _eager_residual(block: ResBlock, x: Tensor, emb: Tensor) -> Tensor:
+def _eager_residual(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     norm, _, convolution = block.in_layers
     h = convolution(F.silu(norm(x))) + block.emb_layers(emb)[:, :, None, None, None]
     norm, _, dropout, convolution = block.out_layers
