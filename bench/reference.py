@@ -39,7 +39,7 @@ def eager_pass(unet: UNet, x: Tensor, timesteps: Tensor) -> Tensor:
     emb = unet._embed(timesteps)
     skips = []
     for block in unet.input_blocks:
-        for layer in block:
+        for layer in block.children():
             x = _eager_residual(layer, x, emb) if isinstance(layer, ResBlock) else layer(x)
         skips.append(x)
     first, attention, second = list(unet.middle_block)
