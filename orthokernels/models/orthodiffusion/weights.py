@@ -167,8 +167,8 @@ def _varied(unet: UNet) -> UNet:
 def _following(head: SegmentationHead) -> SegmentationHead:
     """An untrained head whose classes follow its features, so that its label map shows whether it lies where it should.
 
-    The transposed convolutions mix channels at random and interpolate linearly in space, and the last layer ignores
-    what all its channels have in common.
+    The transposed convolutions mix channels at random and interpolate linearly in space. The last layer is scaled and
+    shifted so that on random features every class has the same mean and spread: none wins everywhere.
     """
     taps = torch.tensor([0.25, 0.75, 0.75, 0.25])  # linear interpolation by 2
     kernel = taps[:, None, None] * taps[:, None] * taps
@@ -177,11 +177,16 @@ def _following(head: SegmentationHead) -> SegmentationHead:
             mixing = torch.randn(layer.in_channels, layer.out_channels) * (2 / layer.in_channels) ** 0.5
             layer.weight.data = mixing[:, :, None, None, None] * kernel
             layer.bias.data.zero_()  # type: ignore[union-attr]
-    last = head.net[-1]
+    first, last = head.net[0], head.net[-1]
+    assert isinstance(first, nn.ConvTranspose3d)
     assert isinstance(last, nn.Conv3d)
-    mixing = torch.randn_like(last.weight)
-    last.weight.data = mixing - mixing.mean(dim=1, keepdim=True)
+    last.weight.data.normal_()
     last.bias.data.zero_()  # type: ignore[union-attr]
+    with torch.no_grad():
+        logits = head(torch.randn(1, first.in_channels, 1, 8, 8)).transpose(0, 1).flatten(1)  # [classes, voxels]
+    spread, mean = torch.std_mean(logits, dim=1)
+    last.weight.data /= spread.view(-1, 1, 1, 1, 1)
+    last.bias.data -= mean / spread  # type: ignore[union-attr]
     return head
 
 
