@@ -1,4 +1,4 @@
-# Two commands for a fresh Debian machine with Python 3.11 or newer (with venv) and a C++ compiler:
+# Two commands for a fresh Debian machine with Python 3.11 or newer (venv and headers) and a C++ compiler:
 #   make demo   install into .venv, write a study, run the main job on it, print where the report is
 #   make test   the same environment, then lint, types and tests
 PYTHON ?= python3
