@@ -159,7 +159,7 @@ def test_bones_agree_where_fields_of_view_overlap(studies, plane, key):
     indices = np.indices(second.labels.shape).reshape(3, -1).T
     points = indices @ second.affine[:3, :3].T + second.affine[:3, 3]
     there = labels_at(first, points)
-    here = np.where(there >= 0, second.labels.reshape(-1), -1)
+    here = np.where(there >= 0, second.labels.reshape(-1).astype(int), -1)
     a, b = points[there == INDEX[key]], points[here == INDEX[key]]
     assert np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) < 1.9  # half a slice
     overlap = np.count_nonzero((there == INDEX[key]) & (here == INDEX[key]))
