@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orthokernels.data import dicom, nifti
 from orthokernels.data.contrast import contrast_name, fat_suppressed, fluid_sensitive
-from orthokernels.data.geometry import plane_of
+from orthokernels.data.geometry import plane_of, slice_axis
 from orthokernels.data.volume import MIN_SLICES, Volume, hash_of
 from orthokernels.errors import InputError
 from orthokernels.tasks import PLANES
@@ -153,7 +153,7 @@ def _file_left_out(path: Path, message: str) -> LeftOut:
 
 def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
     """The plane a stack can stand for, or None and the reason why it can for none."""
-    slices = min(stack.shape) if stack.source.kind == "NIfTI" else stack.shape[2]
+    slices = stack.shape[slice_axis(stack.affine) if stack.source.kind == "NIfTI" else 2]
     if slices < MIN_SLICES:
         return None, f"{slices} slice{'s' if slices != 1 else ''}; at least {MIN_SLICES} are needed"
     if isinstance(stack, dicom.DicomStack) and {"P", "PHASE", "PHASE MAP"} & set(stack.frames[0].image_type[2:]):

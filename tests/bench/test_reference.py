@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 from orthokernels.bench.record import Row, markdown, record
-from orthokernels.bench.reference import eager_pass
+from orthokernels.bench.reference import called_in_turn, eager_pass
 
 from orthokernels.models.orthodiffusion import UNet
 
 
-def test_the_eager_peer_computes_the_same_features():
+def test_the_eager_peers_compute_the_same_features():
     unet = UNet(base_channels=16, channel_mults=(1, 2), attention_rates=(2,), groups=8).eval()
     x, timesteps = torch.randn(1, 1, 4, 8, 8), torch.tensor([100])
     with torch.inference_mode():
-        assert torch.equal(eager_pass(unet, x, timesteps), unet.features(x, timesteps, ("mid_2",))["mid_2"])
+        ours = unet.features(x, timesteps, ("mid_2",))["mid_2"]
+        assert torch.equal(eager_pass(unet, x, timesteps), ours)
+        assert torch.equal(called_in_turn(unet, x, timesteps), ours)
 
 
 def test_record_names_machine_versions_command_and_commit():
