@@ -3,8 +3,9 @@
 Each figure stands beside what it is held to, measured in the same run:
 
 - ``features``: the feature pass of one plane at the published size (1 x 1 x 16 x 256 x 256, "mid_2"), against the same
-  modules called in turn, and against the same weights in plain eager PyTorch with nothing in place, as published. Rounds are interleaved and
-  ratios taken round by round, since machines are shared and noisy: quote the ratio, their time over ours.
+  modules called in turn, and against the same weights in plain eager PyTorch with nothing in place, as published.
+  Rounds are interleaved and ratios taken round by round, since machines are shared and noisy: quote the ratio, their
+  time over ours.
 - ``study``: peak resident memory of a whole three-plane study, in a process of its own. Limit: 4 GB.
 - ``read``: reading the headers and pixels of a 192-file series and preparing it. Limit: 2 s.
 """

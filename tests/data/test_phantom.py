@@ -15,6 +15,8 @@ import pydicom
 import pytest
 
 from orthokernels.data.phantom import PhantomSeries, PhantomStudy, make_study, write_dicom, write_nifti
+from orthokernels.data.phantom.parts import Part
+from orthokernels.data.phantom.signal import TISSUES, Contrast, spin_echo
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
 from orthokernels.tasks import PLANES, STRUCTURES
@@ -185,6 +187,8 @@ def test_contrast_is_that_of_proton_density_with_fat_suppression(studies, plane)
         assert median[cartilage] > 1.4 * median["femur"]
     for dark in ("medial_meniscus", "lateral_meniscus", "pcl"):
         assert median[dark] < 0.6 * median["femoral_cartilage"]
+    contrast = Contrast(series.echo_time_ms, series.repetition_time_ms, fat_left=0.1)
+    assert spin_echo(TISSUES[Part.FLUID], contrast) > 1.2 * spin_echo(TISSUES[Part.PATELLAR_CARTILAGE], contrast)
     brightest = np.percentile(series.voxels, 99.95)  # fluid, of which a dry knee has little
     assert brightest > 1.2 * median["patellar_cartilage"]
     assert series.voxels.max() < 4096
