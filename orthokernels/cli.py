@@ -230,7 +230,7 @@ def weights_convert(
     _need("orthokernels weights convert", "torch", "torch")
     if plane is not None and plane not in tasks.PLANES:
         raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
-    from orthokernels.models.orthodiffusion.weights import convert_checkpoint
+    from orthokernels.models.orthodiffusion.published import convert_checkpoint
 
     written, card = convert_checkpoint(checkpoint, out, plane=plane)
     print(f"{written}: {len(card.shapes)} tensors, digest {card.digest}")
@@ -243,7 +243,7 @@ def weights_fetch(
 ) -> None:
     """Download the published weights (1.66 GB) from the Hugging Face hub, resumed if cut off, and convert them."""
     _need("orthokernels weights fetch", "torch", "torch")
-    from orthokernels.models.orthodiffusion.weights import fetch_published
+    from orthokernels.models.orthodiffusion.published import fetch_published
 
     asked = tuple(plane.strip() for plane in planes.split(","))
     for plane in asked:

@@ -15,7 +15,9 @@ from orthokernels.models.orthodiffusion.unet import (
     ResBlock,
     UNet,
     Upsample,
+    fold,
     timestep_embedding,
+    unfold,
 )
 from tests.models.golden import fill, wave
 
@@ -336,3 +338,33 @@ def test_timesteps_of_another_batch_are_refused(unet, x):
 def test_settings_that_do_not_divide_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UNet(**{**SMALL, **settings})
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 3)])
+def test_folded_volume_unfolds_to_itself_in_the_same_memory_format(patch):
+    x = torch.randn(2, 3, 4, 6, 6)
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        given = x.contiguous(memory_format=memory_format)
+        folded = fold(given, patch)
+        assert folded.shape == (2, 3 * math.prod(patch), *(n // p for n, p in zip((4, 6, 6), patch, strict=True)))
+        assert folded.is_contiguous(memory_format=memory_format)
+        assert torch.equal(unfold(folded, patch), x)
+
+
+def test_folding_orders_channels_as_pixel_unshuffle_does():
+    x = torch.randn(1, 2, 1, 4, 4)
+    expected = torch.nn.functional.pixel_unshuffle(x[:, :, 0], 2)
+    assert torch.equal(fold(x, (1, 2, 2))[:, :, 0], expected)
+
+
+def test_network_with_a_patch_keeps_the_volume_size_and_has_smaller_features():
+    unet = fill(UNet(**SMALL, patch=(1, 2, 2)))
+    x = torch.randn(1, 1, 4, 16, 16)
+    found = unet.features(x, torch.tensor([5]), ("in_0", "final"))
+    assert found["in_0"].shape[2:] == (4, 8, 8)
+    assert found["final"].shape == x.shape
+
+
+def test_a_side_that_the_patch_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"a patch of \(1, 2, 2\) does not divide a volume of \(4, 15, 16\)"):
+        UNet(**SMALL, patch=(1, 2, 2))(torch.zeros(1, 1, 4, 15, 16), torch.tensor([0]))

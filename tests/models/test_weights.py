@@ -15,13 +15,15 @@ from torch import nn
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, SegmentationHead, UNet, cosine_schedule
+from orthokernels.models.orthodiffusion.published import convert_checkpoint
+from orthokernels.models.orthodiffusion.untrained import random_weights
 from orthokernels.models.orthodiffusion.weights import (
+    FeaturePoint,
     Settings,
-    convert_checkpoint,
     digest_of,
     load_module,
     load_weights,
-    random_weights,
+    save_encoder,
     save_module,
 )
 
@@ -214,3 +216,65 @@ def test_fetch_without_a_connection_says_what_to_do(tmp_path):
     assert "weights convert" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+SMALL = {
+    "base_channels": 8,
+    "channel_mults": (1, 2),
+    "attention_rates": (2,),
+    "groups": 4,
+    "patch": (1, 2, 2),
+}
+
+
+def small_folder(folder, settings=None):
+    """A weights folder with a small axial denoiser and the encoder of a task, fine-tuned by hand."""
+    torch.manual_seed(0)
+    denoiser = UNet(**SMALL)
+    save_module(denoiser, folder / "axial.safetensors", "unet", arguments=SMALL, plane="axial")
+    with torch.no_grad():
+        for name, parameter in denoiser.named_parameters():
+            parameter += 1.0 if name.startswith(("input_blocks.", "middle_block.")) else 0.0
+    save_encoder(denoiser, folder / "axial.segmentation.encoder.safetensors", arguments=SMALL, plane="axial")
+    if settings is not None:
+        (folder / "weights.json").write_text(settings.model_dump_json())
+    return denoiser
+
+
+def test_fine_tuned_encoder_stands_beside_the_denoiser_it_came_from(tmp_path):
+    tuned = small_folder(tmp_path)
+    plane = load_weights(str(tmp_path)).planes["axial"]
+    assert plane.encoder is None
+    found, kept = plane.segmentation_encoder.state_dict(), plane.denoiser.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tuned.state_dict().items())
+    moved = {name for name in kept if not torch.equal(found[name], kept[name])}
+    assert {name.split(".")[0] for name in moved} == {"input_blocks", "middle_block"}
+
+
+def test_encoder_of_another_network_is_refused(tmp_path):
+    small_folder(tmp_path)
+    other = {**SMALL, "base_channels": 16}
+    save_module(UNet(**other), tmp_path / "axial.safetensors", "unet", arguments=other, plane="axial")
+    with pytest.raises(InputError, match=r"axial\.segmentation\.encoder\.safetensors: is not the encoder"):
+        load_weights(str(tmp_path))
+
+
+def test_settings_say_size_notice_and_the_point_of_each_task(tmp_path):
+    points = {"segmentation": {"axial": FeaturePoint(timestep=30, block="mid_0")}}
+    small_folder(tmp_path, Settings(size=64, notice="Made for a test.", points=points))
+    weights = load_weights(str(tmp_path))
+    plane = weights.planes["axial"]
+    assert (weights.size, weights.notice) == (64, "Made for a test.")
+    assert (plane.timestep, plane.block) == (100, "mid_2")
+    assert (plane.segmentation_point.timestep, plane.segmentation_point.block) == (30, "mid_0")
+
+
+def test_half_precision_on_disk_is_float32_once_loaded(tmp_path):
+    torch.manual_seed(0)
+    head = nn.Linear(16, 4)
+    save_module(head, tmp_path / "h.safetensors", "linear", half=True, arguments={"in_features": 16, "out_features": 4})
+    assert load_file(tmp_path / "h.safetensors")["weight"].dtype == torch.float16
+    found = load_module(tmp_path / "h.safetensors", "linear")[0]
+    assert found.weight.dtype == torch.float32
+    # float16 has 11 significant bits, so rounding moves a value by at most 2^-11 of itself
+    assert torch.allclose(found.weight, head.weight, rtol=2**-11, atol=2**-24)

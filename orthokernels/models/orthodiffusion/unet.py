@@ -165,6 +165,9 @@ class UNet(nn.Module):
         head_channels: channels per head, instead of ``heads``.
         groups: groups of every normalisation; must divide the width of every level.
         dropout: probability, before the last convolution of a residual block.
+        patch: voxels along depth, height and width that the network sees as one, their values as channels: the input
+            is unfolded once, the prediction folded back, and every feature map is that much smaller. (1, 1, 1) is the
+            published network.
         checkpoint: recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
@@ -186,6 +189,7 @@ class UNet(nn.Module):
         head_channels: int | None = None,
         groups: int = 32,
         dropout: float = 0.0,
+        patch: tuple[int, int, int] = (1, 1, 1),
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -193,7 +197,9 @@ class UNet(nn.Module):
         if any(width % groups for width in [base_channels, *widths]):
             raise ValueError(f"groups={groups} does not divide every width: {base_channels} at first, levels {widths}")
         self.base_channels = base_channels
+        self.patch = (patch[0], patch[1], patch[2])
         self.checkpoint = checkpoint
+        folded = math.prod(self.patch)
         embed_dim = 4 * base_channels
         attended = {level for level in range(len(widths)) if 2**level in set(attention_rates)}
 
@@ -207,7 +213,7 @@ class UNet(nn.Module):
 
         self.time_embed = nn.Sequential(nn.Linear(base_channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
 
-        encoder = [Block(nn.Conv3d(in_channels, base_channels, 3, padding=1))]
+        encoder = [Block(nn.Conv3d(in_channels * folded, base_channels, 3, padding=1))]
         skips = [base_channels]
         for level, width in enumerate(widths):
             for _ in range(res_blocks):
@@ -238,7 +244,7 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(decoder)
 
         self.out = nn.Sequential(
-            GroupNorm(groups, inputs), SiLU(), zero_init(nn.Conv3d(inputs, out_channels, 3, padding=1))
+            GroupNorm(groups, inputs), SiLU(), zero_init(nn.Conv3d(inputs, out_channels * folded, 3, padding=1))
         )
         self.feature_names = tuple(name for name, _ in self._blocks())
 
@@ -272,7 +278,8 @@ class UNet(nn.Module):
             Each name with its map [batch, channels, depth', height', width'], in the order of computation.
 
         Raises:
-            ValueError: an unknown name, no name at all, or timesteps of another shape than [batch].
+            ValueError: an unknown name, no name at all, timesteps of another shape than [batch], or a side that the
+                patch does not divide.
         """
         wanted = tuple(names)
         unknown = [name for name in wanted if name not in self.feature_names]
@@ -282,6 +289,7 @@ class UNet(nn.Module):
         if timesteps.shape != x.shape[:1]:
             raise ValueError(f"timesteps of shape {tuple(timesteps.shape)} for a batch of {x.shape[0]}")
 
+        x = fold(x, self.patch)
         last = max(self.feature_names.index(name) for name in wanted)
         # Without a decoder to come, an encoder feature is let go of as soon as the next block has read it.
         decodes = last >= self.feature_names.index("out_0")
@@ -299,7 +307,7 @@ class UNet(nn.Module):
             if decodes and name.startswith("in_"):
                 skips.append(x)
             if name in wanted:
-                found[name] = x
+                found[name] = unfold(x, self.patch) if name == "final" else x
         return found
 
     def _embed(self, timesteps: Tensor) -> Tensor:
@@ -307,6 +315,41 @@ class UNet(nn.Module):
         if dtype == torch.float64:
             timesteps = timesteps.double()
         return self.time_embed(timestep_embedding(timesteps, self.base_channels).to(dtype))
+
+
+def fold(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Space to channels: [batch, C, D, H, W] -> [batch, C d h w, D / d, H / h, W / w] for a patch (d, h, w).
+
+    Place (i, j, k) of the patch in channel c becomes channel ((c d + i) h + j) w + k, in ``pixel_unshuffle``'s order.
+    The memory format is kept.
+
+    Raises:
+        ValueError: the patch does not divide a side.
+    """
+    if patch == (1, 1, 1):
+        return x
+    batch, channels, *sides = x.shape
+    if any(side % p for side, p in zip(sides, patch, strict=True)):
+        raise ValueError(f"a patch of {patch} does not divide a volume of {tuple(sides)}")
+    (d, h, w), (depth, height, width) = patch, (side // p for side, p in zip(sides, patch, strict=True))
+    apart = x.reshape(batch, channels, depth, d, height, h, width, w).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return apart.reshape(batch, channels * d * h * w, depth, height, width).contiguous(memory_format=_format(x))
+
+
+def unfold(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Channels to space, the inverse of ``fold``: [batch, C d h w, D, H, W] -> [batch, C, D d, H h, W w]."""
+    if patch == (1, 1, 1):
+        return x
+    batch, channels, depth, height, width = x.shape
+    d, h, w = patch
+    apart = x.reshape(batch, channels // (d * h * w), d, h, w, depth, height, width).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    whole = apart.reshape(batch, channels // (d * h * w), depth * d, height * h, width * w)
+    return whole.contiguous(memory_format=_format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+    return torch.channels_last_3d if last else torch.contiguous_format
 
 
 def zero_init(conv: nn.Conv1d | nn.Conv3d) -> nn.Module:

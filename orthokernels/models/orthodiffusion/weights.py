@@ -1,47 +1,45 @@
-"""Weights in and out: published checkpoints converted, fetched, or made at random; folders of safetensors loaded.
+"""Weights in and out: folders of safetensors, each file with its card.
 
 A weights folder holds ``weights.json`` (the settings below) and one safetensors file per module, each with a JSON card
 of the same stem that says which module it is, how it was constructed, where it came from, and its digest:
 
     sagittal.safetensors                the denoiser of a plane
     sagittal.segmentation.safetensors   its segmentation head, where there is one
+    sagittal.segmentation.encoder.safetensors   the encoder and middle that were fine-tuned with that head
     sagittal.knee.pooling.safetensors   its pooling for a joint, where there is one
     sagittal.knee.head.safetensors      its single-plane head for a joint, where there is one
+    sagittal.knee.encoder.safetensors   the encoder and middle that were fine-tuned with that pooling and head
     knee.fusion.safetensors             the head that fuses the planes for a joint, where there is one
 
-Nothing here reads a pickle: checkpoints load with ``weights_only=True``.
+Tensors may be stored in half precision; they are float32 once loaded.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from orthokernels.data.prepare import SIZE
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.diffusion import cosine_schedule
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.pooling import POOLINGS
 from orthokernels.models.orthodiffusion.segmentation import SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.tasks import LABELS, PLANES, STRUCTURES
+from orthokernels.tasks import PLANES
 
-PUBLISHED_REPOSITORY = "lanstat0123/orthodiffusion"
-PUBLISHED_FILES = {plane: f"{plane}_model.pt" for plane in PLANES}
 PUBLISHED_TIMESTEP, PUBLISHED_BLOCK = 100, "mid_2"
-
-_PREFIXES = ("denoise_fn.module.", "denoise_fn.")
 
 
 class Card(BaseModel):
@@ -61,28 +59,62 @@ class Card(BaseModel):
     shapes: dict[str, list[int]]
 
 
+class FeaturePoint(BaseModel):
+    """Where features are taken: at which timestep, and behind which block."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timestep: Annotated[int, Field(ge=0)] = PUBLISHED_TIMESTEP
+    block: str = PUBLISHED_BLOCK
+
+
 class Settings(BaseModel):
-    """``weights.json``: timestep and block of each plane's features, and each label's threshold, per joint."""
+    """``weights.json``.
+
+    Attributes:
+        notice: one sentence that says what these weights are; shown with everything made with them.
+        size: side of the square slices that the networks were trained on, in pixels.
+        timestep, block: of each plane's features.
+        points: the same for one task, "segmentation" or a joint, where it has its own: task, then plane.
+        thresholds: probability from which a label counts as present: joint, then label.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     format: int = 1
     name: str = "unnamed"
+    notice: str | None = None
+    size: Annotated[int, Field(ge=16, le=2048)] = SIZE
     timestep: dict[str, int] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
     block: dict[str, str] = dict.fromkeys(PLANES, PUBLISHED_BLOCK)
+    points: dict[str, dict[str, FeaturePoint]] = {}
     thresholds: dict[str, dict[str, float]] = {}
+
+    def point(self, task: str, plane: str) -> FeaturePoint:
+        """Where a task's features of a plane are taken."""
+        general = FeaturePoint(
+            timestep=self.timestep.get(plane, PUBLISHED_TIMESTEP), block=self.block.get(plane, PUBLISHED_BLOCK)
+        )
+        return self.points.get(task, {}).get(plane, general)
 
 
 @dataclass
 class PlaneWeights:
-    """The modules of one plane; a head that the weights do not have is None."""
+    """The modules of one plane; a head that the weights do not have is None.
+
+    ``timestep`` and ``block`` are the diagnosis features'. An encoder is a denoiser whose encoder and middle were
+    fine-tuned for one task; where it is None, the task reads the denoiser.
+    """
 
     denoiser: UNet
     timestep: int = PUBLISHED_TIMESTEP
     block: str = PUBLISHED_BLOCK
     segmentation: SegmentationHead | None = None
+    segmentation_point: FeaturePoint = field(default_factory=FeaturePoint)
+    segmentation_encoder: UNet | None = None
     pooling: nn.Module | None = None
     head: nn.Module | None = None
+    encoder: UNet | None = None
 
 
 @dataclass
@@ -96,6 +128,8 @@ class Weights:
     fusion: nn.Module | None = None
     fusion_name: str | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
+    size: int = SIZE
+    notice: str | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """Each module under the name of its file, in a fixed order."""
@@ -103,6 +137,8 @@ class Weights:
         for plane, own in sorted(self.planes.items()):
             found[plane] = own.denoiser
             found[f"{plane}.segmentation"] = own.segmentation
+            found[f"{plane}.segmentation.encoder"] = own.segmentation_encoder
+            found[f"{plane}.{self.joint}.encoder"] = own.encoder
             found[f"{plane}.{self.joint}.pooling"] = own.pooling
             found[f"{plane}.{self.joint}.head"] = own.head
         found[f"{self.joint}.fusion"] = self.fusion
@@ -124,72 +160,6 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def random_weights(seed: int, joint: str = "knee", planes: tuple[str, ...] = PLANES) -> Weights:
-    """A full set of untrained modules at the published size; the same seed gives the same weights."""
-    labels = len(LABELS[joint])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        found = {}
-        # Every plane is drawn, asked for or not, so that a plane's weights do not depend on the others.
-        for plane in PLANES:
-            pooling = POOLINGS["selfattn"]()
-            found[plane] = PlaneWeights(
-                denoiser=_varied(UNet()),
-                segmentation=_following(SegmentationHead(classes=len(STRUCTURES) + 1)),
-                pooling=pooling,
-                head=nn.Linear(pooling.out_channels, labels),
-            )
-        fusion = FUSIONS["gating"](labels=labels)
-    return _ready(
-        Weights(
-            name=f"random:{seed}",
-            trained=False,
-            joint=joint,
-            planes={plane: found[plane] for plane in planes},
-            fusion=fusion,
-            fusion_name="gating",
-        )
-    )
-
-
-def _varied(unet: UNet) -> UNet:
-    """An untrained denoiser whose features follow the picture: no biases, and convolutions that keep the variance.
-
-    PyTorch's usual start shrinks the signal at each layer until the biases decide, and features are alike everywhere.
-    """
-    for layer in unet.modules():
-        if isinstance(layer, nn.Conv3d) and bool(layer.weight.any()):  # those that start at zero stay there
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return unet
-
-
-def _following(head: SegmentationHead) -> SegmentationHead:
-    """An untrained head whose classes follow its features, so that its label map shows whether it lies where it should.
-
-    The transposed convolutions mix channels at random and interpolate linearly in space. The last layer is scaled and
-    shifted so that on random features every class has the same mean and spread: none wins everywhere.
-    """
-    taps = torch.tensor([0.25, 0.75, 0.75, 0.25])  # linear interpolation by 2
-    kernel = taps[:, None, None] * taps[:, None] * taps
-    for layer in head.net:
-        if isinstance(layer, nn.ConvTranspose3d):
-            mixing = torch.randn(layer.in_channels, layer.out_channels) * (2 / layer.in_channels) ** 0.5
-            layer.weight.data = mixing[:, :, None, None, None] * kernel
-            layer.bias.data.zero_()  # type: ignore[union-attr]
-    first, last = head.net[0], head.net[-1]
-    assert isinstance(first, nn.ConvTranspose3d)
-    assert isinstance(last, nn.Conv3d)
-    last.weight.data.normal_()
-    last.bias.data.zero_()  # type: ignore[union-attr]
-    with torch.no_grad():
-        logits = head(torch.randn(1, first.in_channels, 1, 8, 8)).transpose(0, 1).flatten(1)  # [classes, voxels]
-    spread, mean = torch.std_mean(logits, dim=1)
-    last.weight.data /= spread.view(-1, 1, 1, 1, 1)
-    last.bias.data -= mean / spread  # type: ignore[union-attr]
-    return head
-
-
 def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANES) -> Weights:
     """Weights by name: "random:SEED", "published" (fetched before), or a folder.
 
@@ -197,6 +167,8 @@ def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANE
         InputError: unknown name, missing or damaged file, or a file that does not fit its card.
     """
     if name.startswith("random:"):
+        from orthokernels.models.orthodiffusion.untrained import random_weights  # reads the classes of this file
+
         seed = name.removeprefix("random:")
         if not seed.isdecimal():
             raise InputError(f"--weights {name}: the seed must be a whole number, as in random:0.")
@@ -213,24 +185,12 @@ def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANE
 
 
 def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -> Weights:
-    settings = _settings(folder)
-    found, cards = {}, []
+    settings = load_settings(folder)
+    found: dict[str, PlaneWeights] = {}
+    cards: list[Card] = []
     for plane in planes:
-        if not (folder / f"{plane}.safetensors").is_file():
-            continue
-        denoiser, card = load_module(folder / f"{plane}.safetensors", "unet")
-        cards.append(card)
-        own = PlaneWeights(denoiser, settings.timestep[plane], settings.block[plane])  # type: ignore[arg-type]
-        for stem, field_name, kind in (
-            (f"{plane}.segmentation", "segmentation", "segmentation_head"),
-            (f"{plane}.{joint}.pooling", "pooling", None),
-            (f"{plane}.{joint}.head", "head", "linear"),
-        ):
-            if (folder / f"{stem}.safetensors").is_file():
-                module, card = load_module(folder / f"{stem}.safetensors", kind)
-                cards.append(card)
-                setattr(own, field_name, module)
-        found[plane] = own
+        if (folder / f"{plane}.safetensors").is_file():
+            found[plane] = _load_plane(folder, settings, plane, joint, cards)
     if not found:
         raise InputError(f"{folder}: holds no denoiser ({', '.join(f'{p}.safetensors' for p in planes)}).")
     fusion, fusion_name = None, None
@@ -238,7 +198,7 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
         fusion, card = load_module(folder / f"{joint}.fusion.safetensors", None)
         fusion_name = card.module
         cards.append(card)
-    return _ready(
+    return ready(
         Weights(
             name=settings.name if settings.name != "unnamed" else name,
             trained=all(card.trained for card in cards),
@@ -247,11 +207,39 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
             fusion=fusion,
             fusion_name=fusion_name,
             thresholds=settings.thresholds.get(joint, {}),
+            size=settings.size,
+            notice=settings.notice,
         )
     )
 
 
-def _settings(folder: Path) -> Settings:
+def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards: list[Card]) -> PlaneWeights:
+    """One plane's modules; the card of each file is added to ``cards``."""
+
+    def load(stem: str, kind: str | None) -> nn.Module | None:
+        path = folder / f"{stem}.safetensors"
+        if not path.is_file():
+            return None
+        module, card = load_encoder(path, denoiser) if kind == "unet_encoder" else load_module(path, kind)
+        cards.append(card)
+        return module
+
+    denoiser: Any = load(plane, "unet")
+    point = settings.point(joint, plane)
+    own: dict[str, Any] = {
+        "segmentation": load(f"{plane}.segmentation", None),
+        "segmentation_encoder": load(f"{plane}.segmentation.encoder", "unet_encoder"),
+        "pooling": load(f"{plane}.{joint}.pooling", None),
+        "head": load(f"{plane}.{joint}.head", "linear"),
+        "encoder": load(f"{plane}.{joint}.encoder", "unet_encoder"),
+    }
+    return PlaneWeights(
+        denoiser, point.timestep, point.block, segmentation_point=settings.point("segmentation", plane), **own
+    )
+
+
+def load_settings(folder: Path) -> Settings:
+    """The settings of a weights folder, or the published ones where it has no ``weights.json``."""
     path = folder / "weights.json"
     if not path.is_file():
         return Settings()
@@ -259,15 +247,18 @@ def _settings(folder: Path) -> Settings:
         return Settings.model_validate_json(path.read_text())
     except (ValidationError, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: not a valid settings file ({_first_line(error)}). Convert the weights again."
+            f"{path}: not a valid settings file ({first_line(error)}). Convert the weights again."
         ) from error
 
 
-def _ready(weights: Weights) -> Weights:
+def ready(weights: Weights) -> Weights:
+    """The same weights for inference: no dropout, no gradients."""
     for module in weights.modules().values():
         module.eval().requires_grad_(False)
     return weights
 
+
+_FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuning changes; time_embed stays
 
 _MODULES: dict[str, Any] = {
     "unet": UNet,
@@ -284,40 +275,80 @@ def load_module(path: Path, kind: str | None) -> tuple[nn.Module, Card]:
     Raises:
         InputError: the file or its card is missing, damaged or altered, or is not of ``kind``.
     """
+    card = _card(path, kind)
+    try:
+        state = _state(path, card)
+        with torch.device("meta"):
+            module = _MODULES[card.module](**card.arguments)
+        module.load_state_dict(state, strict=True, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: does not fit its card ({first_line(error)}). Convert it again.") from error
+    return module, card
+
+
+def load_encoder(path: Path, denoiser: UNet) -> tuple[UNet, Card]:
+    """A copy of ``denoiser`` with the fine-tuned encoder and middle of a file that ``save_encoder`` wrote.
+
+    Raises:
+        InputError: the file or its card is missing, damaged or altered, or belongs to a network of another shape.
+    """
+    card = _card(path, "unet_encoder")
+    state = _state(path, card)
+    encoder = copy.deepcopy(denoiser)
+    expected = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name.startswith(_FINE_TUNED)}
+    if {name: tensor.shape for name, tensor in state.items()} != expected:
+        raise InputError(f"{path}: is not the encoder of the denoiser beside it. Train or convert it again.")
+    encoder.load_state_dict(state, strict=False)
+    return encoder, card
+
+
+def _card(path: Path, kind: str | None) -> Card:
     card_path = path.with_suffix(".json")
     try:
         card = Card.model_validate_json(card_path.read_text())
     except (ValidationError, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{card_path}: no valid card for {path.name} ({_first_line(error)}). Convert it again."
+            f"{card_path}: no valid card for {path.name} ({first_line(error)}). Convert it again."
         ) from error
-    if card.module not in _MODULES or (kind and card.module != kind):
+    known = kind == "unet_encoder" or card.module in _MODULES
+    if not known or (kind and card.module != kind):
         raise InputError(
             f"{card_path}: describes a module {card.module!r}, not {kind or 'one of ' + ', '.join(_MODULES)}."
         )
+    return card
+
+
+def _state(path: Path, card: Card) -> dict[str, Tensor]:
+    """The tensors of a file whose digest is its card's; half precision comes as float32."""
     try:
         state = load_file(path)
-        if digest_of(state) != card.digest:
-            raise InputError(f"{path}: its content does not match the digest in its card. Convert or fetch it again.")
-        with torch.device("meta"):
-            module = _MODULES[card.module](**card.arguments)
-        module.load_state_dict(state, strict=True, assign=True)
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a readable safetensors file ({_first_line(error)}). Convert it again."
-        ) from error
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not fit its card ({_first_line(error)}). Convert it again.") from error
-    return module, card
+        raise InputError(f"{path}: not a readable safetensors file ({first_line(error)}). Convert it again.") from error
+    if digest_of(state) != card.digest:
+        raise InputError(f"{path}: its content does not match the digest in its card. Convert or fetch it again.")
+    return {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in state.items()}
 
 
-def save_module(module: nn.Module, path: Path, kind: str, **facts: Any) -> Card:
-    """Write a module's tensors and card, each to a temporary file first, then renamed; the card last."""
-    state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    return _save_state(state, path, kind, **facts)
+def save_module(module: nn.Module, path: Path, kind: str, *, half: bool = False, **facts: Any) -> Card:
+    """Write a module's tensors and card, each to a temporary file first, then renamed; the card last.
+
+    ``half`` stores float32 tensors as float16: half the size, each value off by at most 2^-11 of itself (down to 6e-5).
+    """
+    return save_state(_stored(module.state_dict(), half), path, kind, **facts)
 
 
-def _save_state(state: dict[str, Tensor], path: Path, kind: str, **facts: Any) -> Card:
+def save_encoder(denoiser: UNet, path: Path, *, half: bool = False, **facts: Any) -> Card:
+    """Write the tensors that fine-tuning changes, the encoder's and the middle's, with a card."""
+    state = {name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(_FINE_TUNED)}
+    return save_state(_stored(state, half), path, "unet_encoder", **facts)
+
+
+def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    narrowed = {n: t.half() if half and t.dtype == torch.float32 else t for n, t in state.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in narrowed.items()}
+
+
+def save_state(state: dict[str, Tensor], path: Path, kind: str, **facts: Any) -> Card:
     shapes = {name: list(tensor.shape) for name, tensor in state.items()}
     card = Card(module=kind, digest=digest_of(state), shapes=shapes, **facts)
     try:
@@ -332,120 +363,6 @@ def _save_state(state: dict[str, Tensor], path: Path, kind: str, **facts: Any) -
     return card
 
 
-def convert_checkpoint(checkpoint: Path, out: Path, *, plane: str | None = None, origin: str = "") -> tuple[Path, Card]:
-    """A published checkpoint's EMA weights as safetensors with a card.
-
-    Args:
-        checkpoint: a dict with ``ema`` (preferred, as downstream code uses it) or ``model``, whose keys lie under
-            ``denoise_fn.`` or ``denoise_fn.module.``.
-        out: a ``.safetensors`` path, or a folder, which gets ``<plane>.safetensors``.
-        plane: sagittal, coronal or axial; by default read from the checkpoint's file name.
-
-    Raises:
-        InputError: not a checkpoint, not loadable without running code from it, or not this network.
-    """
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such file. Check the path.")
-    plane = plane or next((p for p in PLANES if p in checkpoint.name.lower()), None)
-    if out.suffix != ".safetensors":
-        if plane is None:
-            raise InputError(f"{checkpoint}: which plane is it? Its name does not say; pass --plane.")
-        out = out / f"{plane}.safetensors"
-    content = _load_checkpoint(checkpoint)
-    source = "ema" if "ema" in content else "model"
-    state, ignored = _network_state(content[source], checkpoint)
-    _check_state(state, checkpoint)
-    facts = {
-        "file": checkpoint.name,
-        "sha256": _file_digest(checkpoint),
-        "entry": source,
-        "ignored": ", ".join(ignored),
-        "step": str(content.get("step", "unknown")),
-    }
-    if origin:
-        facts["from"] = origin
-    return out, _save_state(state, out, "unet", plane=plane, origin=facts)
-
-
-def _load_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: holds more than tensors ({_refused(error)}), so loading it could run its code. It was not. "
-            "Get the checkpoint from its authors."
-        ) from error
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a readable PyTorch checkpoint ({_first_line(error)}). Download it again."
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("ema", content.get("model")), dict):
-        raise InputError(f"{path}: has neither an 'ema' nor a 'model' entry. Pass a published *_model.pt checkpoint.")
-    return content
-
-
-def _network_state(entry: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The network's tensors without their prefix, float32; and the names of everything else."""
-    prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in entry)), None)
-    if prefix is None:
-        raise InputError(f"{path}: has no 'denoise_fn.' weights. Pass a published *_model.pt checkpoint.")
-    state = {
-        key.removeprefix(prefix): tensor.float().contiguous()
-        for key, tensor in entry.items()
-        if key.startswith(prefix) and isinstance(tensor, Tensor)
-    }
-    betas = entry.get("betas")
-    if isinstance(betas, Tensor) and (
-        betas.shape != (1000,) or not torch.allclose(betas.double(), cosine_schedule(), atol=1e-6)
-    ):
-        raise InputError(f"{path}: was trained with another noise schedule than the published cosine one.")
-    return state, sorted(key for key in entry if not key.startswith(prefix))
-
-
-def _check_state(state: dict[str, Tensor], path: Path) -> None:
-    """Every name and shape of the published network, no more and no less."""
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in UNet().state_dict().items()}
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in expected]
-    wrong += [
-        f"{name} has shape {list(state[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    wrong += [f"{name} has NaN or infinite values" for name, t in state.items() if not bool(torch.isfinite(t).all())]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{path}: is not the published network: {'; '.join(wrong[:3])}{more}. Nothing was written.")
-
-
-def fetch_published(folder: Path | None = None, planes: tuple[str, ...] = PLANES) -> list[Card]:
-    """Download the published checkpoints (resumed if cut off, 553 MB each), convert them, and record their digests.
-
-    Raises:
-        InputError: the hub can not be reached, or does not have the files.
-    """
-    from huggingface_hub import HfApi, hf_hub_download
-
-    folder = folder or published_folder()
-    cards = []
-    for plane in planes:
-        try:
-            revision = HfApi().model_info(PUBLISHED_REPOSITORY, timeout=30).sha or "main"
-            file = hf_hub_download(PUBLISHED_REPOSITORY, PUBLISHED_FILES[plane], revision=revision)
-        except Exception as error:  # the transport library and its errors changed twice between the hub's versions
-            raise InputError(
-                f"{PUBLISHED_REPOSITORY} on the Hugging Face hub can't be reached ({_first_line(error)}). Run again "
-                "with a connection (a broken download resumes), or copy the *_model.pt files here and use "
-                "'weights convert'."
-            ) from error
-        cards.append(
-            convert_checkpoint(Path(file), folder, plane=plane, origin=f"{PUBLISHED_REPOSITORY}@{revision}")[1]
-        )
-    (folder / "weights.json").write_text(Settings(name="published").model_dump_json(indent=1) + "\n")
-    return cards
-
-
 def published_folder() -> Path:
     """Where fetched weights live: under ORTHOKERNELS_CACHE, else the user's cache folder."""
     cache = os.environ.get("ORTHOKERNELS_CACHE")
@@ -453,17 +370,6 @@ def published_folder() -> Path:
     return base / "weights" / "published"
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _refused(error: Exception) -> str:
-    """Which type a pickle wanted, out of PyTorch's long explanation."""
-    words = str(error).split("GLOBAL ")
-    return f"it names {words[1].split(' was not')[0].split()[0]}" if len(words) > 1 else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".")[:160] if lines else type(error).__name__
