@@ -1,4 +1,4 @@
-"""What a point of the knee can be: every part of the anatomy, and which of the segmented structures it belongs to."""
+"""What a point of a joint can be: every part of the anatomy, and which of the segmented structures it belongs to."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ class Part(IntEnum):
     LATERAL_MENISCUS = 28
     ACL = 29
     PCL = 30
+    BONE_CORTEX = 31
+    BONE_MARROW = 32
+    CARTILAGE = 33
+    LABRUM = 34
+    MARROW_OEDEMA = 35
+    FAINT_MARROW_OEDEMA = 36
+    FAT_OEDEMA = 37
+    TORN_FIBRES = 38
+    DEGENERATE_FIBRES = 39
 
 
 _STRUCTURE = {

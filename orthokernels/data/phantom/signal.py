@@ -71,6 +71,15 @@ TISSUES: dict[Part, Tissue] = {
     Part.LATERAL_MENISCUS: _FIBROCARTILAGE,
     Part.ACL: Tissue(0.62, 950.0, 19.0),
     Part.PCL: Tissue(0.52, 900.0, 12.0),
+    Part.BONE_CORTEX: _CORTEX,
+    Part.BONE_MARROW: _MARROW,
+    Part.CARTILAGE: _CARTILAGE,
+    Part.LABRUM: _FIBROCARTILAGE,
+    Part.MARROW_OEDEMA: Tissue(0.92, 900.0, 85.0, 0.42),
+    Part.FAINT_MARROW_OEDEMA: Tissue(0.92, 600.0, 85.0, 0.72),
+    Part.FAT_OEDEMA: Tissue(0.95, 900.0, 90.0, 0.55),
+    Part.TORN_FIBRES: Tissue(0.80, 1300.0, 42.0),
+    Part.DEGENERATE_FIBRES: Tissue(0.65, 1000.0, 25.0),
 }
 
 
