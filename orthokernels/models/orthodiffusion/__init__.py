@@ -18,7 +18,7 @@ from orthokernels.models.orthodiffusion.pooling import (
     GlobalLocalPool,
     SelfAttentionPool,
 )
-from orthokernels.models.orthodiffusion.segmentation import SegmentationHead
+from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead, SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "LateFusion",
     "LinearAddFusion",
     "LinearConcatFusion",
+    "MultiscaleSegmentationHead",
     "SegmentationHead",
     "SelfAttentionPool",
     "TabularNet",
