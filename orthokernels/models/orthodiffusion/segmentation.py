@@ -114,7 +114,7 @@ class MultiscaleSegmentationHead(nn.Module):
         self.out = nn.Sequential(_norm(channels[0]), nn.SiLU(), nn.Conv3d(channels[0], classes * folded, 1))
 
     def feature_names(self, unet: UNet) -> tuple[str, ...]:
-        """The maps of ``unet`` that ``forward`` needs: the encoder's last of each level, finest first, and the middle's.
+        """The maps of ``unet`` that ``forward`` needs: the last of each encoder level, finest first, and the middle's.
 
         Raises:
             ValueError: the network has another number of levels.
