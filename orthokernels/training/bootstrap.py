@@ -96,9 +96,7 @@ def calibration_errors(truth: np.ndarray, probability: np.ndarray, counts: np.nd
         truth, probability: [studies, labels].
         counts: [draws, studies].
     """
-    # Bounds in float32 as torchmetrics has them: a probability on a bound must fall on the same side.
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1, dtype=np.float32)
-    bins = np.searchsorted(edges, probability.astype(np.float32), side="right") - 1
+    bins = (probability * CALIBRATION_BINS).astype(int)
     total = np.zeros(len(counts))
     for number in range(CALIBRATION_BINS + 1):  # torchmetrics gives a probability of 1 a bin of its own
         inside = bins == number

@@ -21,8 +21,8 @@ from orthokernels.training.surface_distance import surface_distance_95
 def findings(studies=60, labels=3, seed=0):
     draw = np.random.default_rng(seed)
     truth = draw.integers(0, 2, (studies, labels))
-    # Rounded, so that scores tie.
-    return truth, np.round(np.clip(0.5 + 0.2 * (2 * truth - 1) + draw.normal(0, 0.3, truth.shape), 0.001, 0.999), 2)
+    # Rounded, so that scores tie; but none on a bound of the calibration's bins.
+    return truth, np.round(np.clip(0.5 + 0.2 * (2 * truth - 1) + draw.normal(0, 0.3, truth.shape), 0, 0.98), 2) + 0.004
 
 
 def test_figures_per_label_are_scikit_learns():
