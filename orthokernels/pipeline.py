@@ -25,8 +25,7 @@ from orthokernels.data.restore import Restorer
 from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
-from orthokernels.models.orthodiffusion.features import features
+from orthokernels.models.orthodiffusion.inference import slab_features, slab_output
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
 from orthokernels.result import (
     Finding,
@@ -121,7 +120,7 @@ def run(
             if plane not in weights.planes:
                 own.warnings.append(f"the weights have no {plane} denoiser")
                 continue
-            _run_plane(plane, own, weights.planes[plane], preparation, seed, draws, target, seconds, tell)
+            _run_plane(plane, own, weights.planes[plane], preparation, weights.size, seed, draws, target, seconds, tell)
         with _timed(seconds, "findings"):
             findings = _findings(weights, runs)
     result = _result(study, weights, runs, findings, preparation, seed, seconds)
@@ -184,6 +183,7 @@ def _run_plane(
     own: _PlaneRun,
     weights: PlaneWeights,
     preparation: Mode,
+    size: int,
     seed: int,
     draws: int,
     device: torch.device,
@@ -191,29 +191,25 @@ def _run_plane(
     tell: Progress,
 ) -> None:
     with _timed(seconds, "prepare"):
-        prepared = prepare(own.volume, preparation)
+        prepared = prepare(own.volume, preparation, size)
     restorer = Restorer(prepared.way_back) if weights.segmentation is not None else None
     slabs = len(prepared.way_back.starts)
     vectors = []
-    denoiser = weights.denoiser.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    for number in range(slabs):
+    for module in weights.modules().values():
+        module.to(device)
+    for unet in weights.networks():
+        unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for number, start in enumerate(prepared.way_back.starts):
         tell(f"{plane.capitalize()}: features", number, slabs)
+        x0 = _slab_tensor(prepared, number, device)
         with _timed(seconds, "features"):
-            found = features(
-                denoiser,
-                GaussianDiffusion(),
-                _slab_tensor(prepared, number, device),
-                (weights.block,),
-                timestep=weights.timestep,
-                seed=seed,
-                draws=draws,
-                first_sample=prepared.way_back.starts[number],
-            )[weights.block]
+            found = slab_features(weights, x0, seed=seed, draws=draws, sample=start)
         with _timed(seconds, "heads"):
-            if weights.pooling is not None:
-                vectors.append(weights.pooling.to(device)(found))
-            if weights.segmentation is not None:
-                logits = weights.segmentation.to(device)(found)[0].float().cpu().numpy()
+            output = slab_output(weights, found, x0)
+            if output.vector is not None:
+                vectors.append(output.vector)
+            if output.logits is not None:
+                logits = output.logits[0].float().cpu().numpy()
         if restorer is not None:
             with _timed(seconds, "restore"):
                 restorer.add(logits)

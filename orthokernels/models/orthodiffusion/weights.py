@@ -35,7 +35,7 @@ from orthokernels.data.prepare import SIZE
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.pooling import POOLINGS
-from orthokernels.models.orthodiffusion.segmentation import SegmentationHead
+from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead, SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.tasks import PLANES
 
@@ -109,12 +109,28 @@ class PlaneWeights:
     denoiser: UNet
     timestep: int = PUBLISHED_TIMESTEP
     block: str = PUBLISHED_BLOCK
-    segmentation: SegmentationHead | None = None
+    segmentation: SegmentationHead | MultiscaleSegmentationHead | None = None
     segmentation_point: FeaturePoint = field(default_factory=FeaturePoint)
     segmentation_encoder: UNet | None = None
     pooling: nn.Module | None = None
     head: nn.Module | None = None
     encoder: UNet | None = None
+
+    def modules(self, joint: str = "") -> dict[str, nn.Module]:
+        """Each module under its file's name behind the plane's, in a fixed order."""
+        found: dict[str, nn.Module | None] = {
+            "": self.denoiser,
+            ".segmentation": self.segmentation,
+            ".segmentation.encoder": self.segmentation_encoder,
+            f".{joint}.pooling": self.pooling,
+            f".{joint}.head": self.head,
+            f".{joint}.encoder": self.encoder,
+        }
+        return {name: module for name, module in found.items() if module is not None}
+
+    def networks(self) -> list[UNet]:
+        """The denoiser and the encoders that were fine-tuned from it."""
+        return [unet for unet in (self.denoiser, self.segmentation_encoder, self.encoder) if unet is not None]
 
 
 @dataclass
@@ -133,16 +149,12 @@ class Weights:
 
     def modules(self) -> dict[str, nn.Module]:
         """Each module under the name of its file, in a fixed order."""
-        found: dict[str, nn.Module | None] = {}
-        for plane, own in sorted(self.planes.items()):
-            found[plane] = own.denoiser
-            found[f"{plane}.segmentation"] = own.segmentation
-            found[f"{plane}.segmentation.encoder"] = own.segmentation_encoder
-            found[f"{plane}.{self.joint}.encoder"] = own.encoder
-            found[f"{plane}.{self.joint}.pooling"] = own.pooling
-            found[f"{plane}.{self.joint}.head"] = own.head
-        found[f"{self.joint}.fusion"] = self.fusion
-        return {name: module for name, module in found.items() if module is not None}
+        found = {
+            f"{plane}{name}": module
+            for plane, own in sorted(self.planes.items())
+            for name, module in own.modules(self.joint).items()
+        }
+        return found if self.fusion is None else {**found, f"{self.joint}.fusion": self.fusion}
 
     def digest(self) -> str:
         """SHA-256 over all tensors of all modules."""
@@ -263,6 +275,7 @@ _FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuni
 _MODULES: dict[str, Any] = {
     "unet": UNet,
     "segmentation_head": SegmentationHead,
+    "multiscale_segmentation_head": MultiscaleSegmentationHead,
     "linear": nn.Linear,
     **POOLINGS,
     **FUSIONS,
