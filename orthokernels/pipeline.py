@@ -302,6 +302,7 @@ def _result(
             timestep={plane: own.timestep for plane, own in used.items()},  # type: ignore[misc]
             block={plane: own.block for plane, own in used.items()},  # type: ignore[misc]
             fusion=weights.fusion_name,
+            notice=weights.notice,
         ),
         planes=tuple(_plane_result(plane, own, weights) for plane, own in runs.items()),
         findings=findings,

@@ -64,7 +64,10 @@ class PlaneResult(_Record):
 
 
 class Model(_Record):
-    """Which weights ran: ``digest`` is the SHA-256 over every tensor's name, type, shape and bytes."""
+    """Which weights ran: ``digest`` is the SHA-256 over every tensor's name, type, shape and bytes.
+
+    ``notice`` is what the weights say of themselves, in one sentence.
+    """
 
     weights: str
     digest: str
@@ -72,6 +75,7 @@ class Model(_Record):
     timestep: dict[Plane, int]
     block: dict[Plane, str]
     fusion: str | None = None
+    notice: str | None = None
 
 
 class StudyResult(_Record):

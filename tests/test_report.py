@@ -343,3 +343,10 @@ def test_json_refuses_what_json_cannot_say(value: float) -> None:
 def test_report_does_not_need_pytorch() -> None:
     check = "import sys; sys.modules['torch'] = None; import orthokernels.report"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_page_says_what_the_weights_say_of_themselves():
+    plain = _study(())
+    noticed = plain.model_copy(update={"model": plain.model.model_copy(update={"notice": "Trained on <toys> only."})})
+    assert "Trained on &lt;toys&gt; only." in html(noticed, {})
+    assert html(plain, {}).count('class="notice"') == 1

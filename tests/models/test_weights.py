@@ -269,6 +269,15 @@ def test_settings_say_size_notice_and_the_point_of_each_task(tmp_path):
     assert (plane.segmentation_point.timestep, plane.segmentation_point.block) == (30, "mid_0")
 
 
+def test_segmentation_of_another_joint_is_not_loaded(tmp_path):
+    small_folder(tmp_path)
+    head = SegmentationHead(16, classes=3)
+    facts = {"arguments": {"in_channels": 16, "classes": 3}, "plane": "axial", "joint": "knee"}
+    save_module(head, tmp_path / "axial.segmentation.safetensors", "segmentation_head", **facts)
+    assert load_weights(str(tmp_path), "knee").planes["axial"].segmentation is not None
+    assert load_weights(str(tmp_path), "ankle").planes["axial"].segmentation is None
+
+
 def test_half_precision_on_disk_is_float32_once_loaded(tmp_path):
     torch.manual_seed(0)
     head = nn.Linear(16, 4)

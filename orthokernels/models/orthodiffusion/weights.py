@@ -233,6 +233,8 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
         if not path.is_file():
             return None
         module, card = load_encoder(path, denoiser) if kind == "unet_encoder" else load_module(path, kind)
+        if card.joint not in (None, joint):
+            return None  # a segmentation of another joint's structures
         cards.append(card)
         return module
 
