@@ -3,6 +3,10 @@
 Relaxation times are typical of 3 T, after Jordan et al., Musculoskeletal MRI at 3.0T and 7.0T (Eur J Radiol 2013),
 and Pai et al., A comparative study at 3 Tesla of sequence dependence of T2 quantitation in the knee (Magn Reson
 Imaging 2008); those of cortex, tendon, meniscus and vessels are chosen for how dark they look in such series.
+
+Proton densities are effective ones: trabeculae take from marrow's, magnetisation transfer from muscle's and
+cartilage's. They, and the T2 of fat, marrow and muscle, are set so that a spin echo of 6 to 50 ms gives the ratios of
+a real multi-echo series (bench/phantom.py).
 """
 
 from __future__ import annotations
@@ -34,19 +38,19 @@ class Contrast(NamedTuple):
 
 _NOTHING = Tissue(0.0, 1000.0, 10.0)
 _CORTEX = Tissue(0.15, 500.0, 5.0)
-_MARROW = Tissue(0.92, 365.0, 105.0, 0.88)
+_MARROW = Tissue(0.74, 365.0, 122.0, 0.88)
 _SCAR = Tissue(0.6, 365.0, 50.0, 0.85)
-_CARTILAGE = Tissue(0.80, 1200.0, 36.0)
+_CARTILAGE = Tissue(0.69, 1200.0, 36.0)
 _FIBROCARTILAGE = Tissue(0.55, 900.0, 13.0)
 
 TISSUES: dict[Part, Tissue] = {
     Part.AIR: _NOTHING,
     Part.SKIN: Tissue(0.65, 900.0, 24.0),
-    Part.SUBCUTANEOUS_FAT: Tissue(0.95, 370.0, 110.0, 0.97),
+    Part.SUBCUTANEOUS_FAT: Tissue(1.0, 370.0, 120.0, 0.97),
     Part.FASCIA: Tissue(0.50, 900.0, 16.0, 0.2),
-    Part.DEEP_FAT: Tissue(0.93, 380.0, 100.0, 0.93),
-    Part.HOFFA_FAT: Tissue(0.93, 390.0, 100.0, 0.91),
-    Part.MUSCLE: Tissue(0.72, 1400.0, 31.0, 0.03),
+    Part.DEEP_FAT: Tissue(0.95, 380.0, 115.0, 0.93),
+    Part.HOFFA_FAT: Tissue(0.93, 390.0, 114.0, 0.91),
+    Part.MUSCLE: Tissue(0.62, 1400.0, 32.0, 0.03),
     Part.TENDON: Tissue(0.45, 800.0, 8.0),
     Part.LIGAMENT: Tissue(0.50, 850.0, 10.0),
     Part.ARTERY: Tissue(0.30, 1600.0, 20.0),
@@ -66,7 +70,7 @@ TISSUES: dict[Part, Tissue] = {
     Part.FIBULA_MARROW: _MARROW,
     Part.FEMORAL_CARTILAGE: _CARTILAGE,
     Part.TIBIAL_CARTILAGE: _CARTILAGE,
-    Part.PATELLAR_CARTILAGE: Tissue(0.80, 1200.0, 38.0),
+    Part.PATELLAR_CARTILAGE: Tissue(0.69, 1200.0, 38.0),
     Part.MEDIAL_MENISCUS: _FIBROCARTILAGE,
     Part.LATERAL_MENISCUS: _FIBROCARTILAGE,
     Part.ACL: Tissue(0.62, 950.0, 19.0),
@@ -75,8 +79,8 @@ TISSUES: dict[Part, Tissue] = {
     Part.BONE_MARROW: _MARROW,
     Part.CARTILAGE: _CARTILAGE,
     Part.LABRUM: _FIBROCARTILAGE,
-    Part.MARROW_OEDEMA: Tissue(0.92, 900.0, 85.0, 0.42),
-    Part.FAINT_MARROW_OEDEMA: Tissue(0.92, 600.0, 85.0, 0.72),
+    Part.MARROW_OEDEMA: Tissue(0.78, 900.0, 85.0, 0.42),
+    Part.FAINT_MARROW_OEDEMA: Tissue(0.76, 600.0, 95.0, 0.72),
     Part.FAT_OEDEMA: Tissue(0.95, 900.0, 90.0, 0.55),
     Part.TORN_FIBRES: Tissue(0.80, 1300.0, 42.0),
     Part.DEGENERATE_FIBRES: Tissue(0.65, 1000.0, 25.0),
