@@ -1,0 +1,199 @@
+"""A joint as a table of solids: which part a point belongs to, for the anatomies simpler than the knee.
+
+A scene is an ordered list of groups, and the first that contains a point wins, so neighbours need not agree on a
+common border. A group folds a few solids of ``distance``, and other groups too, into one distance: unions,
+subtractions and intersections with rounded creases. ``solids`` packs it all into one flat float64 array:
+
+    head    groups, size along x, y and z, six waves (amplitude, wave numbers along x, y, z and phase in turns)
+    groups  kind, part, inner part, depth where the inner part begins, first row, rows, box around it (6)
+    rows    operation, shape, address of its numbers, count, blend, offset, the shape's own roundness
+    numbers of each shape
+
+The skin comes first and the muscles last, with the fascia between: what is in none is fat.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from orthokernels.data.phantom.distance import box, column, cord, ellipsoid, smooth_max, smooth_min, strap
+from orthokernels.data.phantom.parts import Part
+
+AIR = int(Part.AIR)
+SKIN = int(Part.SKIN)
+SUBCUTANEOUS_FAT = int(Part.SUBCUTANEOUS_FAT)
+FASCIA = int(Part.FASCIA)
+DEEP_FAT = int(Part.DEEP_FAT)
+MUSCLE = int(Part.MUSCLE)
+
+SOLID, LAYERED, MUSCLES, BODY, ENVELOPE = 0, 1, 2, 3, 4  # kinds of groups
+UNION, MINUS, WITHIN = 0, 1, 2  # operations
+ELLIPSOID, CORD, STRAP, COLUMN, BOX, GROUP = 0, 1, 2, 3, 4, 5  # shapes
+
+SIZE, WAVES, HEAD = 1, 4, 34
+GROUP_NUMBERS, ROW_NUMBERS = 12, 7
+FRAME = 12  # numbers of a shape's own frame: its origin, then the rows of the turn into it
+
+SKIN_THICKNESS = 1.3
+FASCIA_HALF_THICKNESS = 0.25
+SEAM = 0.4  # half the fat plane between two muscles, in mm
+
+# Distances may be overstated where waves and flares bend them: a group farther than this many radii cannot matter.
+REACH = 1.35
+_FAR = 6.0  # mm from a group's box beyond which its distance is not worked out
+
+
+@njit(cache=True)
+def wave(x: float, y: float, z: float, s: np.ndarray, at: int) -> float:
+    """One wave of parabolas in place of a sine, which costs a fifth: amplitude, wave numbers and phase in turns."""
+    t = s[at + 1] * x + s[at + 2] * y + s[at + 3] * z + s[at + 4]
+    t -= math.floor(t + 0.5)
+    return s[at] * t * (8.0 - 16.0 * abs(t))
+
+
+@njit(cache=True)
+def shape_at(x: float, y: float, z: float, s: np.ndarray, row: int) -> float:
+    """Distance to the shape of one row."""
+    shape, at, count = int(s[row + 1]), int(s[row + 2]), int(s[row + 3])
+    if shape == CORD:
+        return cord(x, y, z, s, at, count, s[row + 6])
+    if shape == STRAP:
+        return strap(x, y, z, s, at, count)
+    dx, dy, dz = x - s[at], y - s[at + 1], z - s[at + 2]
+    u = s[at + 3] * dx + s[at + 4] * dy + s[at + 5] * dz
+    v = s[at + 6] * dx + s[at + 7] * dy + s[at + 8] * dz
+    w = s[at + 9] * dx + s[at + 10] * dy + s[at + 11] * dz
+    at += FRAME
+    if shape == ELLIPSOID:
+        return ellipsoid(u, v, w, s, at)
+    if shape == COLUMN:
+        return column(u, v, w, s, at + 2, at, s[row + 6])
+    return box(u, v, w, s, at)
+
+
+@njit(cache=True)
+def group_at(x: float, y: float, z: float, s: np.ndarray, group: int) -> float:
+    """Distance to a group: its rows folded in order."""
+    first, rows = int(s[group + 4]), int(s[group + 5])
+    total = 1e9
+    for n in range(rows):
+        row = first + ROW_NUMBERS * n
+        d = group_at(x, y, z, s, int(s[row + 2])) if int(s[row + 1]) == GROUP else shape_at(x, y, z, s, row)
+        d += s[row + 5]
+        operation, blend = int(s[row]), s[row + 4]
+        if operation == UNION:
+            total = smooth_min(total, d, blend)
+        elif operation == MINUS:
+            total = smooth_max(total, -d, blend)
+        else:
+            total = smooth_max(total, d, blend)
+    return total
+
+
+@njit(cache=True)
+def warped(x: float, y: float, z: float, s: np.ndarray) -> tuple[float, float, float]:
+    """A point moved by the scene's gentle waves, after its size is taken out."""
+    x, y, z = x / s[SIZE], y / s[SIZE + 1], z / s[SIZE + 2]
+    dx = wave(x, y, z, s, WAVES) + wave(x, y, z, s, WAVES + 5)
+    dy = wave(x, y, z, s, WAVES + 10) + wave(x, y, z, s, WAVES + 15)
+    dz = wave(x, y, z, s, WAVES + 20) + wave(x, y, z, s, WAVES + 25)
+    return x + dx, y + dy, z + dz
+
+
+@njit(cache=True)
+def prune(x: float, y: float, z: float, radius: float, s: np.ndarray, active: np.ndarray) -> None:
+    """Mark which groups can matter to ``part_at`` within ``radius`` mm of a point.
+
+    ``s`` is a packed scene; ``active`` (groups,) bool is filled. Left out are groups that lie farther away, and all
+    that come after one that holds the whole ball.
+    """
+    reach = REACH * radius / min(s[SIZE], s[SIZE + 1], s[SIZE + 2])
+    x, y, z = warped(x, y, z, s)
+    active[:] = False
+    for n in range(int(s[0])):
+        group = HEAD + GROUP_NUMBERS * n
+        kind = int(s[group])
+        limit = 2.0 * (reach + SEAM) if kind == MUSCLES else reach
+        if kind != BODY and kind != ENVELOPE and box(x, y, z, s, group + 6) > limit:
+            continue
+        d = group_at(x, y, z, s, group)
+        if kind == BODY:
+            active[n] = d > -reach - SKIN_THICKNESS
+            if d > reach:
+                return
+        elif kind == ENVELOPE:
+            active[n] = d > -reach - FASCIA_HALF_THICKNESS
+        else:
+            active[n] = d < limit
+            if d < -reach and kind != MUSCLES:
+                return
+
+
+@njit(cache=True)
+def part_at(x: float, y: float, z: float, s: np.ndarray, active: np.ndarray) -> tuple[int, float]:
+    """The part at a point of the scene's frame, in mm, and about how far every point around it is the same part.
+
+    Args:
+        x, y, z: mm; x to lateral, y to anterior, z to superior of a right joint.
+        s: a packed scene.
+        active: (groups,) bool, from ``prune`` for a ball that holds the point; the clearance holds within that ball.
+
+    Returns:
+        ``(part, clearance)``: a value of ``Part``, and mm. Clearance is a lower bound up to the distances' own
+        inexactness; the sampler keeps a margin.
+    """
+    x, y, z = warped(x, y, z, s)
+    scale = min(s[SIZE], s[SIZE + 1], s[SIZE + 2])
+    near, fascia, first, second = 1e6, -1e6, 1e6, 1e6
+    for n in range(int(s[0])):
+        if not active[n]:
+            continue
+        group = HEAD + GROUP_NUMBERS * n
+        kind = int(s[group])
+        if kind <= MUSCLES:
+            far = box(x, y, z, s, group + 6)
+            if far > near and (kind != MUSCLES or far > 2.0 * (near + SEAM)):
+                continue
+            if far > _FAR and kind != MUSCLES:
+                near = far
+                continue
+        d = group_at(x, y, z, s, group)
+        if kind in (SOLID, LAYERED):
+            if d < 0.0:
+                depth = s[group + 3]
+                if kind == SOLID or d > -depth:
+                    return int(s[group + 1]), scale * (min(near, -d) if kind == SOLID else min(near, -d, d + depth))
+                return int(s[group + 2]), scale * min(near, -d - depth)
+            near = min(near, d)
+        elif kind == MUSCLES:
+            if d < first:
+                first, second = d, first
+            elif d < second:
+                second = d
+        elif kind == BODY:
+            if d > 0.0:
+                return AIR, scale * d
+            if d > -SKIN_THICKNESS:
+                return SKIN, scale * min(-d, d + SKIN_THICKNESS)
+            near = -d - SKIN_THICKNESS
+        else:
+            fascia = d
+    part, near = filling(first, second, fascia, near)
+    return part, scale * near
+
+
+@njit(cache=True)
+def filling(first: float, second: float, fascia: float, near: float) -> tuple[int, float]:
+    """What fills the room between solids: fat outside the fascia, within it the nearest muscle or fat."""
+    if fascia > FASCIA_HALF_THICKNESS:
+        return SUBCUTANEOUS_FAT, min(near, fascia - FASCIA_HALF_THICKNESS)
+    if fascia > -FASCIA_HALF_THICKNESS:
+        return FASCIA, min(near, FASCIA_HALF_THICKNESS - abs(fascia))
+    near = min(near, -fascia - FASCIA_HALF_THICKNESS)
+    muscle = max(first, SEAM - 0.5 * (second - first))
+    if muscle < 0.0:
+        return MUSCLE, min(near, -muscle)
+    return DEEP_FAT, min(near, muscle)
