@@ -85,6 +85,10 @@ class PreparedCache:
             for done, _ in enumerate(pool.map(_make_entry, [(self.folder, self.size, self.mode, r) for r in missing])):
                 tell(done + 1, len(missing))
 
+    def key(self, record: Record) -> str:
+        """A name for the record's prepared slices, which changes with anything they were made from."""
+        return self._path(record, "slices").name
+
     def _complete(self, record: Record) -> bool:
         kinds = ("slices", "labels") if record.labelled else ("slices",)
         return all(self._read(self._path(record, kind), kind) is not None for kind in kinds)
@@ -131,23 +135,25 @@ class PreparedCache:
         scaled = np.clip((prepared.slices + 1.0) * (_STEPS / 2), 0, _STEPS)
         if record.labelled:
             labels = prepare_labels(load_labels(record, volume), prepared.way_back)
-            self._write(self._path(record, "labels"), labels)
-        self._write(self._path(record, "slices"), np.rint(scaled).astype(np.uint16))
+            write_array(self._path(record, "labels"), labels)
+        write_array(self._path(record, "slices"), np.rint(scaled).astype(np.uint16))
 
-    def _write(self, path: Path, array: np.ndarray) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-                try:
-                    np.save(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except OSError as error:
-            raise InputError(f"{path}: can't be written ({error.strerror}). Name another cache folder.") from error
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """One .npy file, written beside its place, brought to the disk, then renamed: whatever is there is whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
+            try:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror}). Name another cache folder.") from error
 
 
 def _make_entry(job: tuple[Path, int, Mode, Record]) -> None:
