@@ -40,6 +40,7 @@ class GaussianDiffusion:
         self.betas = cosine_schedule() if betas is None else betas.double()
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
         self.timesteps = len(self.betas)
+        self._copies: dict[torch.device, Tensor] = {}  # of alpha_bar, one per device
 
     def add_noise(self, x0: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Sample q(x_t | x_0) with the given unit noise (DDPM eq. 4).
@@ -50,28 +51,46 @@ class GaussianDiffusion:
             noise: like ``x0``.
 
         Raises:
-            ValueError: a timestep out of range, or noise of another shape.
+            ValueError: noise of another shape, or a timestep out of range. The range is looked at on the CPU alone:
+                reading it back from another device would wait for all work before it, and indexing there checks it too.
         """
         if noise.shape != x0.shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, the volumes {tuple(x0.shape)}")
-        if int(timesteps.min()) < 0 or int(timesteps.max()) >= self.timesteps:
+        on_cpu = timesteps.device.type == "cpu"
+        if on_cpu and (int(timesteps.min()) < 0 or int(timesteps.max()) >= self.timesteps):
             raise ValueError(f"timesteps must lie in 0 to {self.timesteps - 1}, not {timesteps.tolist()}")
-        alpha_bar = self._at(self.alpha_bar, timesteps)
+        alpha_bar = self._at(timesteps)
         return alpha_bar.sqrt().to(x0) * x0 + (1 - alpha_bar).sqrt().to(x0) * noise
 
     def predict_x0(self, x: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """The clean volume that ``noise`` would have turned into ``x`` (DDIM eq. 9); not clipped."""
-        alpha_bar = self._at(self.alpha_bar, timesteps)
+        alpha_bar = self._at(timesteps)
         return (1 / alpha_bar).sqrt().to(x) * x - (1 / alpha_bar - 1).sqrt().to(x) * noise
 
     def loss(
-        self, denoiser: Denoiser, x0: Tensor, timesteps: Tensor, noise: Tensor, kind: Literal["l1", "l2"] = "l2"
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        kind: Literal["l1", "l2"] = "l2",
+        *,
+        min_snr_gamma: float | None = None,
     ) -> Tensor:
-        """Mean error of the predicted noise over all voxels (DDPM eq. 14), a scalar. The published training uses l2."""
+        """Mean error of the predicted noise over all voxels (DDPM eq. 14), a scalar. The published training uses l2.
+
+        ``min_snr_gamma`` weighs each sample by min(snr, gamma) / snr of its timestep (Hang et al., arXiv 2303.09556,
+        eq. 8, for a prediction of the noise), where snr = alpha_bar / (1 - alpha_bar).
+        """
         if kind not in ("l1", "l2"):
             raise ValueError(f"the loss is 'l1' or 'l2', not {kind!r}")
         predicted = denoiser(self.add_noise(x0, timesteps, noise), timesteps)
-        return F.l1_loss(predicted, noise) if kind == "l1" else F.mse_loss(predicted, noise)
+        if min_snr_gamma is None:
+            return F.l1_loss(predicted, noise) if kind == "l1" else F.mse_loss(predicted, noise)
+        error = F.l1_loss if kind == "l1" else F.mse_loss
+        alpha_bar = self._at(timesteps).flatten()
+        weight = (min_snr_gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1)  # [batch]
+        return (error(predicted, noise, reduction="none").flatten(1).mean(dim=1) * weight).mean().to(noise.dtype)
 
     @torch.no_grad()
     def ddpm_step(self, x: Tensor, timestep: int, noise: Tensor, fresh: Tensor, *, clip: bool = True) -> Tensor:
@@ -173,7 +192,8 @@ class GaussianDiffusion:
                 x = self.ddim_step(x, timestep, target, noise, unit_noise(), eta=eta, clip=clip)
         return x
 
-    @staticmethod
-    def _at(coefficients: Tensor, timesteps: Tensor) -> Tensor:
-        """Coefficients at ``timesteps``, [batch, 1, 1, 1, 1]."""
-        return coefficients.to(timesteps.device)[timesteps.long()].view(-1, 1, 1, 1, 1)
+    def _at(self, timesteps: Tensor) -> Tensor:
+        """alpha_bar at ``timesteps``, float64 [batch, 1, 1, 1, 1]."""
+        if timesteps.device not in self._copies:
+            self._copies[timesteps.device] = self.alpha_bar.to(timesteps.device)
+        return self._copies[timesteps.device][timesteps.long()].view(-1, 1, 1, 1, 1)

@@ -1,0 +1,248 @@
+"""Pre-training: one denoiser per plane, on images alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
+from orthokernels.models.orthodiffusion.unet import UNet
+from orthokernels.models.orthodiffusion.weights import Settings, load_settings, save_module
+from orthokernels.tasks import PLANES
+from orthokernels.training.cache import PreparedCache
+from orthokernels.training.checks import check_records
+from orthokernels.training.config import DataConfig, PretrainConfig
+from orthokernels.training.curves import progress
+from orthokernels.training.distributed import Processes, alone
+from orthokernels.training.loader import (
+    Batch,
+    FixedSlabs,
+    TrainingSlabs,
+    covering_slabs,
+    fixed_batches,
+)
+from orthokernels.training.loop import Run, Trained, train
+from orthokernels.training.randomness import Stream, seed_of, uniform_timesteps, unit_noise
+from orthokernels.training.records import Record, read_records, split_by_patient
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What came of one plane. ``figures`` are the last step's and the last validation's."""
+
+    plane: str
+    weights: Path
+    digest: str
+    steps: int
+    records: dict[str, int]
+    figures: dict[str, float]
+
+
+class Denoising:
+    """Predict the noise at uniform timesteps; validated at fixed ones with fixed noise.
+
+    Args:
+        module: the denoiser.
+        held_out: slabs for validation; with none, nothing is validated.
+    """
+
+    def __init__(self, module: nn.Module, config: PretrainConfig, held_out: FixedSlabs, processes: Processes) -> None:
+        self.module, self.config, self.held_out, self.processes = module, config, held_out, processes
+        self.diffusion = GaussianDiffusion()
+
+    def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        x0, numbers, seed = batch["image"], batch["number"].tolist(), self.config.loop.seed
+        noise = unit_noise(x0.shape[1:], seed, numbers, x0.device).to(memory_format=_format(x0))
+        timesteps = uniform_timesteps(seed, numbers, self.diffusion.timesteps).to(x0.device, non_blocking=True)
+        config = self.config
+        loss = self.diffusion.loss(module, x0, timesteps, noise, config.loss, min_snr_gamma=config.min_snr_gamma)
+        return loss, {}
+
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """The loss over held-out slabs, unweighted, its mean and at each timestep."""
+        if not len(self.held_out):
+            return {}
+        steps, device = self.config.validate_timesteps, self.processes.device
+        sums, count = [0.0] * len(steps), 0
+        for batch in fixed_batches(self.held_out, self.config.loop.batch, self.processes.rank, self.processes.world):
+            x0, numbers = batch["image"].to(device), batch["number"].tolist()
+            count += len(x0)
+            for place, timestep in enumerate(steps):
+                own = [number * len(steps) + place for number in numbers]
+                noise = unit_noise(x0.shape[1:], self.config.loop.seed, own, device, Stream.VALIDATE)
+                at = torch.full((len(x0),), timestep, device=device)
+                sums[place] += len(x0) * float(self.diffusion.loss(module, x0, at, noise, self.config.loss))
+        *sums, total = self.processes.total([*sums, float(count)])
+        found = {f"loss_at_{timestep}": value / total for timestep, value in zip(steps, sums, strict=True)}
+        return {"loss": sum(found.values()) / len(found), **found}
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
+def pretrain(
+    source: Path,
+    out: Path,
+    config: PretrainConfig,
+    *,
+    processes: Processes | None = None,
+    resume: bool = True,
+    silent: bool = True,
+) -> list[Pretrained]:
+    """Train a denoiser for each plane and write it to the weights folder ``out``/weights.
+
+    Args:
+        source: a data set, as ``read_records`` reads it.
+        out: holds weights/ and, for each plane, <plane>/checkpoints and <plane>/tensorboard.
+        resume: take up what an earlier run left in ``out``; otherwise start again.
+
+    Raises:
+        InputError: the data or settings can't be used, or ``out`` holds another run's checkpoints.
+        TrainingStoppedError, SystemExit: as ``loop.train``.
+    """
+    processes = processes or alone()
+    for plane in config.planes:
+        if plane not in PLANES:
+            raise InputError(f"there is no plane {plane!r}; choose from {', '.join(PLANES)}.")
+    splits = load_splits(source, config.data, tuple(config.planes))
+    return [_one_plane(plane, source, out, splits, config, processes, resume, silent) for plane in config.planes]
+
+
+def load_splits(source: Path, data: DataConfig, planes: Sequence[str]) -> dict[str, list[Record]]:
+    """Checked records of ``planes`` by split: "train", "validate" and "test".
+
+    Raises:
+        InputError: everything that is wrong with the data, in one message; or a plane without training data.
+    """
+    settings: dict[str, Any] = {
+        "images": data.images, "masks": data.masks, "plane": data.plane, "poses": data.poses,
+        "masks_mirrored": data.masks_mirrored, "split_file": data.split_file,
+    }  # fmt: skip
+    if data.validation is None:
+        records = read_records(source, data.joint, **settings)
+    else:
+        records = read_records(source, data.joint, split="train", **settings)
+        records += read_records(data.validation, data.joint, split="validate", **settings)
+    records = [record for record in records if record.plane in planes]
+    check_records(records, preparation=data.preparation)
+    if any(record.split == "train" for record in records):  # the data set has its own split; the rest stays out
+        shares = {"train": 0.0, "validate": 0.0, "test": 0.0, "unused": 1.0}
+    else:
+        train_share = 1 - data.validate_share - data.test_share
+        shares = {"train": train_share, "validate": data.validate_share, "test": data.test_share}
+    splits = split_by_patient(records, shares, data.split_seed)
+    for plane in planes:
+        if not any(record.plane == plane for record in splits["train"]):
+            raise InputError(f"{source}: has no {plane} series to train on. Leave the plane out with --planes.")
+    return splits
+
+
+def prepared_cache(data: DataConfig) -> PreparedCache:
+    """The cache that the settings name, by default in the user's cache folder."""
+    from orthokernels.models.orthodiffusion.weights import published_folder
+
+    folder = data.cache or published_folder().parents[1] / "prepared"
+    return PreparedCache(folder, data.size, data.preparation)
+
+
+def _one_plane(
+    plane: str,
+    source: Path,
+    out: Path,
+    splits: Mapping[str, Sequence[Record]],
+    config: PretrainConfig,
+    processes: Processes,
+    resume: bool,
+    silent: bool,
+) -> Pretrained:
+    own = {name: [record for record in records if record.plane == plane] for name, records in splits.items()}
+    cache = prepared_cache(config.data)
+    fill(cache, [*own["train"], *own["validate"]], config.data.workers, processes, silent)
+    torch.manual_seed(seed_of(config.loop.seed, Stream.ORDER))
+    try:
+        unet = UNet(**config.network.arguments())
+    except ValueError as error:
+        raise InputError(f"network: {error}.") from error
+    slabs = covering_slabs(cache, own["validate"])
+    held_out = FixedSlabs(cache, slabs[:: max(1, -(-len(slabs) // config.validate_slabs))])
+    task = Denoising(unet, config, held_out, processes)
+    with progress(f"Pre-training, {plane}", config.loop.log_every, silent or not processes.first) as tell:
+        trained = train(
+            task,
+            Run(
+                out=out / plane,
+                samples=TrainingSlabs(cache, own["train"], config.loop.seed, config.augment),
+                config=config.loop,
+                optimiser=config.optimiser,
+                identity=identity(plane, config, own["train"]),
+                ema=config.ema,
+                workers=config.data.workers,
+                prefetch=config.data.prefetch,
+                processes=processes,
+                resume=resume,
+                tell=tell,
+            ),
+        )
+    counts = {name: len(records) for name, records in own.items()}
+    digest = _write(plane, source, out / "weights", trained, config, counts) if processes.first else ""
+    processes.wait()
+    return Pretrained(plane, out / "weights" / f"{plane}.safetensors", digest, trained.steps, counts, trained.figures)
+
+
+def fill(cache: PreparedCache, records: Sequence[Record], workers: int, processes: Processes, silent: bool) -> None:
+    """Prepare what the cache lacks, once for all processes of a machine, with progress."""
+    if processes.first:
+        with progress("Preparing", 100, silent) as tell:
+            cache.fill(records, workers, lambda done, total: tell(done, total, {}))
+    processes.wait()
+
+
+def identity(plane: str, config: PretrainConfig, records: Sequence[Record]) -> dict[str, Any]:
+    """What a resumed run must have in common with the one before: network, plane and data."""
+    network = {f"network.{name}": value for name, value in config.network.model_dump(mode="json").items()}
+    del network["network.checkpoint"]  # recomputing changes memory, not weights
+    told = "\n".join(f"{record.image.name} {record.study} {record.patient}" for record in records)
+    return {
+        "task": "pretrain",
+        "plane": plane,
+        **network,
+        **{f"augment.{name}": value for name, value in config.augment.model_dump(mode="json").items()},
+        "data.size": config.data.size,
+        "data.preparation": config.data.preparation,
+        "training series": f"{len(records)} ({hashlib.sha256(told.encode()).hexdigest()[:12]})",
+    }
+
+
+def _write(
+    plane: str, source: Path, folder: Path, trained: Trained, config: PretrainConfig, counts: Mapping[str, int]
+) -> str:
+    """The denoiser and its card, and the folder's settings; its digest."""
+    figures = {name.removeprefix("validation/"): f"{v:.6g}" for name, v in trained.figures.items() if "loss" in name}
+    defaults = type(config.network)().arguments()
+    arguments = {n: v for n, v in config.network.arguments().items() if n != "checkpoint" and v != defaults[n]}
+    origin = {
+        "data": source.name,
+        "preparation": f"{config.data.preparation}, {config.data.size} pixels",
+        "series": ", ".join(f"{count} {name}" for name, count in counts.items()),
+        "steps": str(trained.steps),
+        "settings": config.model_dump_json(exclude={"planes", "data"}, exclude_defaults=True),
+        "ema": f"{config.ema.decay} from {config.ema.start} every {config.ema.every}",
+        **figures,
+    }
+    card = save_module(
+        trained.module.cpu(), folder / f"{plane}.safetensors", "unet",
+        half=config.half, arguments=arguments, plane=plane, origin=origin,
+    )  # fmt: skip
+    settings = load_settings(folder) if (folder / "weights.json").is_file() else Settings(name=folder.parent.name)
+    settings = settings.model_copy(update={"size": config.data.size})
+    (folder / "weights.json").write_text(settings.model_dump_json(indent=1) + "\n")
+    return card.digest
