@@ -15,6 +15,7 @@ from rich.console import Console
 
 from orthokernels import __version__, tasks
 from orthokernels.errors import InputError, MissingExtraError
+from orthokernels.training.commands import app as train_app
 
 if TYPE_CHECKING:
     from orthokernels.pipeline import Progress
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(no_args_is_help=True, help="Convert and fetch weights.")
 app.add_typer(weights_app, name="weights")
+app.add_typer(train_app, name="train")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import Settings, load_settings, save_module
+from orthokernels.models.orthodiffusion.weights import published_folder, save_module
 from orthokernels.tasks import PLANES
 from orthokernels.training.cache import PreparedCache
 from orthokernels.training.checks import check_records
@@ -31,6 +31,7 @@ from orthokernels.training.loader import (
 from orthokernels.training.loop import Run, Trained, train
 from orthokernels.training.randomness import Stream, seed_of, uniform_timesteps, unit_noise
 from orthokernels.training.records import Record, read_records, split_by_patient
+from orthokernels.training.weights_folder import change_settings
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class Pretrained:
     steps: int
     records: dict[str, int]
     figures: dict[str, float]
+
+    def told(self) -> str:
+        """The result in a line."""
+        loss = self.figures.get("validation/loss", self.figures.get("loss", float("nan")))
+        what = "validation loss" if "validation/loss" in self.figures else "loss"
+        return f"{self.plane}: {self.steps} steps on {self.records['train']} series, {what} {loss:.4g}; {self.weights}"
+
+    def facts(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {**asdict(self), "weights": str(self.weights)}
 
 
 class Denoising:
@@ -98,11 +109,11 @@ def pretrain(
     resume: bool = True,
     silent: bool = True,
 ) -> list[Pretrained]:
-    """Train a denoiser for each plane and write it to the weights folder ``out``/weights.
+    """Train a denoiser for each plane and write it to ``out``, a weights folder.
 
     Args:
         source: a data set, as ``read_records`` reads it.
-        out: holds weights/ and, for each plane, <plane>/checkpoints and <plane>/tensorboard.
+        out: also holds training/<plane>/checkpoints and training/<plane>/tensorboard.
         resume: take up what an earlier run left in ``out``; otherwise start again.
 
     Raises:
@@ -148,8 +159,6 @@ def load_splits(source: Path, data: DataConfig, planes: Sequence[str]) -> dict[s
 
 def prepared_cache(data: DataConfig) -> PreparedCache:
     """The cache that the settings name, by default in the user's cache folder."""
-    from orthokernels.models.orthodiffusion.weights import published_folder
-
     folder = data.cache or published_folder().parents[1] / "prepared"
     return PreparedCache(folder, data.size, data.preparation)
 
@@ -179,7 +188,7 @@ def _one_plane(
         trained = train(
             task,
             Run(
-                out=out / plane,
+                out=out / "training" / plane,
                 samples=TrainingSlabs(cache, own["train"], config.loop.seed, config.augment),
                 config=config.loop,
                 optimiser=config.optimiser,
@@ -193,9 +202,9 @@ def _one_plane(
             ),
         )
     counts = {name: len(records) for name, records in own.items()}
-    digest = _write(plane, source, out / "weights", trained, config, counts) if processes.first else ""
+    digest = _write(plane, source, out, trained, config, counts) if processes.first else ""
     processes.wait()
-    return Pretrained(plane, out / "weights" / f"{plane}.safetensors", digest, trained.steps, counts, trained.figures)
+    return Pretrained(plane, out / f"{plane}.safetensors", digest, trained.steps, counts, trained.figures)
 
 
 def fill(cache: PreparedCache, records: Sequence[Record], workers: int, processes: Processes, silent: bool) -> None:
@@ -242,7 +251,5 @@ def _write(
         trained.module.cpu(), folder / f"{plane}.safetensors", "unet",
         half=config.half, arguments=arguments, plane=plane, origin=origin,
     )  # fmt: skip
-    settings = load_settings(folder) if (folder / "weights.json").is_file() else Settings(name=folder.parent.name)
-    settings = settings.model_copy(update={"size": config.data.size})
-    (folder / "weights.json").write_text(settings.model_dump_json(indent=1) + "\n")
+    change_settings(folder, lambda settings: settings.model_copy(update={"size": config.data.size}))
     return card.digest

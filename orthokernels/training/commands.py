@@ -1,0 +1,84 @@
+"""``orthokernels train``: each command reads its settings, joins its process to the run, and calls one function.
+
+Heavy imports are inside the commands, so that ``--help`` is instant and an extra can be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthokernels.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from orthokernels.training.distributed import Processes
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train: denoisers without labels, then heads on their features. Under torchrun, on several devices.",
+)
+
+Data = Annotated[Path, typer.Option("--data", help="A folder with studies.csv, or a CSV of a published layout.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, checkpoints and TensorBoard curves.")]
+Planes = Annotated[str | None, typer.Option(help="Planes to train, separated by commas; all by default.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings, YAML or TOML. Defaults are the published.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as loop.steps=100. Repeatable.")]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Take up the checkpoints in --out, or start again.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+@contextmanager
+def joined_run(command: str, device: str) -> Iterator[Processes]:
+    """This process's part of the run, once everything that training needs is known to be installed."""
+    for module in ("torch", "tensorboard", "yaml"):
+        if find_spec(module) is None:
+            raise MissingExtraError(f"orthokernels train {command}", module, "train")
+    from orthokernels.training.distributed import joined
+
+    with joined(device) as processes:
+        yield processes
+
+
+def overrides(given: list[str] | None, planes: str | None) -> list[str]:
+    """``--set`` and ``--planes`` as settings."""
+    return [*(given or []), *([f"planes=[{planes}]"] if planes is not None else [])]
+
+
+def report(lines: list[str], facts: Any, processes: Processes, quiet: bool, as_json: bool) -> None:
+    """Print the result once: as JSON, as text, or not at all."""
+    if not processes.first:
+        return
+    if as_json:
+        print(json.dumps(facts))
+    elif not quiet:
+        print("\n".join(lines))
+
+
+@app.command("pretrain")
+def pretrain_command(
+    data: Data,
+    out: Out,
+    planes: Planes = None,
+    config: Config = None,
+    settings: Set = None,
+    resume: Resume = True,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train one denoiser per plane on images alone; --out becomes a weights folder."""
+    with joined_run("pretrain", device) as processes:
+        from orthokernels.training.config import PretrainConfig, load_config
+        from orthokernels.training.pretrain import pretrain
+
+        chosen = load_config(PretrainConfig, config, overrides(settings, planes))
+        made = pretrain(data, out, chosen, processes=processes, resume=resume, silent=quiet or as_json)
+        report([one.told() for one in made], {one.plane: one.facts() for one in made}, processes, quiet, as_json)
