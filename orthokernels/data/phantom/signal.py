@@ -40,7 +40,7 @@ _NOTHING = Tissue(0.0, 1000.0, 10.0)
 _CORTEX = Tissue(0.15, 500.0, 5.0)
 _MARROW = Tissue(0.74, 365.0, 122.0, 0.88)
 _SCAR = Tissue(0.6, 365.0, 50.0, 0.85)
-_CARTILAGE = Tissue(0.69, 1200.0, 36.0)
+_CARTILAGE = Tissue(0.60, 1200.0, 36.0)
 _FIBROCARTILAGE = Tissue(0.55, 900.0, 13.0)
 
 TISSUES: dict[Part, Tissue] = {
@@ -50,7 +50,7 @@ TISSUES: dict[Part, Tissue] = {
     Part.FASCIA: Tissue(0.50, 900.0, 16.0, 0.2),
     Part.DEEP_FAT: Tissue(0.95, 380.0, 115.0, 0.93),
     Part.HOFFA_FAT: Tissue(0.93, 390.0, 114.0, 0.91),
-    Part.MUSCLE: Tissue(0.62, 1400.0, 32.0, 0.03),
+    Part.MUSCLE: Tissue(0.54, 1400.0, 32.0, 0.03),
     Part.TENDON: Tissue(0.45, 800.0, 8.0),
     Part.LIGAMENT: Tissue(0.50, 850.0, 10.0),
     Part.ARTERY: Tissue(0.30, 1600.0, 20.0),
@@ -70,7 +70,7 @@ TISSUES: dict[Part, Tissue] = {
     Part.FIBULA_MARROW: _MARROW,
     Part.FEMORAL_CARTILAGE: _CARTILAGE,
     Part.TIBIAL_CARTILAGE: _CARTILAGE,
-    Part.PATELLAR_CARTILAGE: Tissue(0.69, 1200.0, 38.0),
+    Part.PATELLAR_CARTILAGE: Tissue(0.60, 1200.0, 38.0),
     Part.MEDIAL_MENISCUS: _FIBROCARTILAGE,
     Part.LATERAL_MENISCUS: _FIBROCARTILAGE,
     Part.ACL: Tissue(0.62, 950.0, 19.0),
