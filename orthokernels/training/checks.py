@@ -63,7 +63,8 @@ def _of_splits(records: Sequence[Record]) -> Iterator[str]:
     for what, key in (("patient", lambda r: r.patient), ("file", lambda r: f"{r.image} ({r.plane})")):
         sides: dict[str, set[str]] = defaultdict(set)
         for record in records:
-            sides[key(record)].add(record.split or "no split")
+            if record.split is not None:
+                sides[key(record)].add(record.split)
         for name, own in sides.items():
             if len(own) > 1:
                 yield f"{what} {name}: is in {' and in '.join(sorted(own))}"

@@ -1,0 +1,97 @@
+"""Settings from files and the command line, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from orthokernels.errors import InputError
+from orthokernels.training.config import PretrainConfig, load_config
+
+
+def test_defaults_are_the_published_settings():
+    config = load_config(PretrainConfig)
+    assert (config.loop.steps, config.loop.batch, config.loop.accumulate) == (21_500, 10, 1)
+    assert (config.optimiser.rate, config.optimiser.schedule, config.optimiser.weight_decay) == (1e-4, "constant", 0)
+    assert (config.ema.decay, config.ema.start, config.ema.every) == (0.995, 2000, 10)
+    assert (config.loss, config.min_snr_gamma, config.loop.clip_norm, config.loop.precision) == (
+        "l2",
+        None,
+        None,
+        "fp32",
+    )
+    assert (config.data.preparation, config.data.size) == ("published", 256)
+    assert not any(config.augment.model_dump().values())
+
+
+def test_network_defaults_are_the_published_network():
+    from orthokernels.models.orthodiffusion import UNet
+
+    network = UNet(**load_config(PretrainConfig).network.arguments())
+    assert sum(p.numel() for p in network.parameters()) == 34_524_545
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "loop: {steps: 7}\noptimiser:\n  rate: 3.0e-4\nplanes: [axial]\n"),
+        ("a.toml", 'planes = ["axial"]\n[loop]\nsteps = 7\n[optimiser]\nrate = 3e-4\n'),
+    ],
+)
+def test_a_file_is_read_and_an_override_goes_before_it(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    config = load_config(PretrainConfig, tmp_path / name, ["loop.steps=9", "network.patch=[1,2,2]"])
+    assert (config.loop.steps, config.optimiser.rate, config.planes) == (9, 3e-4, ("axial",))
+    assert config.network.patch == (1, 2, 2)
+
+
+def test_numbers_may_be_written_as_python_writes_them():
+    assert load_config(PretrainConfig, None, ["optimiser.rate=3e-4"]).optimiser.rate == 3e-4
+    assert load_config(PretrainConfig, None, ["loop.clip_norm=null"]).loop.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loop.step=3", r"no setting loop\.step \(did you mean steps\?\)"),
+        ("lop.steps=3", r"no setting lop \(did you mean loop\?\)"),
+        ("loop.xyz=3", r"no setting loop\.xyz \(there are steps, batch"),
+        ("loop.steps=0", r"loop\.steps = 0: input should be greater than or equal to 1"),
+        ("loop.precision=fp16", r"loop\.precision = 'fp16': input should be 'fp32' or 'bf16'"),
+        ("network.patch=[1,2]", r"network\.patch"),
+        ("loop.steps", r"--set loop\.steps: is not of the form name=value"),
+        ("loop.steps=[1", r"--set loop\.steps=\[1: '\[1' is no value"),
+    ],
+)
+def test_a_wrong_setting_is_named(override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(PretrainConfig, None, [override])
+
+
+def test_a_group_is_not_a_value():
+    with pytest.raises(InputError, match="loop is a value, not a group"):
+        load_config(PretrainConfig, None, ["loop=3", "loop.steps=3"])
+
+
+def test_all_wrong_settings_are_told_at_once():
+    with pytest.raises(InputError, match=r"optimiser\.rate.*; loop\.steps"):
+        load_config(PretrainConfig, None, ["loop.steps=0", "optimiser.rate=-1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "loop: [", "not valid YAML"),
+        ("a.toml", "loop = ", "not valid TOML"),
+        ("a.yaml", "- 1\n- 2\n", "holds a list, not settings by name"),
+        ("a.yaml", "loop: {steps: many}", r"a\.yaml: loop\.steps = 'many'"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(PretrainConfig, tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"--config .*nowhere\.yaml: can't be read \(No such file"):
+        load_config(PretrainConfig, tmp_path / "nowhere.yaml")
