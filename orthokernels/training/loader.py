@@ -130,6 +130,7 @@ def batches(samples: Samples, numbers: Numbers, *, workers: int, prefetch: int, 
         batch_sampler=numbers,
         num_workers=workers,
         pin_memory=pin,
+        generator=torch.Generator(),  # its own: a loader draws a seed when it starts, also when a run is taken up
         **settings,
     )
     try:

@@ -81,7 +81,7 @@ def test_a_table_that_can_not_be_used_says_why(tmp_path, header, row, message):
 
 
 def test_a_folder_without_a_table_says_what_to_write(tmp_path):
-    with pytest.raises(InputError, match="has no studies.csv"):
+    with pytest.raises(InputError, match=r"has no studies\.csv"):
         read_records(tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_a_column_of_planes_goes_before_the_option(tmp_path):
 
 def test_a_table_of_no_known_layout_says_which_there_are(tmp_path):
     table = write_table(tmp_path / "t.csv", ["image", "label"], ["a", "b"])
-    with pytest.raises(InputError, match="has the columns image, label. Pre-training needs filename, ID"):
+    with pytest.raises(InputError, match=r"has the columns image, label\. Pre-training needs filename, ID"):
         read_records(table)
 
 
