@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from orthokernels.models.orthodiffusion.weights import FeaturePoint
+from orthokernels.training.config import (
+    AugmentConfig,
+    DataConfig,
+    LoopConfig,
+    NotNegative,
+    OptimiserConfig,
+    Positive,
+    Section,
+    Share,
+)
 
 Plane = Literal["sagittal", "coronal", "axial"]
-Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-class _Strict(BaseModel):
-    """An unknown key is a typing error, not a wish to be ignored."""
+class HeadConfig(Section):
+    """Adam on fixed features, cosine per epoch.
 
-    model_config = ConfigDict(extra="forbid")
+    Attributes:
+        batch: rows of a step; None takes all at once.
+        standardise: features to mean 0 and deviation 1 first, folded into the layers afterwards.
+    """
 
-
-class HeadConfig(_Strict):
-    """Adam on fixed features, cosine per epoch. ``batch`` None takes all rows at once."""
-
-    epochs: Annotated[int, Field(ge=0)] = 10
+    epochs: NotNegative = 10
     batch: Positive | None = 10
     learning_rate: Rate = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    standardise: bool = False  # features to mean 0 and deviation 1 first, folded into the layers afterwards
+    standardise: bool = False
 
 
-class FusionConfig(_Strict):
+class FusionConfig(Section):
     """Three planes to one, by the publication's recipe.
 
     ``keep`` says which is written: one mode, or the best on validation data.
@@ -43,3 +54,76 @@ class FusionConfig(_Strict):
     out_width: Positive = 512
     folds: Annotated[int, Field(ge=2)] = 5
     stacking: bool = False
+
+
+class DiagnoseConfig(Section):
+    """``orthokernels train diagnose``.
+
+    Attributes:
+        planes: whose heads are trained; fusion needs all three.
+        encoder: "probe" leaves the denoiser as it is; "finetune" trains its encoder and middle with the heads.
+        pooling: of the feature map, under its published name.
+        pooling_heads: attention heads of "selfattn".
+        points: timestep and block by plane, where they are not the weights' own.
+        probe: stage I on frozen features.
+        finetune: stage I with the encoder, which learns at ``encoder_rate`` times the head's rate.
+        thresholds: how each label's threshold is chosen on validation data; "half" keeps 0.5.
+        patient_data: a CSV with columns study, age, height, weight, sex, patient_type, event, for late fusion.
+        late_fusion: its training.
+        draws: noise draws that features are averaged over.
+        features: folder of computed features; None is beside the prepared volumes.
+        half: store tensors as float16.
+    """
+
+    planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+    data: DataConfig = DataConfig()
+    encoder: Literal["probe", "finetune"] = "probe"
+    pooling: Literal["selfattn", "local", "none"] = "selfattn"
+    pooling_heads: Positive = 16
+    points: dict[Plane, FeaturePoint] = Field(default_factory=dict)
+    probe: HeadConfig = HeadConfig()
+    finetune: HeadConfig = HeadConfig(epochs=5)
+    encoder_rate: Share = 0.05
+    fusion: FusionConfig = FusionConfig()
+    thresholds: Literal["f1", "youden", "half"] = "f1"
+    patient_data: Path | None = None
+    late_fusion: HeadConfig = HeadConfig(epochs=10, batch=10, learning_rate=1e-5)
+    seed: NotNegative = 42
+    draws: Positive = 1
+    device: str = "auto"
+    features: Path | None = None
+    half: bool = False
+
+
+class SegmentConfig(Section):
+    """``orthokernels train segment``.
+
+    Attributes:
+        planes: trained one after the other, a head each.
+        head: "multiscale" reads the encoder at every resolution; "published" reads one map at 1/16.
+        head_channels: width of the multiscale head at each level, finest first; None is its default.
+        input_skip: the multiscale head also reads the volume.
+        points: timestep (and for the published head the block) by plane, where they are not the weights' own.
+        epochs: passes over the training series; ``loop.steps`` counts instead where ``epochs`` is None.
+        encoder_rate: rate of encoder and middle as a share of the head's; 0 leaves them as they are.
+        cross_entropy: weight of the cross-entropy beside soft Dice.
+        keep_best: keep the weights of the best validation Dice instead of the last.
+        validate_series: at most so many series are validated on.
+        half: store tensors as float16.
+    """
+
+    planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+    data: DataConfig = DataConfig()
+    head: Literal["multiscale", "published"] = "multiscale"
+    head_channels: tuple[Positive, ...] | None = None
+    input_skip: bool = True
+    points: dict[Plane, FeaturePoint] = Field(default_factory=dict)
+    epochs: Positive | None = 30
+    encoder_rate: Share = 0.05
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.2
+    optimiser: OptimiserConfig = OptimiserConfig(rate=1e-3, schedule="cosine")
+    loop: LoopConfig = LoopConfig(batch=10)
+    augment: AugmentConfig = AugmentConfig()
+    keep_best: bool = False
+    validate_series: Positive = 32
+    half: bool = False

@@ -43,14 +43,15 @@ class Vectors:
 
 
 def weighted_bce(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over labels, then over rows by weight."""
-    rows = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
-    return (rows * weight).sum() / weight.sum()
+    """Binary cross-entropy, mean over known labels (truth is NaN where unknown), rows by weight."""
+    weights = weight[:, None] * truth.isfinite()
+    each = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none")
+    return (each * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 def fit(
     module: nn.Module,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Any],
     truth: Tensor,
     weight: Tensor,
     config: HeadConfig,
@@ -61,7 +62,7 @@ def fit(
     """Train ``module`` on rows of ``inputs``: Adam, cosine per epoch, as both published stages do.
 
     Args:
-        inputs: what ``module`` takes, each [rows, ...].
+        inputs: what ``module`` takes, each [rows, ...], or anything that a tensor of rows chooses from.
         truth: [rows, labels].
         weight: [rows].
         logits_of: gets logits out of the module's output, where it gives more than logits.

@@ -35,7 +35,7 @@ class Triplets:
         rows: [triplets, planes], which series of each plane's list.
         study: [triplets], index into ``studies``.
         weight: [triplets], float32, 1 over the number of the study's triplets.
-        truth: [studies, labels], float32.
+        truth: [studies, labels], float32, NaN where unknown.
         studies, patients: per study.
     """
 
@@ -71,7 +71,7 @@ def triplets(series: Mapping[str, Sequence[Series]], planes: Sequence[str] = PLA
     for name in sorted(by_study):
         found = by_study[name]
         members = [series[plane][row] for plane in found for row in found[plane]]
-        if len(found) < len(planes) or len({own.findings for own in members}) > 1:
+        if len(found) < len(planes) or not all(_agree(own, members[0]) for own in members):
             continue
         combinations = list(itertools.product(*(found[plane] for plane in planes)))
         rows += combinations
@@ -86,3 +86,7 @@ def triplets(series: Mapping[str, Sequence[Series]], planes: Sequence[str] = PLA
         studies=tuple(own.study for own in kept),
         patients=tuple(own.patient for own in kept),
     )
+
+
+def _agree(a: Series, b: Series) -> bool:
+    return np.array_equal(np.asarray(a.findings, float), np.asarray(b.findings, float), equal_nan=True)

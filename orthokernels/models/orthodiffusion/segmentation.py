@@ -119,11 +119,10 @@ class MultiscaleSegmentationHead(nn.Module):
         Raises:
             ValueError: the network has another number of levels.
         """
-        downs = [n for n, block in enumerate(unet.input_blocks) if isinstance(block[0], Downsample)]  # type: ignore[index]
-        if len(downs) + 1 != len(self.skips):
-            raise ValueError(f"the head reads {len(self.skips)} levels, the network has {len(downs) + 1}")
-        last = [n - 1 for n in downs] + [len(unet.input_blocks) - 1]
-        return (*(f"in_{n}" for n in last), f"mid_{len(unet.middle_block) - 1}")
+        names = level_names(unet)
+        if len(names) != len(self.skips) + 1:
+            raise ValueError(f"the head reads {len(self.skips)} levels, the network has {len(names) - 1}")
+        return names
 
     def forward(self, features: Mapping[str, Tensor], volume: Tensor | None = None) -> Tensor:
         """Logits [batch, classes, D, H, W].
@@ -151,6 +150,13 @@ class MultiscaleSegmentationHead(nn.Module):
                 x = x + self.volume(fold(volume, self.patch))
             x = self.refine[level](x)
         return unfold(self.out(x), self.patch)
+
+
+def level_names(unet: UNet) -> tuple[str, ...]:
+    """The encoder's last feature of each level, finest first, and the middle's last."""
+    downs = [n for n, block in enumerate(unet.input_blocks) if isinstance(block[0], Downsample)]  # type: ignore[index]
+    last = [n - 1 for n in downs] + [len(unet.input_blocks) - 1]
+    return (*(f"in_{n}" for n in last), f"mid_{len(unet.middle_block) - 1}")
 
 
 def _norm(channels: int) -> GroupNorm:

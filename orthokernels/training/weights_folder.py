@@ -1,0 +1,68 @@
+"""A weights folder as training reads and adds to it: denoisers in, heads and settings out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.unet import UNet
+from orthokernels.models.orthodiffusion.weights import Card, Settings, load_module, load_settings
+
+
+def start_from(weights: Path, out: Path) -> None:
+    """Make ``out`` hold what ``weights`` holds, unless it is the same folder; files that ``out`` has stay.
+
+    Raises:
+        InputError: ``weights`` is no weights folder, or ``out`` can not be written.
+    """
+    if not weights.is_dir():
+        raise InputError(f"--weights {weights}: no such folder. Pre-train first: orthokernels train pretrain.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if out.resolve() == weights.resolve():
+            return
+        for path in sorted(weights.iterdir()):
+            if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
+                shutil.copy2(path, out / path.name)
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+
+
+def load_denoiser(folder: Path, plane: str) -> tuple[UNet, Card]:
+    """The pre-trained denoiser of a plane.
+
+    Raises:
+        InputError: the folder has none, or its file is damaged.
+    """
+    path = folder / f"{plane}.safetensors"
+    if not path.is_file():
+        raise InputError(f"{folder}: has no {plane} denoiser. Pre-train it: orthokernels train pretrain.")
+    unet, card = load_module(path, "unet")
+    assert isinstance(unet, UNet)
+    return unet, card
+
+
+def planes_in(folder: Path, planes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``planes`` that the folder has a denoiser for."""
+    return tuple(plane for plane in planes if (folder / f"{plane}.safetensors").is_file())
+
+
+def change_settings(folder: Path, change: Callable[[Settings], Settings]) -> Settings:
+    """Rewrite ``weights.json``, in one piece."""
+    settings = change(load_settings(folder))
+    beside = folder / ".weights.json.writing"
+    try:
+        beside.write_text(settings.model_dump_json(indent=1) + "\n")
+        os.replace(beside, folder / "weights.json")
+    except OSError as error:
+        raise InputError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
+    return settings
+
+
+def remove_module(folder: Path, stem: str) -> None:
+    """Drop a module that what is written now would not fit."""
+    for suffix in (".json", ".safetensors"):
+        (folder / f"{stem}{suffix}").unlink(missing_ok=True)
