@@ -27,9 +27,9 @@ from orthokernels.models.orthodiffusion.weights import (
 from orthokernels.tasks import STRUCTURES
 from orthokernels.training import checkpoint
 from orthokernels.training.config_heads import SegmentConfig
+from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.loader import FixedSlabs, TrainingSlabs, covering_slabs
-from orthokernels.training.curves import progress
 from orthokernels.training.loop import Run, train
 from orthokernels.training.segmentation_task import SegmentationNetwork, SegmentationTask, groups
 from orthokernels.training.selection import Selection, labelled, select
