@@ -18,7 +18,9 @@ from orthokernels.data.phantom.solids import (
     column,
     cord,
     ellipsoid,
+    jitter,
     near,
+    shifted,
     strap,
     turn_of,
 )
@@ -71,18 +73,6 @@ def healthy_ankle(rng: np.random.Generator) -> tuple[Blueprint, Foot]:
     return blueprint, foot
 
 
-def _jitter(rng: np.random.Generator, mm: float) -> tuple[float, float, float]:
-    x, y, z = rng.uniform(-mm, mm, 3)
-    return float(x), float(y), float(z)
-
-
-def _shifted(rng: np.random.Generator, mm: float, *points: tuple[float, ...]) -> list[tuple[float, ...]]:
-    """Points moved together by up to ``mm``, and their sizes by up to 8 %."""
-    move = _jitter(rng, mm)
-    times = rng.uniform(0.92, 1.08)
-    return [(p[0] + move[0], p[1] + move[1], p[2] + move[2], *(times * v for v in p[3:])) for p in points]
-
-
 def _body(b: Blueprint, foot: Foot, variation: Variation) -> None:
     leg = column(
         (130, 3, -11, 45, 45), (90, 3, -12, 38, 41), (60, 2, -12, 34, 40), (30, 0, -12, 33.5, 41), (5, 0, -12, 35, 43),
@@ -99,7 +89,7 @@ def _body(b: Blueprint, foot: Foot, variation: Variation) -> None:
 
 
 def _bones(b: Blueprint, foot: Foot, gap: float, rng: np.random.Generator) -> None:
-    x, y, z = _jitter(rng, 0.8)
+    x, y, z = jitter(rng, 0.8)
     talus = (
         cord((-60, 0, -20, 20), (60, 0, -20, 20)),
         block((0, -1, -12), (14.5 + 0.5 * x, 19 + 0.5 * y, 13), y=0.0).limiting(3.0),
@@ -111,7 +101,7 @@ def _bones(b: Blueprint, foot: Foot, gap: float, rng: np.random.Generator) -> No
         column(
             (-60, 2, 51, 7, 9), (-55, 2, 51, 13, 18), (-42, 2, 49.5, 12.5, 19), (-28, 3, 45.5, 11.5, 17),
             (-15, 4, 42.5, 13, 16.5), (0, 6, 43.5, 12, 13.5), (12, 8, 44, 10.5, 12), (22, 9, 44, 10, 11),
-            square=0.35, turn=_ALONG_FOOT, origin=_jitter(rng, 1.0),
+            square=0.35, turn=_ALONG_FOOT, origin=jitter(rng, 1.0),
         ),
         ellipsoid((-9, 2, -33), (8, 9, 5)).united(5.0),
     )  # fmt: skip
@@ -128,12 +118,12 @@ def _bones(b: Blueprint, foot: Foot, gap: float, rng: np.random.Generator) -> No
     fibula = column(
         (120, 22, -6, 6, 7), (70, 23, -8, 6, 7), (30, 22.5, -8, 6, 7.5), (12, 21.5, -7.5, 7, 9),
         (-4, 22, -7, 6.5, 9.5), (-16, 21.8, -8, 5.5, 7.5), (-24, 20.5, -9, 2.5, 3.5), square=0.15,
-        origin=_jitter(rng, 0.8),
+        origin=jitter(rng, 0.8),
     )  # fmt: skip
     b.bone("fibula", fibula, near("talus", gap - 0.2).removed(1.5), cortex=1.0)
     tibia = column(
         (120, -3, 2, 11.5, 13), (70, -4, 1, 12.5, 13.5), (35, -3.5, 0, 15, 15), (18, -3, -1, 19, 17.5),
-        (8, -3, -1.5, 21.5, 19), (-4, -3, -1.5, 21.5, 19), square=0.35, origin=_jitter(rng, 0.6),
+        (8, -3, -1.5, 21.5, 19), (-4, -3, -1.5, 21.5, 19), square=0.35, origin=jitter(rng, 0.6),
     )  # fmt: skip
     malleolus = ellipsoid((-20.5, 1, -5.5), (6.5, 11.5, 11.5 + rng.uniform(-1, 1)))
     cut = near("fibula", 1.6).removed(2.0), near("talus", gap).removed(1.5)
@@ -162,11 +152,11 @@ def _cartilage(b: Blueprint, foot: Foot, thick: float) -> None:
 def _ligaments(b: Blueprint, foot: Foot, rng: np.random.Generator) -> None:
     bands = {
         "ATFL": strap(
-            *_shifted(rng, 0.4, (19.8, 0, -13, 3, 1.1), (18.6, 7, -14, 2.9, 1.05), (14.3, 14, -15, 3, 1.15)),
+            *shifted(rng, 0.4, (19.8, 0, -13, 3, 1.1), (18.6, 7, -14, 2.9, 1.05), (14.3, 14, -15, 3, 1.15)),
             across=(0, 0, 1),
         ),
         "CFL": strap(
-            *_shifted(
+            *shifted(
                 rng,
                 0.4,
                 (20.5, -8, -21, 2.4, 1.4),
@@ -229,10 +219,10 @@ _ACHILLES = (
 
 
 def _tendons(b: Blueprint, foot: Foot, rng: np.random.Generator) -> None:
-    achilles = strap(*_shifted(rng, 1.0, *_ACHILLES), across=(1, 0, 0))
+    achilles = strap(*shifted(rng, 1.0, *_ACHILLES), across=(1, 0, 0))
     b.add("Achilles", Part.TENDON, achilles.placed(foot.bend))
     for name, points in _TENDONS.items():
-        course = cord(*_shifted(rng, 0.6, *points)).placed(foot.bend)
+        course = cord(*shifted(rng, 0.6, *points)).placed(foot.bend)
         b.add(name, Part.TENDON, course)
 
 
@@ -250,7 +240,7 @@ def _vessels(b: Blueprint, foot: Foot, rng: np.random.Generator) -> None:
         (14, -38, 110, 1.3), (20, -33, 30, 1.3), (24, -27, -15, 1.2), (27, -5, -40, 1.1),
     )  # fmt: skip
     for name, points in zip(("great saphenous", "small saphenous"), saphenous, strict=True):
-        b.add(name, Part.VEIN, cord(*_shifted(rng, 1.5, *points)).placed(foot.bend))
+        b.add(name, Part.VEIN, cord(*shifted(rng, 1.5, *points)).placed(foot.bend))
 
 
 def _fluid(b: Blueprint, foot: Foot, variation: Variation) -> None:
@@ -285,8 +275,8 @@ def _muscles(b: Blueprint, foot: Foot, rng: np.random.Generator) -> None:
         "extensor brevis": ((-2, 17, 30, 2, 2), (16, 16, 27, 7, 5), (40, 11, 25, 8, 3.5), (70, 6, 22, 3, 1.5)),
     }
     for name, levels in legs.items():
-        x, y, _ = _jitter(rng, 1.0)
+        x, y, _ = jitter(rng, 1.0)
         b.muscle(name, column(*levels, origin=(x, y, 0.0)))
     for name, levels in soles.items():
-        x, _, z = _jitter(rng, 1.0)
+        x, _, z = jitter(rng, 1.0)
         b.muscle(name, foot(column(*levels, turn=_ALONG_FOOT, origin=(x, 0.0, z))))

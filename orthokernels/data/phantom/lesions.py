@@ -9,7 +9,7 @@ import numpy as np
 
 from orthokernels.data.phantom import scene
 from orthokernels.data.phantom.parts import Part
-from orthokernels.data.phantom.solids import Blueprint, Point, Solid, around_points, ellipsoid
+from orthokernels.data.phantom.solids import Blueprint, Point, Solid, around_points, ellipsoid, near
 
 
 def length_of(band: Solid) -> float:
@@ -91,3 +91,17 @@ def part_in_two(
     torn = [stretch(stumps[0], 1.0 - frayed, 1.0), stretch(stumps[1], 0.0, frayed)]
     blueprint.add(f"{name} torn ends", Part.TORN_FIBRES, *(t.united(0.05) for t in torn), before=name)
     blueprint.change(name, lambda _: stumps)
+
+
+def oriented(centre: np.ndarray, half: Point, along: np.ndarray, across: np.ndarray) -> Solid:
+    """An ellipsoid with its first half-axis along one direction (3,) and its second nearly along another (3,)."""
+    first = along / np.linalg.norm(along)
+    second = across - (across @ first) * first
+    second /= np.linalg.norm(second)
+    solid = ellipsoid((float(centre[0]), float(centre[1]), float(centre[2])), half)
+    return replace(solid, turn=np.array([first, second, np.cross(first, second)]))
+
+
+def shell(group: str, low: float, high: float) -> tuple[Solid, Solid]:
+    """What lies between ``low`` and ``high`` mm from a group."""
+    return near(group, high), near(group, low).removed(0.2)

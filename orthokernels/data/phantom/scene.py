@@ -17,9 +17,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from orthokernels.data.phantom.distance import box, column, cord, ellipsoid, smooth_max, smooth_min, strap
+from orthokernels.data.phantom.distance import box, column, compiled, cord, ellipsoid, smooth_max, smooth_min, strap
 from orthokernels.data.phantom.parts import Part
 
 AIR = int(Part.AIR)
@@ -46,7 +45,7 @@ REACH = 1.35
 _FAR = 6.0  # mm from a group's box beyond which its distance is not worked out
 
 
-@njit(cache=True)
+@compiled
 def wave(x: float, y: float, z: float, s: np.ndarray, at: int) -> float:
     """One wave of parabolas in place of a sine, which costs a fifth: amplitude, wave numbers and phase in turns."""
     t = s[at + 1] * x + s[at + 2] * y + s[at + 3] * z + s[at + 4]
@@ -54,7 +53,7 @@ def wave(x: float, y: float, z: float, s: np.ndarray, at: int) -> float:
     return s[at] * t * (8.0 - 16.0 * abs(t))
 
 
-@njit(cache=True)
+@compiled
 def shape_at(x: float, y: float, z: float, s: np.ndarray, row: int) -> float:
     """Distance to the shape of one row."""
     shape, at, count = int(s[row + 1]), int(s[row + 2]), int(s[row + 3])
@@ -74,7 +73,7 @@ def shape_at(x: float, y: float, z: float, s: np.ndarray, row: int) -> float:
     return box(u, v, w, s, at)
 
 
-@njit(cache=True)
+@compiled
 def group_at(x: float, y: float, z: float, s: np.ndarray, group: int) -> float:
     """Distance to a group: its rows folded in order."""
     first, rows = int(s[group + 4]), int(s[group + 5])
@@ -93,7 +92,7 @@ def group_at(x: float, y: float, z: float, s: np.ndarray, group: int) -> float:
     return total
 
 
-@njit(cache=True)
+@compiled
 def warped(x: float, y: float, z: float, s: np.ndarray) -> tuple[float, float, float]:
     """A point moved by the scene's gentle waves, after its size is taken out."""
     x, y, z = x / s[SIZE], y / s[SIZE + 1], z / s[SIZE + 2]
@@ -103,36 +102,39 @@ def warped(x: float, y: float, z: float, s: np.ndarray) -> tuple[float, float, f
     return x + dx, y + dy, z + dz
 
 
-@njit(cache=True)
+@compiled
 def prune(x: float, y: float, z: float, radius: float, s: np.ndarray, active: np.ndarray) -> None:
-    """Mark which groups can matter to ``part_at`` within ``radius`` mm of a point.
+    """Unmark the groups that cannot matter to ``part_at`` within ``radius`` mm of a point.
 
-    ``s`` is a packed scene; ``active`` (groups,) bool is filled. Left out are groups that lie farther away, and all
-    that come after one that holds the whole ball.
+    ``s`` is a packed scene; ``active`` (groups,) bool comes with those of a larger ball, or all. Groups that
+    lie farther away go, and all that come after one that holds the whole ball.
     """
     reach = REACH * radius / min(s[SIZE], s[SIZE + 1], s[SIZE + 2])
     x, y, z = warped(x, y, z, s)
-    active[:] = False
+    covered = False
     for n in range(int(s[0])):
+        if covered:
+            active[n] = False
+        if not active[n]:
+            continue
         group = HEAD + GROUP_NUMBERS * n
         kind = int(s[group])
         limit = 2.0 * (reach + SEAM) if kind == MUSCLES else reach
-        if kind != BODY and kind != ENVELOPE and box(x, y, z, s, group + 6) > limit:
+        if kind <= MUSCLES and box(x, y, z, s, group + 6) > limit:
+            active[n] = False
             continue
         d = group_at(x, y, z, s, group)
         if kind == BODY:
             active[n] = d > -reach - SKIN_THICKNESS
-            if d > reach:
-                return
+            covered = d > reach
         elif kind == ENVELOPE:
             active[n] = d > -reach - FASCIA_HALF_THICKNESS
         else:
             active[n] = d < limit
-            if d < -reach and kind != MUSCLES:
-                return
+            covered = d < -reach and kind != MUSCLES
 
 
-@njit(cache=True)
+@compiled
 def part_at(x: float, y: float, z: float, s: np.ndarray, active: np.ndarray) -> tuple[int, float]:
     """The part at a point of the scene's frame, in mm, and about how far every point around it is the same part.
 
@@ -185,7 +187,7 @@ def part_at(x: float, y: float, z: float, s: np.ndarray, active: np.ndarray) -> 
     return part, scale * near
 
 
-@njit(cache=True)
+@compiled
 def filling(first: float, second: float, fascia: float, near: float) -> tuple[int, float]:
     """What fills the room between solids: fat outside the fascia, within it the nearest muscle or fat."""
     if fascia > FASCIA_HALF_THICKNESS:

@@ -174,6 +174,19 @@ def near(group: str, mm: float = 0.0) -> Solid:
     return Solid(scene.GROUP, np.zeros(0), _EVERYWHERE, group=group, offset=-mm)
 
 
+def jitter(rng: np.random.Generator, mm: float) -> tuple[float, float, float]:
+    """A move of up to ``mm`` along each axis."""
+    x, y, z = rng.uniform(-mm, mm, 3)
+    return float(x), float(y), float(z)
+
+
+def shifted(rng: np.random.Generator, mm: float, *points: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """Points (x, y, z, sizes ...) moved together by up to ``mm``, and their sizes by up to 8 %."""
+    move = jitter(rng, mm)
+    times = rng.uniform(0.92, 1.08)
+    return [(p[0] + move[0], p[1] + move[1], p[2] + move[2], *(times * v for v in p[3:])) for p in points]
+
+
 @dataclass(frozen=True)
 class Group:
     """Solids that make one part; ``inner`` is the part from ``depth`` mm below their surface inwards."""
