@@ -32,12 +32,15 @@ class Examination(NamedTuple):
         slice_thickness: thinnest and thickest in mm.
         offset: where the joint's centre lies in the scanner, in mm: least and greatest to the patient's side, to the
             front and to the head.
+        forward: by how many degrees the joint's lateral side is turned to the front, least and greatest; series are
+            turned with it, as along a scapula.
     """
 
     plans: tuple[Plan, Plan, Plan]
     field_of_view: tuple[float, float]
     slice_thickness: tuple[float, float]
     offset: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+    forward: tuple[float, float] = (0.0, 0.0)
 
 
 class Timing(NamedTuple):
@@ -78,11 +81,19 @@ SAGITTAL: View = ((0, -1, 0), (0, 0, 1), (1, 0, 0))
 CORONAL: View = ((-1, 0, 0), (0, 0, 1), (0, -1, 0))
 AXIAL: View = ((-1, 0, 0), (0, 1, 0), (0, 0, 1))
 
+_VIEWS = {"sagittal": SAGITTAL, "coronal": CORONAL, "axial": AXIAL}
+
+
+def plans_of(aims: dict[str, tuple[float, float, float]], depths: dict[str, float]) -> tuple[Plan, Plan, Plan]:
+    """A joint's three planes from where each is aimed and how deep its stack is, in mm."""
+    sagittal, coronal, axial = (Plan(plane, view, aims[plane], depths[plane]) for plane, view in _VIEWS.items())
+    return sagittal, coronal, axial
+
+
 KNEE = Examination(
-    plans=(
-        Plan("sagittal", SAGITTAL, (1.0, -2.0, 8.0), 100.0),
-        Plan("coronal", CORONAL, (1.0, 7.0, 8.0), 93.0),
-        Plan("axial", AXIAL, (0.0, -2.0, 14.0), 106.0),
+    plans_of(
+        {"sagittal": (1.0, -2.0, 8.0), "coronal": (1.0, 7.0, 8.0), "axial": (0.0, -2.0, 14.0)},
+        {"sagittal": 100.0, "coronal": 93.0, "axial": 106.0},
     ),
     field_of_view=(150.0, 162.0),
     slice_thickness=(3.0, 3.5),
@@ -92,14 +103,14 @@ KNEE = Examination(
 TIMINGS: dict[str, Timing] = {
     "pd_fs": Timing("PD FS", (30.0, 40.0), (2600.0, 3800.0), (7, 8, 9, 10), (0.08, 0.18)),
     "pd": Timing("PD", (26.0, 36.0), (2200.0, 3400.0), (6, 7, 8), (1.0, 1.0)),
-    "t1": Timing("T1", (9.0, 15.0), (520.0, 760.0), (2, 3), (1.0, 1.0)),
+    "t1": Timing("T1", (9.0, 15.0), (500.0, 700.0), (2, 3), (1.0, 1.0)),
     "t2": Timing("T2 FS", (58.0, 78.0), (3400.0, 4800.0), (12, 14, 16), (0.08, 0.18)),
 }
 
 # Standard deviation of the noise at a pixel of NOISE_PIXEL_MM, in units of water's signal, before the window of
 # k-space. What comes of it in muscle and marrow is at most the signal-to-noise of a real series; bench/phantom.py
 # compares.
-NOISE = (0.013, 0.020)
+NOISE = (0.012, 0.018)
 NOISE_PIXEL_MM = 0.61
 
 _SHORT = {"sagittal": "SAG", "coronal": "COR", "axial": "AX"}
