@@ -137,3 +137,12 @@ def test_multiscale_head_draws_lines_thinner_than_a_patch():
         optimiser.step()
     # Lines one voxel wide, at a signal ten times the noise: all of them.
     assert torch.equal(head(found, x).argmax(dim=1) == 1, truth)
+
+
+def test_multiscale_head_learns_on_a_frozen_channels_last_encoder():
+    unet, head = multiscale()
+    x = wave((2, 1, 8, 16, 16), 0.2, 0.7).to(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        found = maps_of(unet.to(memory_format=torch.channels_last_3d), head, x)
+    F.cross_entropy(head(found, x), torch.zeros(2, 8, 16, 16).long()).backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in head.parameters())

@@ -72,3 +72,33 @@ def _picture(draw: np.random.Generator, findings: np.ndarray, side: int) -> tupl
     for n, present in enumerate(findings):
         voxels += 40 * present * np.sin(2 * np.pi * position * (n + 1) / side)[:, None, None]
     return voxels.astype(np.float32), labels
+
+
+NETWORK = {"base_channels": 8, "channel_mults": (1, 2, 2), "groups": 4, "attention_rates": (4,), "patch": (1, 2, 2)}
+SIZE = 32
+
+
+def write_weights(folder: Path, *, planes=tasks.PLANES, network=NETWORK, size: int = SIZE) -> Path:
+    """A weights folder of untrained denoisers whose features follow the picture."""
+    import torch
+
+    from orthokernels.models.orthodiffusion import UNet
+    from orthokernels.models.orthodiffusion.weights import Settings, save_module
+
+    torch.manual_seed(0)
+    for plane in planes:
+        save_module(
+            UNet(**network), folder / f"{plane}.safetensors", "unet",
+            plane=plane, arguments={name: list(v) if isinstance(v, tuple) else v for name, v in network.items()},
+        )  # fmt: skip
+    (folder / "weights.json").write_text(Settings(name="toy", size=size).model_dump_json())
+    return folder
+
+
+def data_settings(folder: Path, **changes):
+    """How the toy studies are read: everything covered, prepared beside them, a quarter for validation."""
+    from orthokernels.training.config import DataConfig
+
+    return DataConfig(
+        **{"preparation": "full", "cache": folder / "prepared", "validate_share": 0.25, "workers": 0, **changes}
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -169,6 +170,12 @@ class _Projection(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(_norm(inputs), nn.Conv3d(inputs, outputs, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        # A frozen encoder's maps have no gradient, and PyTorch's channels-last group normalisation on the CPU then
+        # writes the one it need not compute through a null pointer (seen with 2.13).
+        frozen = torch.is_grad_enabled() and not input.requires_grad
+        return super().forward(input.detach().requires_grad_() if frozen else input)
 
 
 class _Refinement(nn.Module):

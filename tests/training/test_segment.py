@@ -1,0 +1,116 @@
+"""Training a segmentation head: its loss, what learns, and that it learns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion import MultiscaleSegmentationHead, UNet
+from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.training.config import LoopConfig, OptimiserConfig
+from orthokernels.training.config_heads import SegmentConfig
+from orthokernels.training.segment import segment
+from orthokernels.training.segmentation_task import SegmentationNetwork, confusion, groups, segmentation_losses
+from tests.training.toy import NETWORK, data_settings, write_studies, write_volume, write_weights
+
+
+def config(folder, **changes) -> SegmentConfig:
+    return SegmentConfig(
+        **{
+            "planes": ("sagittal",), "data": data_settings(folder), "epochs": None,
+            "loop": LoopConfig(steps=40, batch=4, validate_every=0), "optimiser": OptimiserConfig(rate=1e-2),
+            "encoder_rate": 0.1, **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    return write_studies(tmp_path_factory.mktemp("studies"), 12)
+
+
+def test_losses_equal_the_definitions_in_float64():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 3, 5, 6).double(), torch.randint(-1, 3, (2, 3, 5, 6))  # class 3 never occurs
+    entropy, overlap = segmentation_losses(logits, labels)
+    assert float(entropy) == pytest.approx(float(F.cross_entropy(logits, labels, ignore_index=-1)), rel=1e-12)
+    known = labels >= 0
+    p = logits.softmax(dim=1).movedim(1, 0)[:, known]
+    t = F.one_hot(labels[known], 4).T.double()
+    dice = [(2 * (p[c] * t[c]).sum() + 1) / (p[c].sum() + t[c].sum() + 1) for c in (1, 2, 3)]
+    assert float(overlap) == pytest.approx(1 - float(sum(dice)) / 3, rel=1e-12)
+
+
+def test_ignored_voxels_have_no_gradient():
+    logits = torch.randn(1, 3, 2, 4, 4, requires_grad=True)
+    labels = torch.randint(0, 3, (1, 2, 4, 4))
+    labels[:, :, :2] = -1
+    sum(segmentation_losses(logits, labels)).backward()
+    assert not logits.grad[:, :, :, :2].any()
+    assert bool(logits.grad[:, :, :, 2:].any())
+
+
+def test_nothing_labelled_is_no_nan():
+    losses = segmentation_losses(torch.randn(1, 3, 2, 4, 4), torch.full((1, 2, 4, 4), -1))
+    assert all(math.isfinite(float(value)) for value in losses)
+
+
+def test_confusion_counts_pairs():
+    table = confusion(torch.tensor([1, 1, 0, 2]), torch.tensor([1, 0, -1, 2]), 3)
+    assert table.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_encoder_and_middle_learn_at_their_share_and_the_rest_never(trainable):
+    unet, head = UNet(**NETWORK), MultiscaleSegmentationHead((8, 16, 16, 16), 12, patch=(1, 2, 2))
+    network = SegmentationNetwork(unet, head, "mid_2", trainable=trainable)
+    x = torch.randn(1, 1, 16, 16, 16)
+    network(x, x, torch.tensor([100])).square().mean().backward()
+    reached = {name for name, parameter in unet.named_parameters() if parameter.grad is not None}
+    inside = {n for n, _ in unet.named_parameters() if n.startswith(("input_blocks", "middle_block"))}
+    assert reached == (inside if trainable else set())
+    found = groups(network, 0.05)
+    assert [group["scale"] for group in found] == ([1.0, 0.05] if trainable else [1.0])
+    assert len(found[0]["params"]) == len(list(head.parameters()))
+
+
+def test_head_learns_and_the_folder_loads(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    before = (weights / "sagittal.safetensors").read_bytes()
+    figures = segment(studies, weights, tmp_path / "out", config(tmp_path))
+    # Boxes at about the same places, each of its own brightness; an untrained head scores under 0.1.
+    assert figures["sagittal"]["validation/dice"] > 0.5
+    loaded = load_weights(str(tmp_path / "out"), planes=("sagittal",)).planes["sagittal"]
+    assert isinstance(loaded.segmentation, MultiscaleSegmentationHead)
+    assert loaded.segmentation_encoder is not None
+    assert (tmp_path / "out" / "sagittal.safetensors").read_bytes() == before
+    assert sorted(p.name for p in weights.iterdir()) == ["sagittal.json", "sagittal.safetensors", "weights.json"]
+
+
+def test_frozen_encoder_writes_none_and_removes_an_earlier_one(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    short = LoopConfig(steps=2, batch=2, validate_every=0)
+    segment(studies, weights, weights, config(tmp_path, loop=short))
+    assert (weights / "sagittal.segmentation.encoder.safetensors").is_file()
+    segment(studies, weights, weights, config(tmp_path, loop=short, encoder_rate=0), resume=False)
+    assert not (weights / "sagittal.segmentation.encoder.safetensors").exists()
+    assert load_weights(str(weights), planes=("sagittal",)).planes["sagittal"].segmentation_encoder is None
+
+
+def test_published_head_needs_a_sixteenfold_map(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    with pytest.raises(InputError, match="doubles a map four times, but mid_2 is 4 x 8 x 8 times smaller"):
+        segment(studies, weights, tmp_path / "out", config(tmp_path, head="published"))
+
+
+def test_data_without_label_maps_are_refused_in_one_sentence(tmp_path):
+    write_volume(tmp_path / "data" / "a" / "sagittal.nii.gz")
+    (tmp_path / "data" / "studies.csv").write_text("study,patient\na,p\n")
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    settings = config(tmp_path, data=data_settings(tmp_path, validate_share=0.0))
+    with pytest.raises(InputError, match="no sagittal series to train on has label maps"):
+        segment(tmp_path / "data", weights, tmp_path / "out", settings)
