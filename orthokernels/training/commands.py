@@ -6,6 +6,7 @@ Heavy imports are inside the commands, so that ``--help`` is instant and an extr
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -42,9 +43,15 @@ def joined_run(command: str, device: str) -> Iterator[Processes]:
         if find_spec(module) is None:
             raise MissingExtraError(f"orthokernels train {command}", module, "train")
     from orthokernels.training.distributed import joined
+    from orthokernels.training.signals import AskedToStop
 
     with joined(device) as processes:
-        yield processes
+        try:
+            yield processes
+        except AskedToStop as asked:
+            if processes.first:
+                print(asked.told, file=sys.stderr)
+            raise
 
 
 def overrides(given: list[str] | None, planes: str | None) -> list[str]:

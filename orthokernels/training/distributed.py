@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ import torch.distributed as dist
 from torch import nn
 
 from orthokernels.errors import InputError
+
+# Preparing a large data set for the first time takes one process longer than another.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         return
     if target.type == "cuda":
         torch.cuda.set_device(target)
-    dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if target.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), world, target)
     finally:

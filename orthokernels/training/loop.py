@@ -33,7 +33,7 @@ from orthokernels.training.ema import Ema
 from orthokernels.training.loader import Batch, Numbers, Samples, batches
 from orthokernels.training.optimiser import clip, make_optimiser, set_rate
 from orthokernels.training.randomness import Stream, seed_of
-from orthokernels.training.signals import asked_to_stop
+from orthokernels.training.signals import AskedToStop, asked_to_stop
 
 
 class TrainingStoppedError(InputError):
@@ -99,7 +99,7 @@ def train(task: Task, run: Run) -> Trained:
 
     Raises:
         TrainingStoppedError: the loss or gradient is not finite; a checkpoint from before that step is on disk.
-        SystemExit: 128 + number of the signal (SIGTERM, SIGINT) that asked to stop; a checkpoint is on disk.
+        AskedToStop: SIGTERM or SIGINT came; a checkpoint of the last step is on disk.
         InputError: the checkpoints belong to another run, or data can not be read.
     """
     with _deterministic(run.config.deterministic):
@@ -157,7 +157,7 @@ class _Loop:
                     self._save(done)
                 self.run.tell(done, self.config.steps, self.figures)
                 if stop:
-                    raise SystemExit(128 + stop)
+                    raise AskedToStop(stop, done, self.checkpoints.path(done))
         return Trained(self.kept, self.config.steps, self.figures)
 
     def _step(

@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from orthokernels.data.prepare import SLAB
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
-from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import published_folder, save_module
+from orthokernels.models.orthodiffusion.unet import UNet, fold
+from orthokernels.models.orthodiffusion.weights import save_module
 from orthokernels.tasks import PLANES
-from orthokernels.training.cache import PreparedCache
-from orthokernels.training.checks import check_records
-from orthokernels.training.config import DataConfig, PretrainConfig
+from orthokernels.training.config import PretrainConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.loader import (
@@ -30,7 +31,8 @@ from orthokernels.training.loader import (
 )
 from orthokernels.training.loop import Run, Trained, train
 from orthokernels.training.randomness import Stream, seed_of, uniform_timesteps, unit_noise
-from orthokernels.training.records import Record, read_records, split_by_patient
+from orthokernels.training.series import Record
+from orthokernels.training.splits import fill, load_splits, prepared_cache
 from orthokernels.training.weights_folder import change_settings
 
 
@@ -124,43 +126,12 @@ def pretrain(
     for plane in config.planes:
         if plane not in PLANES:
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(PLANES)}.")
+    last = GaussianDiffusion().timesteps - 1
+    if max(config.validate_timesteps, default=0) > last:
+        raise InputError(f"validate_timesteps: timesteps must lie in 0 to {last}, not {config.validate_timesteps}.")
+    _network(config)
     splits = load_splits(source, config.data, tuple(config.planes))
     return [_one_plane(plane, source, out, splits, config, processes, resume, silent) for plane in config.planes]
-
-
-def load_splits(source: Path, data: DataConfig, planes: Sequence[str]) -> dict[str, list[Record]]:
-    """Checked records of ``planes`` by split: "train", "validate" and "test".
-
-    Raises:
-        InputError: everything that is wrong with the data, in one message; or a plane without training data.
-    """
-    settings: dict[str, Any] = {
-        "images": data.images, "masks": data.masks, "plane": data.plane, "poses": data.poses,
-        "masks_mirrored": data.masks_mirrored, "split_file": data.split_file,
-    }  # fmt: skip
-    if data.validation is None:
-        records = read_records(source, data.joint, **settings)
-    else:
-        records = read_records(source, data.joint, split="train", **settings)
-        records += read_records(data.validation, data.joint, split="validate", **settings)
-    records = [record for record in records if record.plane in planes]
-    check_records(records, preparation=data.preparation)
-    if any(record.split == "train" for record in records):  # the data set has its own split; the rest stays out
-        shares = {"train": 0.0, "validate": 0.0, "test": 0.0, "unused": 1.0}
-    else:
-        train_share = 1 - data.validate_share - data.test_share
-        shares = {"train": train_share, "validate": data.validate_share, "test": data.test_share}
-    splits = split_by_patient(records, shares, data.split_seed)
-    for plane in planes:
-        if not any(record.plane == plane for record in splits["train"]):
-            raise InputError(f"{source}: has no {plane} series to train on. Leave the plane out with --planes.")
-    return splits
-
-
-def prepared_cache(data: DataConfig) -> PreparedCache:
-    """The cache that the settings name, by default in the user's cache folder."""
-    folder = data.cache or published_folder().parents[1] / "prepared"
-    return PreparedCache(folder, data.size, data.preparation)
 
 
 def _one_plane(
@@ -176,11 +147,7 @@ def _one_plane(
     own = {name: [record for record in records if record.plane == plane] for name, records in splits.items()}
     cache = prepared_cache(config.data)
     fill(cache, [*own["train"], *own["validate"]], config.data.workers, processes, silent)
-    torch.manual_seed(seed_of(config.loop.seed, Stream.ORDER))
-    try:
-        unet = UNet(**config.network.arguments())
-    except ValueError as error:
-        raise InputError(f"network: {error}.") from error
+    unet = _network(config)
     slabs = covering_slabs(cache, own["validate"])
     held_out = FixedSlabs(cache, slabs[:: max(1, -(-len(slabs) // config.validate_slabs))])
     task = Denoising(unet, config, held_out, processes)
@@ -203,16 +170,27 @@ def _one_plane(
         )
     counts = {name: len(records) for name, records in own.items()}
     digest = _write(plane, source, out, trained, config, counts) if processes.first else ""
+    if config.picture_steps and processes.first:
+        _draw(trained.module, config, out / "training" / plane / "sample.png")
     processes.wait()
     return Pretrained(plane, out / f"{plane}.safetensors", digest, trained.steps, counts, trained.figures)
 
 
-def fill(cache: PreparedCache, records: Sequence[Record], workers: int, processes: Processes, silent: bool) -> None:
-    """Prepare what the cache lacks, once for all processes of a machine, with progress."""
-    if processes.first:
-        with progress("Preparing", 100, silent) as tell:
-            cache.fill(records, workers, lambda done, total: tell(done, total, {}))
-    processes.wait()
+def _network(config: PretrainConfig) -> UNet:
+    """The untrained denoiser, the same for a seed on every process.
+
+    Raises:
+        InputError: the settings make no network, or none that fits the slabs it will see.
+    """
+    torch.manual_seed(seed_of(config.loop.seed, Stream.ORDER))
+    size = config.data.size
+    try:
+        unet = UNet(**config.network.arguments())
+        for side in {size, min(size, config.augment.crop or size)}:
+            fold(torch.empty(1, 1, SLAB, side, side, device="meta"), unet.patch)
+    except ValueError as error:
+        raise InputError(f"network: {error}. Change network, data.size or augment.crop.") from error
+    return unet
 
 
 def identity(plane: str, config: PretrainConfig, records: Sequence[Record]) -> dict[str, Any]:
@@ -253,3 +231,14 @@ def _write(
     )  # fmt: skip
     change_settings(folder, lambda settings: settings.model_copy(update={"size": config.data.size}))
     return card.digest
+
+
+def _draw(denoiser: nn.Module, config: PretrainConfig, path: Path) -> None:
+    """One slab drawn from noise by DDIM, its 16 slices in four rows, as they are displayed: i right, j up."""
+    size = config.data.size
+    slab = GaussianDiffusion().sample(
+        denoiser, (1, 1, SLAB, size, size), seed=config.loop.seed, steps=config.picture_steps, eta=0.0
+    )[0, 0]
+    slices = ((slab.clamp(-1, 1) + 1) * 127.5).round().byte().numpy().transpose(0, 2, 1)[:, ::-1]
+    rows = slices.reshape(4, SLAB // 4, size, size).transpose(0, 2, 1, 3).reshape(4 * size, SLAB // 4 * size)
+    Image.fromarray(np.ascontiguousarray(rows)).save(path)

@@ -6,8 +6,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+
+class AskedToStop(SystemExit):
+    """A run that a signal asked to stop, all its steps in a checkpoint; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int, step: int, place: Path) -> None:
+        super().__init__(128 + number)
+        self.told = f"stopped after step {step}; the same command goes on from {place}"
 
 
 @contextmanager

@@ -1,0 +1,60 @@
+"""From a data set to what a command trains and validates on: checked, split by patient, and prepared on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.weights import published_folder
+from orthokernels.training.cache import PreparedCache
+from orthokernels.training.checks import check_records
+from orthokernels.training.config import DataConfig
+from orthokernels.training.curves import progress
+from orthokernels.training.distributed import Processes
+from orthokernels.training.records import read_records, split_by_patient
+from orthokernels.training.series import Record
+
+
+def load_splits(source: Path, data: DataConfig, planes: Sequence[str]) -> dict[str, list[Record]]:
+    """Checked records of ``planes`` by split: "train", "validate" and "test".
+
+    Raises:
+        InputError: everything that is wrong with the data, in one message; or a plane without training data.
+    """
+    settings: dict[str, Any] = {
+        "images": data.images, "masks": data.masks, "plane": data.plane, "poses": data.poses,
+        "masks_mirrored": data.masks_mirrored, "split_file": data.split_file,
+    }  # fmt: skip
+    if data.validation is None:
+        records = read_records(source, data.joint, **settings)
+    else:
+        records = read_records(source, data.joint, split="train", **settings)
+        records += read_records(data.validation, data.joint, split="validate", **settings)
+    records = [record for record in records if record.plane in planes]
+    check_records(records, preparation=data.preparation)
+    if any(record.split == "train" for record in records):  # the data set has its own split; the rest stays out
+        shares = {"train": 0.0, "validate": 0.0, "test": 0.0, "unused": 1.0}
+    else:
+        train_share = 1 - data.validate_share - data.test_share
+        shares = {"train": train_share, "validate": data.validate_share, "test": data.test_share}
+    splits = split_by_patient(records, shares, data.split_seed)
+    for plane in planes:
+        if not any(record.plane == plane for record in splits["train"]):
+            raise InputError(f"{source}: has no {plane} series to train on. Leave the plane out with --planes.")
+    return splits
+
+
+def prepared_cache(data: DataConfig) -> PreparedCache:
+    """The cache that the settings name, by default in the user's cache folder."""
+    folder = data.cache or published_folder().parents[1] / "prepared"
+    return PreparedCache(folder, data.size, data.preparation)
+
+
+def fill(cache: PreparedCache, records: Sequence[Record], workers: int, processes: Processes, silent: bool) -> None:
+    """Prepare what the cache lacks, each process its share, with progress."""
+    with progress("Preparing", 100, silent or not processes.first) as tell:
+        own = records[processes.rank :: processes.world]
+        cache.fill(own, workers, lambda done, total: tell(done, total, {}))
+    processes.wait()

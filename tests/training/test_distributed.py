@@ -1,0 +1,118 @@
+"""Two processes on gloo against one with the double batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from orthokernels.errors import InputError
+from orthokernels.training.checkpoint import Checkpoints
+from orthokernels.training.distributed import alone, joined
+
+_RUN = """
+import sys
+from orthokernels.training.config import PretrainConfig, load_config
+from orthokernels.training.distributed import joined
+from orthokernels.training.pretrain import pretrain
+from pathlib import Path
+
+data, out, *settings = sys.argv[1:]
+config = load_config(PretrainConfig, None, settings)
+with joined("cpu") as processes:
+    made = pretrain(Path(data), Path(out), config, processes=processes)
+    print(processes.rank, made[0].figures["validation/loss"])
+"""
+
+
+def start(code, arguments, rank=0, world=1, port=0):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if world > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment |= {name: str(value) for name, value in place.items()}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, text=True, stdout=-1, stderr=-1
+    )
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def finish(processes):
+    results = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), [told[1][-2000:] for told in results]
+    return [told[0] for told in results]
+
+
+def test_two_processes_train_as_one_with_the_double_batch(tmp_path, toy_settings, toy_data):
+    common = [*toy_settings, "loop.steps=6", "loop.accumulate=2", "ema.start=2", "ema.every=2"]
+    finish([start(_RUN, [toy_data, tmp_path / "one", *common, "loop.batch=4"])])
+    port = free_port()
+    two = [start(_RUN, [toy_data, tmp_path / "two", *common, "loop.batch=2"], rank, 2, port) for rank in (0, 1)]
+    told = finish(two)
+    assert told[0].split()[1] == told[1].split()[1]  # the validation loss is everyone's
+    one, both = (
+        Checkpoints(tmp_path / name / "training" / "axial" / "checkpoints").newest()[1] for name in ("one", "two")
+    )
+    assert one["samples"] == both["samples"] == 6 * 8
+    # The same samples and noise; only sums run in another order, so gradients differ by float32's rounding, 6e-8 of the
+    # terms, a few hundred terms deep. Adam turns a gradient into a step of about the rate (2e-3) whatever its size, so
+    # after 6 steps weights differ by 1e-2 times that, near 1e-7, more where a gradient is mostly cancelled: 1e-5 is a
+    # two-hundredth of a step, and what a wrong share of the data or the noise gives is a whole step.
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(tensor, both["model"][name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_process_that_gets_no_number_stops_all_with_its_files(tmp_path):
+    code = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from orthokernels.training.config import LoopConfig, OptimiserConfig
+from orthokernels.training.distributed import joined
+from orthokernels.training.loop import Run, TrainingStoppedError, train
+
+class Samples:
+    def __getitem__(self, number):
+        return {"x": torch.full((2,), float("nan") if number == 11 else 1.0), "file": f"file_{number}"}
+
+class Task:
+    module = nn.Linear(2, 1)
+    def loss(self, module, batch):
+        return module(batch["x"]).square().mean(), {}
+    def validate(self, module):
+        return {}
+
+with joined("cpu") as processes:
+    config = LoopConfig(steps=9, batch=2, save_every=2)
+    try:
+        train(Task(), Run(Path(sys.argv[1]), Samples(), config, OptimiserConfig(), {}, processes=processes))
+    except TrainingStoppedError as error:
+        print(error)
+"""
+    port = free_port()
+    told = finish([start(code, [tmp_path], rank, 2, port) for rank in (0, 1)])
+    # Step 3 takes numbers 8 to 11; the second process has 10 and 11.
+    assert all(one.startswith("step 3: the loss is nan. Its batch: file_10, file_11.") for one in told)
+    assert Checkpoints(tmp_path / "checkpoints").newest()[0] == 2
+
+
+def test_alone_nothing_is_exchanged():
+    processes = alone()
+    module = torch.nn.Linear(1, 1)
+    assert processes.wrap(module) is module
+    assert processes.greatest([1.0, 2.0]) == processes.total([1.0, 2.0]) == [1.0, 2.0]
+    assert processes.gathered("a") == ["a"]
+    processes.wait()
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(InputError, match="device 'cuda:99' can't be used"), joined("cuda:99"):
+        pass
