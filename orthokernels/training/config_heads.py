@@ -70,6 +70,7 @@ class DiagnoseConfig(Section):
         thresholds: how each label's threshold is chosen on validation data; "half" keeps 0.5.
         patient_data: a CSV with columns study, age, height, weight, sex, patient_type, event, for late fusion.
         late_fusion: its training.
+        loop, augment: of fine-tuning; how long it takes and its batch are ``finetune``'s.
         draws: noise draws that features are averaged over.
         features: folder of computed features; None is beside the prepared volumes.
         half: store tensors as float16.
@@ -88,9 +89,10 @@ class DiagnoseConfig(Section):
     thresholds: Literal["f1", "youden", "half"] = "f1"
     patient_data: Path | None = None
     late_fusion: HeadConfig = HeadConfig(epochs=10, batch=10, learning_rate=1e-5)
+    loop: LoopConfig = LoopConfig()
+    augment: AugmentConfig = AugmentConfig()
     seed: NotNegative = 42
     draws: Positive = 1
-    device: str = "auto"
     features: Path | None = None
     half: bool = False
 

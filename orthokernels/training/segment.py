@@ -141,7 +141,7 @@ def head_arguments(unet: UNet, network: Mapping[str, Any], block: str, config: S
         InputError: the published head does not fit the block's resolution.
     """
     if config.head == "published":
-        channels, factors = _map_of(unet, block)
+        channels, factors = map_of(unet, block)
         if factors != (16, 16, 16):
             times = " x ".join(map(str, factors))
             raise InputError(
@@ -149,7 +149,7 @@ def head_arguments(unet: UNet, network: Mapping[str, Any], block: str, config: S
                 "the volume. Use head=multiscale, or a network with four halvings and no patch."
             )
         return {"in_channels": channels, "classes": CLASSES}
-    widths = [_map_of(unet, name)[0] for name in level_names(unet)]
+    widths = [map_of(unet, name)[0] for name in level_names(unet)]
     return {
         "widths": widths,
         "classes": CLASSES,
@@ -166,7 +166,7 @@ def new_head(kind: str, arguments: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 @torch.inference_mode()
-def _map_of(unet: UNet, block: str) -> tuple[int, tuple[int, ...]]:
+def map_of(unet: UNet, block: str) -> tuple[int, tuple[int, ...]]:
     """Channels of a block's map, and how much smaller than the volume it is along each axis."""
     if block not in unet.feature_names:
         raise InputError(f"the network has no block {block!r}; it has {', '.join(unet.feature_names)}.")

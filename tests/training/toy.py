@@ -39,7 +39,9 @@ def write_volume(
     return path
 
 
-def write_studies(folder: Path, count: int = 12, *, joint: str = "knee", side: int = 32, first: int = 0) -> Path:
+def write_studies(
+    folder: Path, count: int = 12, *, joint: str = "knee", side: int = 32, first: int = 0, labels: bool = True
+) -> Path:
     """Studies of the simple layout: ball n of the structures' is brighter, and stripes of label n's pitch show it."""
     keys = [label.key for label in tasks.LABELS[joint]]
     rows = []
@@ -47,10 +49,11 @@ def write_studies(folder: Path, count: int = 12, *, joint: str = "knee", side: i
         draw = np.random.default_rng(1000 + number)
         findings = draw.integers(0, 2, len(keys))
         for plane in tasks.PLANES:
-            voxels, labels = _picture(draw, findings, side)
+            voxels, structures = _picture(draw, findings, side)
             home = folder / f"study_{number:03d}"
             write_volume(home / f"{plane}.nii.gz", plane=plane, voxels=voxels)
-            write_volume(home / f"{plane}_labels.nii.gz", plane=plane, voxels=labels)
+            if labels:
+                write_volume(home / f"{plane}_labels.nii.gz", plane=plane, voxels=structures)
         rows.append([f"study_{number:03d}", f"patient_{number // 2:03d}", joint, "right", *findings])
     with (folder / "studies.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["study", "patient", "joint", "side", *keys], *rows])

@@ -1,0 +1,272 @@
+"""Train the diagnosis heads: a pooling and a head per plane, then the fusion of the planes, then thresholds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.weights import (
+    Settings,
+    load_settings,
+    save_encoder,
+    save_module,
+)
+from orthokernels.tasks import LABELS, PLANES
+from orthokernels.training.config_heads import DiagnoseConfig
+from orthokernels.training.curves import progress
+from orthokernels.training.diagnosis_files import Fused, PlaneResult, write_gates, write_heads, write_thresholds
+from orthokernels.training.distributed import Processes, alone
+from orthokernels.training.features import FeatureStore, SlabMaps
+from orthokernels.training.finetune import finetune_plane
+from orthokernels.training.fusion_training import Vectors, fusion_arguments, train_fusion, train_gate
+from orthokernels.training.metrics import diagnosis_metrics
+from orthokernels.training.patient_table import late_fusion_arguments, read_patient_table, train_late_fusion
+from orthokernels.training.probe import (
+    new_classifier,
+    pooling_arguments,
+    train_probe,
+    vectors_of,
+)
+from orthokernels.training.segment import map_of
+from orthokernels.training.selection import Selection, diagnosed, select
+from orthokernels.training.series import Record
+from orthokernels.training.triplets import Triplets, triplets
+from orthokernels.training.weights_folder import load_denoiser, remove_module, start_from
+
+
+def diagnose(
+    data: Path,
+    weights: Path,
+    out: Path,
+    config: DiagnoseConfig,
+    *,
+    processes: Processes | None = None,
+    resume: bool = True,
+    silent: bool = True,
+) -> dict[str, Any]:
+    """Train diagnosis heads and write them; returns the validation figures of every plane and fusion.
+
+    Args:
+        data: a data set with findings of ``config.data.joint``.
+        weights: folder with the denoisers.
+        out: folder for the result, a weights folder like ``weights`` with the heads added; it may be the same.
+
+    Raises:
+        InputError: data, weights or patient data can not be used.
+    """
+    processes = processes or alone()
+    if processes.first:
+        start_from(weights, out)
+    processes.wait()
+    settings, joint = load_settings(out), config.data.joint
+    selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
+    planes: dict[str, PlaneResult] = {
+        plane: _train_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
+        for plane in config.planes
+    }
+    if not processes.first:
+        return {}
+    sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}
+    if not sides["validate"][config.planes[0]]:
+        sides["validate"] = sides["train"]  # nothing was held out: figures are then of the training data
+        for own in planes.values():
+            own.validate = own.train
+    report: dict[str, Any] = {"joint": joint, "validated_on_training_data": not selection.validate, "planes": {}}
+    single: dict[str, tuple[Triplets, np.ndarray]] = {}
+    for plane, own in planes.items():
+        found = triplets(sides["validate"], (plane,))
+        logits = own.classifier.head(own.validate[found.rows[:, 0]]).detach()
+        single[plane] = found, found.mean_per_study(logits.sigmoid().numpy())
+        report["planes"][plane] = _figures(*single[plane], joint)
+    fused = _fuse(planes, sides, config, report, out) if set(config.planes) == set(PLANES) else []
+    kept = _kept(fused, config, report)
+    write_heads(out, planes, kept, config)
+    truth, probability = _final(kept, single, sides["validate"], config.planes)
+    write_thresholds(out, joint, truth, probability, config.thresholds)
+    if kept is not None and kept.gates is not None:
+        write_gates(out / f"{joint}.gate_weights.csv", triplets(sides["validate"]).studies, kept.gates, joint)
+    (out / f"{joint}.diagnosis.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _by_plane(records: Sequence[Record], planes: Sequence[str]) -> dict[str, list[Record]]:
+    return {plane: [record for record in records if record.plane == plane] for plane in planes}
+
+
+def _train_plane(
+    plane: str,
+    selection: Selection,
+    out: Path,
+    settings: Settings,
+    config: DiagnoseConfig,
+    processes: Processes,
+    resume: bool,
+    silent: bool,
+) -> PlaneResult:
+    """Stage I of one plane."""
+    joint = config.data.joint
+    unet, card = load_denoiser(out, plane)
+    point = config.points.get(plane, settings.point(joint, plane))  # type: ignore[call-overload]
+    channels = map_of(unet, point.block)[0]
+    arguments = pooling_arguments(config.pooling, channels, config.pooling_heads)
+    truth, weight = truth_and_weight(selection.train)
+    seed = config.seed + PLANES.index(plane)
+    origin = {"denoiser": card.digest, "timestep": str(point.timestep), "block": point.block, "stage": config.encoder}
+    if config.encoder == "finetune":
+        try:
+            classifier = new_classifier(config.pooling, channels, config.pooling_heads, truth.shape[1], seed=seed)
+        except ValueError as error:
+            raise InputError(f"pooling_heads: {error}; choose another number.") from error
+        finetune_plane(
+            unet, classifier, point, selection, truth, weight, config, out / "training" / f"{plane}.{joint}",
+            {"plane": plane, "joint": joint, "pooling": config.pooling, **origin},
+            processes=processes, resume=resume, silent=silent,
+        )  # fmt: skip
+        if processes.first:
+            save_encoder(
+                unet, out / f"{plane}.{joint}.encoder.safetensors", half=config.half, plane=plane, joint=joint,
+                origin=origin,
+            )  # fmt: skip
+    elif processes.first:
+        remove_module(out, f"{plane}.{joint}.encoder")
+    folder = config.features or selection.cache.folder.parent / "features"
+    store = FeatureStore(folder, unet, selection.cache, device=processes.device, draws=config.draws)
+    with progress(f"Features, {plane}", 100, silent or not processes.first) as tell:
+        train, validate = (
+            SlabMaps.of(store.maps(records, point.block, point.timestep, tell=lambda d, t: tell(d, t, {})))
+            if records else None
+            for records in (selection.train, selection.validate)
+        )  # fmt: skip
+    assert train is not None
+    if config.encoder == "probe":
+        try:
+            classifier = train_probe(
+                train, truth, weight, config.pooling, config.pooling_heads, config.probe, seed=seed
+            )
+        except ValueError as error:
+            raise InputError(f"pooling_heads: {error}; choose another number.") from error
+    vectors = vectors_of(classifier, train)
+    held = vectors[:0] if validate is None else vectors_of(classifier, validate)
+    return PlaneResult(classifier, arguments, origin, point, vectors, held)
+
+
+def truth_and_weight(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
+    """Findings [series, labels], NaN where unknown, and weights [series]: a study's series of a plane share one."""
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.study] = counts.get(record.study, 0) + 1
+    truth = torch.tensor([record.findings for record in records], dtype=torch.float32)
+    return truth, torch.tensor([1 / counts[record.study] for record in records])
+
+
+def _figures(found: Triplets, probability: np.ndarray, joint: str) -> dict[str, Any]:
+    """Figures at 0.5, over studies whose findings are all known."""
+    known = np.isfinite(found.truth).all(axis=1)
+    if not known.any():
+        return {}
+    keys = [label.key for label in LABELS[joint]]
+    return diagnosis_metrics(found.truth[known], probability[known], keys, [0.5] * len(keys))
+
+
+def _vectors(planes: dict[str, PlaneResult], found: Triplets, side: str) -> Vectors:
+    return Vectors(
+        tuple(getattr(planes[plane], side)[found.rows[:, n]] for n, plane in enumerate(PLANES)),
+        torch.from_numpy(found.truth[found.study]),
+        torch.from_numpy(found.weight),
+        tuple(found.patients[study] for study in found.study),
+    )
+
+
+def _fuse(
+    planes: dict[str, PlaneResult],
+    sides: dict[str, dict[str, list[Record]]],
+    config: DiagnoseConfig,
+    report: dict[str, Any],
+    out: Path,
+) -> list[Fused]:
+    """Every mode, trained on the training triplets and scored on the validation studies."""
+    found = {side: triplets(records) for side, records in sides.items()}
+    if not len(found["train"].rows) or not len(found["validate"].rows):
+        return []
+    train, validate = (_vectors(planes, found[side], side) for side in ("train", "validate"))
+    made = []
+    for name in config.fusion.modes:
+        arguments = fusion_arguments(name, train, config.fusion)
+        if name == "gating":
+            heads, gate = train_gate(train, config.fusion, seed=config.seed)
+            with torch.no_grad():
+                single = torch.stack([h(v) for h, v in zip(heads, validate.planes, strict=True)], dim=1)
+                logits, gates = gate(single)
+            fused = Fused(name, gate, arguments, logits.sigmoid().numpy(), heads, gates.numpy())
+            fused.gates = found["validate"].mean_per_study(gates.numpy())
+        else:
+            module = train_fusion(name, train, config.fusion, seed=config.seed)
+            with torch.no_grad():
+                fused = Fused(name, module, arguments, module(*validate.planes).sigmoid().numpy())
+        fused.probability = found["validate"].mean_per_study(fused.probability)
+        report.setdefault("fusion", {})[name] = _figures(found["validate"], fused.probability, config.data.joint)
+        made.append(fused)
+    if config.patient_data is not None:
+        report["patient_data"] = _patient_data(train, validate, found, config, out)
+    return made
+
+
+def _kept(fused: list[Fused], config: DiagnoseConfig, report: dict[str, Any]) -> Fused | None:
+    """The fusion to write: the one asked for, or the best macro AUROC on validation data."""
+    if not fused:
+        return None
+    name = config.fusion.keep
+    if name == "best":
+        name = max(fused, key=lambda f: report["fusion"][f.name].get("macro_auroc") or 0.0).name  # type: ignore[assignment]
+    found = next((f for f in fused if f.name == name), None)
+    if found is None:
+        raise InputError(f"fusion.keep is {name}, which fusion.modes does not train. Add it there.")
+    report["kept_fusion"] = name
+    return found
+
+
+def _final(
+    kept: Fused | None,
+    single: dict[str, tuple[Triplets, np.ndarray]],
+    records: dict[str, list[Record]],
+    planes: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and probability [studies, labels] of the validation studies as the pipeline will score them."""
+    if kept is not None:
+        return triplets(records).truth, kept.probability
+    common = sorted(set.intersection(*(set(single[plane][0].studies) for plane in planes)))
+    rows = {plane: [single[plane][0].studies.index(study) for study in common] for plane in planes}
+    truth = single[planes[0]][0].truth[rows[planes[0]]]
+    return truth, np.mean([single[plane][1][rows[plane]] for plane in planes], axis=0)
+
+
+def _patient_data(
+    train: Vectors, validate: Vectors, found: dict[str, Triplets], config: DiagnoseConfig, out: Path
+) -> dict[str, Any]:
+    """Late fusion with patient data: its figures; its weights go to a file of their own."""
+    assert config.patient_data is not None
+    joint, table = config.data.joint, read_patient_table(config.patient_data)
+    missing = [s for side in found.values() for s in side.studies if s not in table]
+    if missing:
+        raise InputError(f"{config.patient_data}: has no row for study {missing[0]} ({len(missing)} are missing).")
+    rows = {side: [table[own.studies[study]] for study in own.study] for side, own in found.items()}
+    fusion, encoding = train_late_fusion(train, rows["train"], config.late_fusion, seed=config.seed)
+    with torch.no_grad():
+        output = fusion(torch.cat(validate.planes, dim=1), *encoding.encode(rows["validate"]))
+    save_module(
+        fusion, out / f"{joint}.patient_data.safetensors", "late_fusion", joint=joint, half=config.half,
+        arguments=late_fusion_arguments(train, encoding), origin={"encoding": json.dumps(encoding.told())},
+    )  # fmt: skip
+    own = found["validate"]
+    figures = {
+        name: _figures(own, own.mean_per_study(output[name].sigmoid().numpy()), joint)
+        for name in ("fused", "mri", "tabular")
+    }
+    return {**figures, "mri_share": [float(value) for value in output["alpha"]]}

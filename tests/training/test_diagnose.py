@@ -1,0 +1,144 @@
+"""Training diagnosis heads: probes, fine-tuning, fusion, thresholds, patient data; and what lands in the folder."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.weights import load_settings, load_weights
+from orthokernels.tasks import LABELS, PLANES
+from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig
+from orthokernels.training.diagnose import diagnose, truth_and_weight
+from orthokernels.training.features import SlabMaps
+from orthokernels.training.metrics import auroc
+from orthokernels.training.probe import new_classifier, train_probe, vectors_of
+from orthokernels.training.records import read_records
+from tests.training.toy import data_settings, write_studies, write_weights
+
+QUICK = HeadConfig(epochs=20, batch=8, learning_rate=1e-2, standardise=True)
+
+
+def config(folder, **changes) -> DiagnoseConfig:
+    return DiagnoseConfig(
+        **{
+            "data": data_settings(folder, joint="ankle"), "pooling": "none", "probe": QUICK,
+            "fusion": FusionConfig(head=QUICK, gate=HeadConfig(epochs=20, batch=None, learning_rate=1e-2), out_width=8),
+            "points": {plane: {"timestep": 20, "block": "in_1"} for plane in PLANES}, **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    return write_studies(tmp_path_factory.mktemp("ankles"), 32, joint="ankle", labels=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("pooling", ["selfattn", "local", "none"])
+def test_probe_learns_with_every_pooling_and_folding_changes_no_logit(pooling):
+    draw = torch.Generator().manual_seed(0)
+    truth = (torch.rand(60, 2, generator=draw) < 0.5).float()
+    offset = torch.tensor([100.0, 0.01, 3.0, 0.0]).view(1, 4, 1, 1, 1)
+    scale = torch.tensor([10.0, 0.001, 1.0, 5.0]).view(1, 4, 1, 1, 1)
+    signal = torch.nn.functional.pad(truth, (0, 2)).view(60, 4, 1, 1, 1)
+    maps = ((torch.randn(60, 4, 2, 3, 3, generator=draw) + signal) * scale + offset).half()
+    own = SlabMaps.of([m[None].numpy() for m in maps])
+    trained = train_probe(own, truth, torch.ones(60), pooling, 2, QUICK, seed=0)
+    logits = trained.head(vectors_of(trained, own)).detach().numpy()
+    assert np.mean([auroc(truth[:, n].numpy(), logits[:, n]) for n in range(2)]) > 0.95
+    assert trained.scale is None
+
+
+def test_series_of_a_study_share_its_weight(studies):
+    records = [r for r in read_records(studies, "ankle") if r.plane == "axial"][:3]
+    _, weight = truth_and_weight([*records, records[0]])
+    assert weight.tolist() == [0.5, 1, 1, 0.5]
+
+
+def test_probe_fusion_and_thresholds_land_in_the_folder(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    report = diagnose(studies, weights, tmp_path / "out", config(cache))
+    # Stripes of a pitch per finding: even untrained first features tell most of them.
+    assert report["fusion"][report["kept_fusion"]]["macro_auroc"] > 0.7
+    assert set(report["fusion"]) == {"simple_concat", "linear_concat", "linear_add", "crossattn", "gating"}
+    loaded = load_weights(str(tmp_path / "out"), "ankle")
+    assert loaded.fusion_name == report["kept_fusion"]
+    assert set(loaded.thresholds) == {label.key for label in LABELS["ankle"]}
+    for own in loaded.planes.values():
+        assert (own.timestep, own.block, own.encoder) == (20, "in_1", None)
+        assert own.pooling is not None
+        assert own.head is not None
+
+
+def test_gate_writes_its_own_heads_and_a_table_of_weights(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    fusion = config(cache).fusion.model_copy(update={"modes": ("gating",), "keep": "gating"})
+    diagnose(studies, weights, weights, config(cache, fusion=fusion))
+    with (weights / "ankle.gate_weights.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] for row in rows} == {label.key for label in LABELS["ankle"]}
+    for row in rows:
+        assert sum(float(row[f"w_{plane}"]) for plane in PLANES) == pytest.approx(1, abs=2e-4)  # four digits each
+    assert load_weights(str(weights), "ankle").fusion_name == "gating"
+
+
+def test_fine_tuning_writes_an_encoder_of_its_own(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    finetune = HeadConfig(epochs=1, batch=8, learning_rate=1e-3)
+    changes = {"planes": ("sagittal",), "encoder": "finetune", "finetune": finetune, "pooling_heads": 2}
+    report = diagnose(studies, weights, tmp_path / "out", config(cache, pooling="selfattn", **changes))
+    loaded = load_weights(str(tmp_path / "out"), "ankle", ("sagittal",))
+    own = loaded.planes["sagittal"]
+    before, after = own.denoiser.state_dict(), own.encoder.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("input_blocks.0", "input_blocks.1.")) for name in changed)  # up to in_1
+    assert "macro_auroc" in report["planes"]["sagittal"]
+    assert loaded.fusion is None
+
+
+def test_patient_data_are_fused_late(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    table = tmp_path / "patients.csv"
+    rows = [f"study_{n:03d},{20 + n},{170 if n % 3 else ''},70,{n % 2},0,{'fall' if n % 4 else ''}" for n in range(32)]
+    table.write_text("study,age,height,weight,sex,patient_type,event\n" + "\n".join(rows) + "\n")
+    fusion = config(cache).fusion.model_copy(update={"modes": ("simple_concat",)})
+    report = diagnose(studies, weights, weights, config(cache, fusion=fusion, patient_data=table))
+    assert set(report["patient_data"]) == {"fused", "mri", "tabular", "mri_share"}
+    assert all(0 < share < 1 for share in report["patient_data"]["mri_share"])
+    assert (weights / "ankle.patient_data.safetensors").is_file()
+    table.write_text("\n".join(table.read_text().splitlines()[:5]) + "\n")
+    with pytest.raises(InputError, match="has no row for study study_"):
+        diagnose(studies, weights, weights, config(cache, fusion=fusion, patient_data=table))
+
+
+def test_pooling_heads_that_do_not_fit_are_named(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("axial",))
+    with pytest.raises(InputError, match="pooling_heads: 3 heads do not divide 8 channels"):
+        diagnose(studies, weights, weights, config(cache, planes=("axial",), pooling="selfattn", pooling_heads=3))
+
+
+def test_fusion_to_keep_must_be_trained(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    fusion = config(cache).fusion.model_copy(update={"modes": ("linear_add",), "keep": "gating"})
+    with pytest.raises(InputError, match=r"fusion\.keep is gating, which fusion\.modes does not train"):
+        diagnose(studies, weights, weights, config(cache, fusion=fusion))
+
+
+def test_thresholds_of_half_stay(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("axial",))
+    diagnose(studies, weights, weights, config(cache, planes=("axial",), thresholds="half"))
+    assert set(load_settings(weights).thresholds["ankle"].values()) == {0.5}
+
+
+def test_same_seed_same_untrained_classifier():
+    first, second = (new_classifier("selfattn", 8, 2, 3, seed=1) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
