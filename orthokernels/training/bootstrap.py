@@ -111,6 +111,7 @@ def diagnosis_intervals(
     labels: Sequence[str],
     thresholds: Sequence[float],
     counts: np.ndarray,
+    level: float = 0.95,
 ) -> dict[str, Any]:
     """Intervals of all that ``metrics.diagnosis_metrics`` gives, in the same layout."""
     truth, probability = np.asarray(truth).astype(int), np.asarray(probability, np.float64)
@@ -123,7 +124,7 @@ def diagnosis_intervals(
     f1 = _share(2 * hits, calls + positives)
     calibration = np.stack([calibration_errors(truth[:, [n]], probability[:, [n]], counts) for n in columns], axis=1)
     found: dict[str, Any] = {
-        name: {label: interval(values[:, n]) for n, label in enumerate(labels)}
+        name: {label: interval(values[:, n], level) for n, label in enumerate(labels)}
         for name, values in (
             ("auroc", areas), ("average_precision", precisions), ("accuracy", accuracy), ("f1", f1),
             ("calibration_error", calibration),
@@ -142,7 +143,7 @@ def diagnosis_intervals(
         "OR": _share(sums[0], sums[2]),
         "OF1": _share(2 * sums[0], sums[1] + sums[2]),
     }
-    return found | {name: interval(values) for name, values in whole.items()}
+    return found | {name: interval(values, level) for name, values in whole.items()}
 
 
 def mean_over_labels(values: np.ndarray) -> np.ndarray:

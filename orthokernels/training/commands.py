@@ -89,3 +89,90 @@ def pretrain_command(
         chosen = load_config(PretrainConfig, config, overrides(settings, planes))
         made = pretrain(data, out, chosen, processes=processes, resume=resume, silent=quiet or as_json)
         report([one.told() for one in made], {one.plane: one.facts() for one in made}, processes, quiet, as_json)
+
+
+Weights = Annotated[Path, typer.Option("--weights", "-w", help="Folder with the denoisers, of 'train pretrain'.")]
+
+
+@app.command("segment")
+def segment_command(
+    data: Data,
+    weights: Weights,
+    out: Out,
+    planes: Planes = None,
+    config: Config = None,
+    settings: Set = None,
+    resume: Resume = True,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a segmentation head per plane; --out becomes a weights folder with the heads added."""
+    with joined_run("segment", device) as processes:
+        from orthokernels.training.config import load_config
+        from orthokernels.training.config_heads import SegmentConfig
+        from orthokernels.training.segment import segment
+
+        chosen = load_config(SegmentConfig, config, overrides(settings, planes))
+        silent = quiet or as_json
+        made = segment(data, weights, out, chosen, processes=processes, resume=resume, silent=silent)
+        lines = [
+            f"{plane}: validation Dice {own.get('validation/dice', float('nan')):.3f}" for plane, own in made.items()
+        ]
+        report([*lines, f"weights: {out}"], made, processes, quiet, as_json)
+
+
+@app.command("diagnose")
+def diagnose_command(
+    data: Data,
+    weights: Weights,
+    out: Out,
+    planes: Planes = None,
+    config: Config = None,
+    settings: Set = None,
+    resume: Resume = True,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train poolings, heads and the fusion of the planes; --out becomes a weights folder with them added."""
+    with joined_run("diagnose", device) as processes:
+        from orthokernels.training.config import load_config
+        from orthokernels.training.config_heads import DiagnoseConfig
+        from orthokernels.training.diagnose import diagnose
+        from orthokernels.training.tables import print_rows
+
+        chosen = load_config(DiagnoseConfig, config, overrides(settings, planes))
+        silent = quiet or as_json
+        made = diagnose(data, weights, out, chosen, processes=processes, resume=resume, silent=silent)
+        if processes.first and not silent:
+            parts = {**made["planes"], **made.get("fusion", {})}
+            shown = ("macro_auroc", "map", "CF1", "OF1")
+            print_rows([{"": name, **{key: own.get(key) for key in shown}} for name, own in parts.items()])
+        report([f"kept: {made.get('kept_fusion', 'no fusion')}; weights: {out}"], made, processes, quiet, as_json)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    data: Data,
+    weights: Annotated[str, typer.Option("--weights", "-w", help="A name or folder, as 'orthokernels run' takes it.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables and plots.")] = None,
+    config: Config = None,
+    settings: Set = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score weights on a test set: every metric with its interval; with --out also tables and plots."""
+    with joined_run("evaluate", device) as processes:
+        from orthokernels.training.config import load_config
+        from orthokernels.training.config_heads import EvaluateConfig
+        from orthokernels.training.evaluate import evaluate
+        from orthokernels.training.tables import print_evaluation
+
+        chosen = load_config(EvaluateConfig, config, settings or [])
+        silent = quiet or as_json
+        result = evaluate(data, weights, chosen, out, device=processes.device, silent=silent)
+        if not silent:
+            print_evaluation(result)
+        report([], result, processes, quiet or not as_json, as_json)

@@ -129,3 +129,24 @@ class SegmentConfig(Section):
     keep_best: bool = False
     validate_series: Positive = 32
     half: bool = False
+
+
+class EvaluateConfig(Section):
+    """``orthokernels train evaluate``.
+
+    Attributes:
+        data: how the test set is read; ``size`` is the weights' own, and nothing is cached.
+        split: which records are the test set: of a split that the data set names, or all.
+        seed, draws: of the features' noise, as ``orthokernels run``.
+        bootstrap: draws of the intervals.
+        level: of the intervals.
+        surface_distance: also the 95th-percentile surface distance, which takes longest.
+    """
+
+    data: DataConfig = DataConfig(preparation="full")
+    split: Literal["train", "validate", "test", "all"] = "all"
+    seed: NotNegative = 0
+    draws: Positive = 1
+    bootstrap: Positive = 1000
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    surface_distance: bool = True

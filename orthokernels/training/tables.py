@@ -1,0 +1,63 @@
+"""Figures on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orthokernels.tasks import PLANES
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """Dice by structure and plane, findings by label, and the means, each with its interval."""
+    console = Console(highlight=False, emoji=False)
+    intervals = result["intervals"]
+    trained = "" if result["trained"] else ", UNTRAINED"
+    console.print(
+        f"{result['weights']}{trained}: {result['studies']} studies of {result['patients']} patients, "
+        f"{100 * intervals['level']:g} % intervals from {intervals['draws']} draws of patients"
+    )
+    if "dice" in result:
+        planes = [plane for plane in PLANES if plane in result["dice"]]
+        table = Table("Dice", *planes, title_justify="left")
+        for structure in result["dice"][planes[0]]:
+            cells = [figure(result["dice"][p].get(structure), intervals["dice"][p].get(structure)) for p in planes]
+            table.add_row(structure.replace("_", " "), *cells)
+        table.add_section()
+        by_plane = result["mean_dice_by_plane"], intervals["mean_dice_by_plane"]
+        table.add_row("mean", *(figure(by_plane[0][plane], by_plane[1][plane]) for plane in planes))
+        console.print(table)
+    if "auroc" in result:
+        shown = ("auroc", "average_precision", "accuracy", "f1", "calibration_error")
+        table = Table("Finding", *(name.replace("_", " ") for name in shown))
+        for label in result["auroc"]:
+            table.add_row(label, *(figure(result[name][label], intervals[name][label]) for name in shown))
+        table.add_section()
+        whole = ("macro_auroc", "map", "mean_accuracy", "CF1", "ece")
+        table.add_row("all", *(figure(result[name], intervals[name]) for name in whole))
+        console.print(table)
+        for plane, area in result.get("single_plane", {}).items():
+            console.print(f"{plane} alone: macro AUROC {figure(area, intervals['single_plane'][plane])}")
+    for name in ("mean_dice", "macro_auroc", "fusion_gain"):
+        if name in result:
+            console.print(f"{name.replace('_', ' ')}: {figure(result[name], intervals[name])}")
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same columns."""
+    if not rows:
+        return
+    table = Table(*(str(name).replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
+    Console(highlight=False, emoji=False).print(table)
+
+
+def figure(value: float | None, bounds: Sequence[float] | None) -> str:
+    """A figure with its interval in words."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" ({bounds[0]:.3f}-{bounds[1]:.3f})" if bounds is not None else "")

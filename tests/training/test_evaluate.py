@@ -1,0 +1,102 @@
+"""Evaluation: the pipeline's own numbers, scored; and the files it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from orthokernels import pipeline, tasks
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.training.config import LoopConfig, OptimiserConfig
+from orthokernels.training.config_heads import DiagnoseConfig, EvaluateConfig, FusionConfig, HeadConfig, SegmentConfig
+from orthokernels.training.diagnose import diagnose
+from orthokernels.training.evaluate import evaluate, rows_of
+from orthokernels.training.metrics import dice
+from orthokernels.training.predictions import run_records, study_findings
+from orthokernels.training.records import read_records
+from orthokernels.training.segment import segment
+from orthokernels.training.series import load_labels, load_volume
+from tests.training.toy import data_settings, write_studies, write_weights
+
+QUICK = HeadConfig(epochs=3, batch=8, learning_rate=1e-2)
+CONFIG = EvaluateConfig(data={"preparation": "full"}, bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    return write_studies(tmp_path_factory.mktemp("studies"), 8)
+
+
+@pytest.fixture(scope="module", params=["gating", "simple_concat"])
+def trained(request, studies, tmp_path_factory):
+    """A weights folder with all heads; the segmentation has an encoder of its own."""
+    folder = tmp_path_factory.mktemp("weights")
+    own = data_settings(studies)
+    write_weights(folder)
+    segment(studies, folder, folder, SegmentConfig(
+        data=own, epochs=None, loop=LoopConfig(steps=6, batch=2, validate_every=0), optimiser=OptimiserConfig(rate=1e-2)
+    ))  # fmt: skip
+    fusion = FusionConfig(modes=(request.param,), keep=request.param, head=QUICK)
+    diagnose(studies, folder, folder, DiagnoseConfig(data=own, pooling="local", probe=QUICK, fusion=fusion))
+    return folder
+
+
+def test_numbers_are_the_pipelines(studies, trained):
+    weights = load_weights(str(trained))
+    records = [r for r in read_records(studies, "knee") if r.study == "study_003"]
+    outputs = run_records(records, weights)
+    findings = study_findings(outputs, weights)
+    made = pipeline.run([r.image for r in records], weights=weights)
+    # The same operations in the same order.
+    assert [f.probability for f in made.result.findings] == findings.probability[0].tolist()
+    for output in outputs:
+        truth = load_labels(output.record, load_volume(output.record))
+        assert list(output.dice) == dice(made.label_maps[output.record.plane][0], truth, 12)
+
+
+def test_one_object_holds_every_figure_with_its_interval(studies, trained, tmp_path):
+    result = evaluate(studies, str(trained), CONFIG, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(result))
+    assert set(result["dice"]) == set(tasks.PLANES)
+    assert set(result["dice"]["axial"]) == {s.key for s in tasks.STRUCTURES}
+    assert set(result["auroc"]) == {label.key for label in tasks.LABELS["knee"]}
+    by_plane = [np.mean(list(result["dice"][plane].values())) for plane in tasks.PLANES]
+    assert result["mean_dice"] == pytest.approx(np.mean(by_plane))
+    best = max(result["single_plane"].values())
+    assert result["fusion_gain"] == pytest.approx(result["macro_auroc"] - best)
+    assert (result["studies"], result["patients"], result["series"]) == (8, 4, 24)
+    names = {name for name, *_ in rows_of(result)}
+    assert {"mean_dice", "dice", "surface_distance_mm", "macro_auroc", "auroc", "ece", "CF1", "OF1"} <= names
+    for name, plane, item, value, bounds in rows_of(result):
+        if value is not None and bounds is not None:
+            # Percentiles of the draws need not hold the figure itself, but both lie in its range.
+            assert np.isfinite([value, *bounds]).all(), (name, plane, item)
+            assert bounds[0] <= bounds[1]
+
+
+def test_tables_and_plots_are_written(studies, trained, tmp_path):
+    evaluate(studies, str(trained), CONFIG, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {
+        "evaluation.json", "metrics.csv", "series.csv", "findings.csv",
+        "roc.png", "precision_recall.png", "calibration.png", "dice.png",
+    }  # fmt: skip
+    with (tmp_path / "out" / "series.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 24 * 11
+    with (tmp_path / "out" / "findings.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 8
+
+
+def test_nothing_to_score_is_one_sentence(studies, tmp_path):
+    bare = write_weights(tmp_path / "bare")
+    with pytest.raises(InputError, match="nothing can be scored"):
+        evaluate(studies, str(bare), CONFIG)
+
+
+def test_split_that_no_study_is_in_is_one_sentence(studies, trained):
+    with pytest.raises(InputError, match="no study is in the split 'test'"):
+        evaluate(studies, str(trained), CONFIG.model_copy(update={"split": "test"}))
