@@ -176,3 +176,54 @@ def evaluate_command(
         if not silent:
             print_evaluation(result)
         report([], result, processes, quiet or not as_json, as_json)
+
+
+@app.command("sweep")
+def sweep_command(
+    data: Data,
+    weights: Weights,
+    out: Out,
+    planes: Planes = None,
+    config: Config = None,
+    settings: Set = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find the timestep and block of the best features on validation data; --out gets them in its settings."""
+    with joined_run("sweep", device) as processes:
+        from orthokernels.training.config import load_config
+        from orthokernels.training.config_heads import SweepConfig
+        from orthokernels.training.sweep import sweep
+        from orthokernels.training.tables import print_rows
+
+        chosen = load_config(SweepConfig, config, overrides(settings, planes))
+        rows = sweep(data, weights, out, chosen, processes=processes, silent=quiet or as_json)
+        if not quiet and not as_json:
+            print_rows([row for row in rows if row["chosen"]])
+        report([f"table and plots: {out}"], rows, processes, quiet, as_json)
+
+
+@app.command("labels")
+def labels_command(
+    data: Data,
+    weights: Weights,
+    out: Out,
+    config: Config = None,
+    settings: Set = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare pre-trained features with training from scratch and with MONAI, with fewer and fewer labels."""
+    with joined_run("labels", device) as processes:
+        from orthokernels.training.config import load_config
+        from orthokernels.training.config_heads import LabelsConfig
+        from orthokernels.training.labels import labels
+        from orthokernels.training.tables import print_rows
+
+        chosen = load_config(LabelsConfig, config, settings or [])
+        rows = labels(data, weights, out, chosen, processes=processes, silent=quiet or as_json)
+        if not quiet and not as_json:
+            print_rows(rows)
+        report([f"table and plot: {out}"], rows, processes, quiet, as_json)

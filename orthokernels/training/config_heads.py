@@ -150,3 +150,59 @@ class EvaluateConfig(Section):
     bootstrap: Positive = 1000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     surface_distance: bool = True
+
+
+class SweepConfig(Section):
+    """``orthokernels train sweep``.
+
+    Attributes:
+        task: "diagnosis" scores a linear probe by macro AUROC; "segmentation" a linear classifier of voxels by the mean
+            of the classes' recall.
+        timesteps: to try.
+        blocks: to try; None is every block of encoder and middle.
+        regularisation: inverse strength of the probe's ridge (scikit-learn's C).
+        voxels: of each class and series that the voxel classifier is given.
+        write: write the best of each plane into the weights' settings.
+    """
+
+    planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+    data: DataConfig = DataConfig()
+    task: Literal["diagnosis", "segmentation"] = "diagnosis"
+    timesteps: tuple[NotNegative, ...] = (10, 30, 50, 100, 150, 200, 300, 500)
+    blocks: tuple[str, ...] | None = None
+    regularisation: Rate = 0.1
+    voxels: Positive = 50
+    seed: NotNegative = 0
+    features: Path | None = None
+    write: bool = True
+
+
+class LabelsConfig(Section):
+    """``orthokernels train labels``: how few labels do.
+
+    Attributes:
+        task: "segmentation" (Dice) or "diagnosis" (macro AUROC), of one plane.
+        shares: of the training patients whose labels are used.
+        seeds: a repetition each; a seed draws the patients (more of them with a larger share, the same ones kept) and
+            everything random in training.
+        methods: "pretrained" and "scratch" train the same network and heads, from the denoiser's weights and from
+            none; "frozen" trains the heads alone; "monai" is MONAI's 3D U-Net or 3D ResNet-18.
+        encoder_rate: rate of a pre-trained encoder as a share of the head's; all else learns at the full rate.
+        optimiser, loop: of every method alike; ``loop.steps`` is the budget.
+    """
+
+    task: Literal["segmentation", "diagnosis"] = "segmentation"
+    plane: Plane = "sagittal"
+    data: DataConfig = DataConfig(validate_share=0.0, test_share=0.2)
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+    seeds: tuple[NotNegative, ...] = (0, 1, 2)
+    methods: tuple[Literal["pretrained", "scratch", "frozen", "monai"], ...] = ("pretrained", "scratch", "monai")
+    point: FeaturePoint | None = None
+    head_channels: tuple[Positive, ...] | None = None
+    pooling: Literal["selfattn", "local", "none"] = "selfattn"
+    pooling_heads: Positive = 16
+    encoder_rate: Share = 0.05
+    optimiser: OptimiserConfig = OptimiserConfig(rate=1e-3, schedule="cosine")
+    loop: LoopConfig = LoopConfig(steps=500, batch=4, validate_every=0)
+    augment: AugmentConfig = AugmentConfig()
+    bootstrap: Positive = 1000

@@ -165,7 +165,7 @@ def _known(found: Triplets, fused: np.ndarray, single: Mapping[str, np.ndarray],
 
 
 def _probabilities(weights: Weights, rows: Mapping[str, Tensor]) -> Tensor:
-    """[rows, labels]: fused where all three planes are there, else the mean of the single ones, as the pipeline does."""
+    """[rows, labels]: fused where all planes are there, else the mean of the single ones, as the pipeline does."""
     single = {p: head(vector) for p, vector in rows.items() if (head := weights.planes[p].head) is not None}
     if weights.fusion is not None and weights.fusion_name == "gating" and len(single) == len(PLANES):
         return weights.fusion(torch.stack([single[plane] for plane in PLANES], dim=1))[0].sigmoid()

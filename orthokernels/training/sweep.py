@@ -1,0 +1,186 @@
+"""At which timestep and behind which block features are best: tried on validation data, and written down."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.unet import UNet
+from orthokernels.models.orthodiffusion.weights import FeaturePoint, Settings, load_settings
+from orthokernels.training.config_heads import SweepConfig
+from orthokernels.training.curves import progress
+from orthokernels.training.distributed import Processes, alone
+from orthokernels.training.features import FeatureStore, slab_maps, slabs_of
+from orthokernels.training.metrics import auroc, mean_of
+from orthokernels.training.randomness import Stream, generator
+from orthokernels.training.selection import Selection, diagnosed, labelled, select
+from orthokernels.training.series import Record
+from orthokernels.training.weights_folder import change_settings, load_denoiser, start_from
+
+Rows = list[dict[str, Any]]
+METRIC = {"diagnosis": "macro_auroc", "segmentation": "mean_recall"}
+
+
+def sweep(
+    data: Path,
+    weights: Path,
+    out: Path,
+    config: SweepConfig,
+    *,
+    processes: Processes | None = None,
+    silent: bool = True,
+) -> Rows:
+    """Score every timestep and block of every plane; write sweep_TASK.csv and a plot per plane to ``out``.
+
+    Returns:
+        Rows of plane, timestep, block, the task's metric, and whether it was chosen.
+
+    Raises:
+        InputError: data or weights can not be used, or nobody is held out for validation.
+    """
+    from orthokernels.training.plots import sweep_curves
+
+    processes = processes or alone()
+    start_from(weights, out)
+    settings, metric = load_settings(out), METRIC[config.task]
+    usable = diagnosed if config.task == "diagnosis" else labelled
+    selection = select(data, config.data, settings.size, config.planes, usable, processes, silent=silent)
+    rows: Rows = []
+    for plane in config.planes:
+        own = selection.of_plane(plane)
+        if not own.validate:
+            raise InputError(f"{data}: no {plane} series is held out to validate on. Set data.validate_share.")
+        unet, _ = load_denoiser(out, plane)
+        found = _sweep_plane(plane, unet, own, config, processes, silent)
+        best = max(found, key=lambda row: row[metric])
+        rows += [{**row, "chosen": row is best} for row in found]
+        sweep_curves(found, metric, out / f"sweep_{config.task}_{plane}.png")
+    with (out / f"sweep_{config.task}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if config.write:
+        _write(out, config, [row for row in rows if row["chosen"]])
+    return rows
+
+
+def _sweep_plane(
+    plane: str, unet: UNet, selection: Selection, config: SweepConfig, processes: Processes, silent: bool
+) -> Rows:
+    blocks = config.blocks or tuple(n for n in unet.feature_names if n.startswith(("in_", "mid_")))
+    unknown = [block for block in blocks if block not in unet.feature_names]
+    if unknown:
+        raise InputError(f"the {plane} network has no block {unknown[0]!r}; it has {', '.join(unet.feature_names)}.")
+    folder = config.features or selection.cache.folder.parent / "features"
+    store = FeatureStore(folder, unet, selection.cache, device=processes.device, seed=config.seed)
+    rows: Rows = []
+    with progress(f"Sweep, {plane}", 1, silent) as tell:
+        for number, timestep in enumerate(config.timesteps):
+            tell(number, len(config.timesteps), {})
+            if config.task == "diagnosis":
+                scores = _diagnosis_scores(store, selection, blocks, timestep, config)
+            else:
+                scores = _segmentation_scores(store, selection, blocks, timestep, config)
+            rows += [
+                {"plane": plane, "timestep": timestep, "block": block, METRIC[config.task]: score}
+                for block, score in scores.items()
+            ]
+        tell(len(config.timesteps), len(config.timesteps), {})
+    return rows
+
+
+def _diagnosis_scores(
+    store: FeatureStore, selection: Selection, blocks: Sequence[str], timestep: int, config: SweepConfig
+) -> dict[str, float]:
+    """Macro AUROC of a logistic regression per label on each block's mean features."""
+    train, validate = (store.means(side, blocks, timestep) for side in (selection.train, selection.validate))
+    truth = {side: np.array([r.findings for r in getattr(selection, side)], float) for side in ("train", "validate")}
+    scores = {}
+    for block in blocks:
+        areas = []
+        for label in range(truth["train"].shape[1]):
+            known = np.isfinite(truth["train"][:, label])
+            held = np.isfinite(truth["validate"][:, label])
+            if len(np.unique(truth["train"][known, label])) < 2:
+                continue
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=config.regularisation, max_iter=1000))
+            probe.fit(train[block].numpy()[known], truth["train"][known, label])
+            areas.append(auroc(truth["validate"][held, label], probe.decision_function(validate[block].numpy()[held])))
+        scores[block] = mean_of(areas) or 0.0
+    return scores
+
+
+def _segmentation_scores(
+    store: FeatureStore, selection: Selection, blocks: Sequence[str], timestep: int, config: SweepConfig
+) -> dict[str, float]:
+    """Mean recall over classes of a ridge classifier of voxels, each given the nearest feature of the block's map."""
+    numbers = iter(range(len(selection.train) + len(selection.validate)))
+    sampled = {
+        side: [_sample(store, record, blocks, timestep, config, next(numbers)) for record in records]
+        for side, records in (("train", selection.train), ("validate", selection.validate))
+    }
+    scores = {}
+    for block in blocks:
+        (x, y), (held_x, held_y) = (
+            (np.concatenate([own[block] for own, _ in found]), np.concatenate([classes for _, classes in found]))
+            for found in (sampled["train"], sampled["validate"])
+        )
+        probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1 / config.regularisation))
+        probe.fit(x, y)
+        seen = np.isin(held_y, np.unique(y))
+        scores[block] = float(balanced_accuracy_score(held_y[seen], probe.predict(held_x[seen])))
+    return scores
+
+
+@torch.inference_mode()
+def _sample(
+    store: FeatureStore, record: Record, blocks: Sequence[str], timestep: int, config: SweepConfig, number: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Features [voxels, channels] by block and classes [voxels] of a series' voxels: of each class as many as asked.
+
+    Each series gets noise of its own: the same noise in all would tell the classifier where in the volume it is.
+    """
+    slabs, starts = slabs_of(store.cache, record)
+    labels = store.cache.labels(record)
+    truth = np.stack([labels[start : start + slabs.shape[2]] for start in starts])  # [slabs, 16, S, S]
+    rng = generator(config.seed, Stream.VALIDATE, number)
+    chosen = np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(truth.ravel() == value))[: config.voxels]
+            for value in np.unique(truth[truth >= 0])
+        ]
+    )
+    places = np.stack(np.unravel_index(chosen, truth.shape))  # [4, voxels]: slab, then depth, height, width
+    x0 = slabs.to(store.device).contiguous(memory_format=torch.channels_last_3d)
+    maps = slab_maps(store.unet, x0, starts, blocks, timestep, seed=store.seed + 1 + number)
+    return {block: _at(maps[block], places, truth.shape[1:]) for block in blocks}, truth.ravel()[chosen]
+
+
+def _at(maps: Tensor, places: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """The feature under each voxel, [voxels, channels]."""
+    slab, *position = (torch.from_numpy(axis) for axis in places)
+    d, h, w = (p * small // side for p, small, side in zip(position, maps.shape[2:], sides, strict=True))
+    return maps.cpu().float()[slab, :, d, h, w].numpy()
+
+
+def _write(out: Path, config: SweepConfig, chosen: Rows) -> None:
+    task = config.data.joint if config.task == "diagnosis" else "segmentation"
+
+    def add(settings: Settings) -> Settings:
+        points = {row["plane"]: FeaturePoint(timestep=row["timestep"], block=row["block"]) for row in chosen}
+        return settings.model_copy(
+            update={"points": {**settings.points, task: {**settings.points.get(task, {}), **points}}}
+        )
+
+    change_settings(out, add)

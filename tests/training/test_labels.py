@@ -1,0 +1,79 @@
+"""The label-efficiency comparison: who is trained on what, with which budget, and that it resumes."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from orthokernels.errors import InputError
+from orthokernels.training import labels as comparison
+from orthokernels.training.baselines import resnet18, unet3d
+from orthokernels.training.config import LoopConfig, OptimiserConfig
+from orthokernels.training.config_heads import LabelsConfig
+from orthokernels.training.labels import labels, subset
+from orthokernels.training.records import read_records
+from tests.training.toy import data_settings, write_studies, write_weights
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    return write_studies(tmp_path_factory.mktemp("studies"), 16)
+
+
+def config(folder, **changes) -> LabelsConfig:
+    return LabelsConfig(
+        **{
+            "data": data_settings(folder, validate_share=0.0, test_share=0.25), "shares": (0.3, 1.0), "seeds": (0,),
+            "loop": LoopConfig(steps=2, batch=2, validate_every=0), "optimiser": OptimiserConfig(rate=1e-3),
+            "pooling_heads": 2, "bootstrap": 20, **changes,
+        }
+    )  # fmt: skip
+
+
+def test_share_is_of_patients_and_larger_ones_keep_the_smaller(studies):
+    records = read_records(studies, "knee")
+    kept = [subset(records, share, 3) for share in (0.01, 0.25, 0.5, 1.0)]
+    patients = [{record.patient for record in own} for own in kept]
+    assert [len(p) for p in patients] == [1, 2, 4, 8]
+    assert patients[0] < patients[1] < patients[2] < patients[3]
+    for own, names in zip(kept, patients, strict=True):  # all of a patient or none
+        assert len(own) == sum(record.patient in names for record in records)
+    assert subset(records, 0.5, 4) != kept[2]
+
+
+def test_monai_networks_take_slabs():
+    x = torch.zeros(2, 1, 16, 32, 32)
+    assert unet3d(12)(x).shape == (2, 12, 16, 32, 32)
+    assert resnet18(8)(x).shape == (2, 8)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "diagnosis"])
+def test_every_method_and_share_has_a_row_with_its_gain_over_scratch(studies, tmp_path, task, monkeypatch):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    methods = ("pretrained", "scratch", "frozen", "monai")
+    own = config(studies, task=task, methods=methods)
+    rows = labels(studies, weights, tmp_path / "out", own)
+    assert {(row["method"], row["share"]) for row in rows} == {(m, s) for m in methods for s in (0.3, 1.0)}
+    for row in rows:
+        assert row["low"] <= row["high"]
+        assert row["patients"] == {0.3: 2, 1.0: 6}[row["share"]]
+        if row["method"] == "scratch":
+            assert row["gain"] == row["gain_low"] == row["gain_high"] == 0
+    name = f"label_efficiency_{task}_sagittal"
+    assert (tmp_path / "out" / f"{name}.png").stat().st_size > 0
+    with (tmp_path / "out" / f"{name}.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 8
+    # Runs that are done are not done again, and those of other settings are not mixed in.
+    monkeypatch.setattr(comparison, "train_and_score", lambda *a: pytest.fail("trained again"))
+    assert labels(studies, weights, tmp_path / "out", own) == rows
+    other = own.model_copy(update={"encoder_rate": 0.5})
+    with pytest.raises(InputError, match="belongs to a comparison with other settings or data"):
+        labels(studies, weights, tmp_path / "out", other)
+
+
+def test_no_test_patients_is_one_sentence(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    with pytest.raises(InputError, match="no sagittal series to test on"):
+        labels(studies, weights, tmp_path / "out", config(studies, data=data_settings(studies, validate_share=0.0)))
