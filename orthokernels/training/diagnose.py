@@ -38,7 +38,7 @@ from orthokernels.training.segment import map_of
 from orthokernels.training.selection import Selection, diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import load_denoiser, remove_module, start_from
+from orthokernels.training.weights_folder import load_denoiser, need_denoisers, remove_module, start_from
 
 
 def diagnose(
@@ -65,6 +65,7 @@ def diagnose(
     if processes.first:
         start_from(weights, out)
     processes.wait()
+    need_denoisers(out, config.planes)
     settings, joint = load_settings(out), config.data.joint
     selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
     planes: dict[str, PlaneResult] = {

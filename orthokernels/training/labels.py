@@ -27,6 +27,7 @@ from orthokernels.training.pretrain import fill, load_splits, prepared_cache
 from orthokernels.training.randomness import Stream, generator
 from orthokernels.training.selection import Selection, diagnosed, labelled
 from orthokernels.training.series import Record
+from orthokernels.training.weights_folder import need_denoisers
 
 Rows = list[dict[str, Any]]
 METRIC = {"segmentation": "dice", "diagnosis": "macro_auroc"}
@@ -59,6 +60,7 @@ def labels(
     from orthokernels.training.plots import efficiency_curves
 
     processes = processes or alone()
+    need_denoisers(weights, (config.plane,))
     settings = load_settings(weights)
     selection = _selection(data, config, settings.size, processes, silent)
     scores: dict[tuple[str, float], list[Any]] = {}

@@ -33,7 +33,13 @@ from orthokernels.training.loader import FixedSlabs, TrainingSlabs, covering_sla
 from orthokernels.training.loop import Run, train
 from orthokernels.training.segmentation_task import SegmentationNetwork, SegmentationTask, groups
 from orthokernels.training.selection import Selection, labelled, select
-from orthokernels.training.weights_folder import change_settings, load_denoiser, remove_module, start_from
+from orthokernels.training.weights_folder import (
+    change_settings,
+    load_denoiser,
+    need_denoisers,
+    remove_module,
+    start_from,
+)
 
 CLASSES = len(STRUCTURES) + 1
 
@@ -64,6 +70,7 @@ def segment(
     if processes.first:
         start_from(weights, out)
     processes.wait()
+    need_denoisers(out, config.planes)
     settings = load_settings(out)
     selection = select(data, config.data, settings.size, config.planes, labelled, processes, silent=silent)
     return {

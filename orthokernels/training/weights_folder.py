@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orthokernels.errors import InputError
@@ -37,17 +37,17 @@ def load_denoiser(folder: Path, plane: str) -> tuple[UNet, Card]:
     Raises:
         InputError: the folder has none, or its file is damaged.
     """
-    path = folder / f"{plane}.safetensors"
-    if not path.is_file():
-        raise InputError(f"{folder}: has no {plane} denoiser. Pre-train it: orthokernels train pretrain.")
-    unet, card = load_module(path, "unet")
+    need_denoisers(folder, (plane,))
+    unet, card = load_module(folder / f"{plane}.safetensors", "unet")
     assert isinstance(unet, UNet)
     return unet, card
 
 
-def planes_in(folder: Path, planes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of ``planes`` that the folder has a denoiser for."""
-    return tuple(plane for plane in planes if (folder / f"{plane}.safetensors").is_file())
+def need_denoisers(folder: Path, planes: Sequence[str]) -> None:
+    """Raise InputError unless the folder has a denoiser of every plane: before data are read, which takes longer."""
+    for plane in planes:
+        if not (folder / f"{plane}.safetensors").is_file():
+            raise InputError(f"{folder}: has no {plane} denoiser. Pre-train it: orthokernels train pretrain.")
 
 
 def change_settings(folder: Path, change: Callable[[Settings], Settings]) -> Settings:
