@@ -4,9 +4,11 @@ A scene is an ordered list of groups, and the first that contains a point wins, 
 common border. A group folds a few solids of ``distance``, and other groups too, into one distance: unions,
 subtractions and intersections with rounded creases. ``solids`` packs it all into one flat float64 array:
 
-    head    groups, size along x, y and z, six waves (amplitude, wave numbers along x, y, z and phase in turns)
-    groups  kind, part, inner part, depth where the inner part begins, first row, rows, box around it (6)
-    rows    operation, shape, address of its numbers, count, blend, offset, the shape's own roundness
+    head    flags, groups, size along x, y and z, six waves (amplitude, wave numbers along x, y, z and phase in turns)
+    groups  kind, part, inner part, depth where the inner part begins, first row, rows, box around it (6),
+            the last row that adds
+    rows    operation, shape, address of its numbers, count, blend, offset, the shape's own roundness,
+            box around it (6)
     numbers of each shape
 
 The skin comes first and the muscles last, with the fascia between: what is in none is fat.
@@ -32,9 +34,13 @@ SOLID, LAYERED, MUSCLES, BODY, ENVELOPE = 0, 1, 2, 3, 4  # kinds of groups
 UNION, MINUS, WITHIN = 0, 1, 2  # operations
 ELLIPSOID, CORD, STRAP, COLUMN, BOX, GROUP = 0, 1, 2, 3, 4, 5  # shapes
 
-SIZE, WAVES, HEAD = 1, 4, 34
-GROUP_NUMBERS, ROW_NUMBERS = 12, 7
+FLAGS, GROUPS, SIZE, WAVES, HEAD = 0, 1, 2, 5, 35
+RUN = 8  # groups in a row that one more flag stands for, so that most are passed over eight at a time
+GROUP_NUMBERS, ROW_NUMBERS = 13, 13
 FRAME = 12  # numbers of a shape's own frame: its origin, then the rows of the turn into it
+
+# Distances to up to four groups at a point, each after its address: the body, and the last bones found near.
+Known = tuple[int, float, int, float, int, float, int, float]
 
 SKIN_THICKNESS = 1.3
 FASCIA_HALF_THICKNESS = 0.25
@@ -42,6 +48,7 @@ SEAM = 0.4  # half the fat plane between two muscles, in mm
 
 # Distances may be overstated where waves and flares bend them: a group farther than this many radii cannot matter.
 REACH = 1.35
+_NOTED = 10.0  # mm from a bone within which its cartilage and what wraps it may ask for the distance
 _FAR = 6.0  # mm from a group's box beyond which its distance is not worked out
 
 
@@ -74,15 +81,30 @@ def shape_at(x: float, y: float, z: float, s: np.ndarray, row: int) -> float:
 
 
 @compiled
-def group_at(x: float, y: float, z: float, s: np.ndarray, group: int) -> float:
-    """Distance to a group: its rows folded in order."""
-    first, rows = int(s[group + 4]), int(s[group + 5])
+def group_at(x: float, y: float, z: float, s: np.ndarray, group: int, limit: float, known: Known) -> float:
+    """Distance to a group, its rows folded in order; where it is above ``limit``, anything from there up to it.
+
+    A row is passed over where its box shows that it changes nothing, and once no union follows, rows can only take
+    away, so a total above the limit stays there. ``known`` are distances to other groups at the same point.
+    """
+    first, rows, last_union = int(s[group + 4]), int(s[group + 5]), int(s[group + 12])
     total = 1e9
     for n in range(rows):
         row = first + ROW_NUMBERS * n
-        d = group_at(x, y, z, s, int(s[row + 2])) if int(s[row + 1]) == GROUP else shape_at(x, y, z, s, row)
-        d += s[row + 5]
         operation, blend = int(s[row]), s[row + 4]
+        if n > last_union and total > limit:
+            return total
+        if operation == MINUS:
+            matters = blend - total  # a distance from which what is taken away leaves the total as it is
+        else:
+            matters = min(total, limit) + blend if operation == UNION else limit + blend
+        if operation != WITHIN and n > 0 and box(x, y, z, s, row + 7) > matters:
+            continue
+        if int(s[row + 1]) == GROUP:
+            d = other_at(x, y, z, s, int(s[row + 2]), matters - s[row + 5], known)
+        else:
+            d = shape_at(x, y, z, s, row)
+        d += s[row + 5]
         if operation == UNION:
             total = smooth_min(total, d, blend)
         elif operation == MINUS:
@@ -90,6 +112,28 @@ def group_at(x: float, y: float, z: float, s: np.ndarray, group: int) -> float:
         else:
             total = smooth_max(total, d, blend)
     return total
+
+
+@compiled
+def other_at(x: float, y: float, z: float, s: np.ndarray, group: int, limit: float, known: Known) -> float:
+    """``group_at`` unless the distance is known."""
+    if group == known[0]:
+        return known[1]
+    if group == known[2]:
+        return known[3]
+    if group == known[4]:
+        return known[5]
+    if group == known[6]:
+        return known[7]
+    return group_at(x, y, z, s, group, limit, known)
+
+
+@compiled
+def noted(known: Known, group: int, d: float) -> Known:
+    """``known`` with one more distance: the body's in its own place, another group's in place of the oldest."""
+    if group == HEAD:
+        return group, d, known[2], known[3], known[4], known[5], known[6], known[7]
+    return known[0], known[1], group, d, known[2], known[3], known[4], known[5]
 
 
 @compiled
@@ -106,13 +150,14 @@ def warped(x: float, y: float, z: float, s: np.ndarray) -> tuple[float, float, f
 def prune(x: float, y: float, z: float, radius: float, s: np.ndarray, active: np.ndarray) -> None:
     """Unmark the groups that cannot matter to ``part_at`` within ``radius`` mm of a point.
 
-    ``s`` is a packed scene; ``active`` (groups,) bool comes with those of a larger ball, or all. Groups that
-    lie farther away go, and all that come after one that holds the whole ball.
+    ``s`` is a packed scene; ``active`` (flags,) bool comes with those of a larger ball, or all. Groups that lie farther
+    away go, and all that come after one that holds the whole ball.
     """
     reach = REACH * radius / min(s[SIZE], s[SIZE + 1], s[SIZE + 2])
     x, y, z = warped(x, y, z, s)
-    covered = False
-    for n in range(int(s[0])):
+    groups = int(s[GROUPS])
+    covered, known = False, (-1, 0.0, -1, 0.0, -1, 0.0, -1, 0.0)
+    for n in range(groups):
         if covered:
             active[n] = False
         if not active[n]:
@@ -123,7 +168,10 @@ def prune(x: float, y: float, z: float, radius: float, s: np.ndarray, active: np
         if kind <= MUSCLES and box(x, y, z, s, group + 6) > limit:
             active[n] = False
             continue
-        d = group_at(x, y, z, s, group)
+        exact = limit + _NOTED if kind == LAYERED else (limit if kind <= MUSCLES else 1e9)
+        d = group_at(x, y, z, s, group, exact, known)
+        if kind == BODY or (kind == LAYERED and d < exact):
+            known = noted(known, group, d)
         if kind == BODY:
             active[n] = d > -reach - SKIN_THICKNESS
             covered = d > reach
@@ -132,6 +180,11 @@ def prune(x: float, y: float, z: float, radius: float, s: np.ndarray, active: np
         else:
             active[n] = d < limit
             covered = d < -reach and kind != MUSCLES
+    for run in range(groups, int(s[FLAGS])):
+        first = RUN * (run - groups)
+        active[run] = False
+        for n in range(first, min(first + RUN, groups)):
+            active[run] |= active[n]
 
 
 @compiled
@@ -141,7 +194,7 @@ def part_at(x: float, y: float, z: float, s: np.ndarray, active: np.ndarray) -> 
     Args:
         x, y, z: mm; x to lateral, y to anterior, z to superior of a right joint.
         s: a packed scene.
-        active: (groups,) bool, from ``prune`` for a ball that holds the point; the clearance holds within that ball.
+        active: (flags,) bool, from ``prune`` for a ball that holds the point; the clearance holds within that ball.
 
     Returns:
         ``(part, clearance)``: a value of ``Part``, and mm. Clearance is a lower bound up to the distances' own
@@ -150,39 +203,47 @@ def part_at(x: float, y: float, z: float, s: np.ndarray, active: np.ndarray) -> 
     x, y, z = warped(x, y, z, s)
     scale = min(s[SIZE], s[SIZE + 1], s[SIZE + 2])
     near, fascia, first, second = 1e6, -1e6, 1e6, 1e6
-    for n in range(int(s[0])):
-        if not active[n]:
+    known = (-1, 0.0, -1, 0.0, -1, 0.0, -1, 0.0)
+    groups = int(s[GROUPS])
+    for run in range(groups, int(s[FLAGS])):
+        if not active[run]:
             continue
-        group = HEAD + GROUP_NUMBERS * n
-        kind = int(s[group])
-        if kind <= MUSCLES:
-            far = box(x, y, z, s, group + 6)
-            if far > near and (kind != MUSCLES or far > 2.0 * (near + SEAM)):
+        for n in range(RUN * (run - groups), min(RUN * (run - groups + 1), groups)):
+            if not active[n]:
                 continue
-            if far > _FAR and kind != MUSCLES:
-                near = far
-                continue
-        d = group_at(x, y, z, s, group)
-        if kind in (SOLID, LAYERED):
-            if d < 0.0:
+            group = HEAD + GROUP_NUMBERS * n
+            kind = int(s[group])
+            if kind <= MUSCLES:
+                far = box(x, y, z, s, group + 6)
+                if far > near and (kind != MUSCLES or far > 2.0 * (near + SEAM)):
+                    continue
+                if far > _FAR and kind != MUSCLES:
+                    near = far
+                    continue
+            exact = near + _NOTED if kind == LAYERED else (near if kind == SOLID else 1e9)
+            if kind == MUSCLES:
+                exact = 2.0 * (near + SEAM)
+            d = group_at(x, y, z, s, group, exact, known)
+            if kind == BODY or (kind == LAYERED and d < exact):
+                known = noted(known, group, d)
+            if kind <= LAYERED:
                 depth = s[group + 3]
-                if kind == SOLID or d > -depth:
-                    return int(s[group + 1]), scale * (min(near, -d) if kind == SOLID else min(near, -d, d + depth))
-                return int(s[group + 2]), scale * min(near, -d - depth)
-            near = min(near, d)
-        elif kind == MUSCLES:
-            if d < first:
-                first, second = d, first
-            elif d < second:
-                second = d
-        elif kind == BODY:
-            if d > 0.0:
+                if d < -depth:
+                    return int(s[group + 2]), scale * min(near, -d - depth)
+                if d < 0.0:
+                    return int(s[group + 1]), scale * min(near, -d, d + depth)
+                near = min(near, d)
+            elif kind == MUSCLES:
+                second = min(second, max(first, d))
+                first = min(first, d)
+            elif kind == ENVELOPE:
+                fascia = d
+            elif d > 0.0:
                 return AIR, scale * d
-            if d > -SKIN_THICKNESS:
+            elif d > -SKIN_THICKNESS:
                 return SKIN, scale * min(-d, d + SKIN_THICKNESS)
-            near = -d - SKIN_THICKNESS
-        else:
-            fascia = d
+            else:
+                near = -d - SKIN_THICKNESS
     part, near = filling(first, second, fascia, near)
     return part, scale * near
 

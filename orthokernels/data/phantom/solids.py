@@ -25,7 +25,7 @@ class Scene(NamedTuple):
 
     Attributes:
         packed: (numbers,) float64, what ``scene.part_at`` reads.
-        components: how many groups it has, the length of ``active``.
+        components: the length of ``active``: a flag for each group and for each run of groups.
         texture: (32, 32, 32) float32 periodic noise of mean 0 and standard deviation 1.
         names: the groups' names in their order.
     """
@@ -198,6 +198,18 @@ class Group:
     depth: float = 0.0
 
 
+def _cheapest_first(rows: tuple[Solid, ...]) -> tuple[Solid, ...]:
+    """The same intersection with other groups last, so that most points are told apart before those are asked."""
+    first, *others = rows
+    if first.shape != scene.GROUP or any(row.operation == scene.UNION for row in others):
+        return rows
+    cheap = [row for row in others if row.shape != scene.GROUP and row.operation == scene.WITHIN]
+    if not cheap:
+        return rows
+    rest = [row for row in others if row is not cheap[0]]
+    return replace(cheap[0], operation=scene.UNION), first.limiting(cheap[0].blend), *rest
+
+
 @dataclass
 class Blueprint:
     """A scene in the making: named groups, those that win first. Dictionaries keep the order."""
@@ -206,7 +218,7 @@ class Blueprint:
 
     def add(self, name: str, part: Part, *rows: Solid, before: str | None = None) -> None:
         """A group of one part, last or before another."""
-        self._put(name, Group(scene.SOLID, part, rows), before)
+        self._put(name, Group(scene.SOLID, part, rows, inner=part), before)
 
     def bone(self, name: str, *rows: Solid, cortex: float, before: str | None = None) -> None:
         """A group of cortex around marrow."""
@@ -242,10 +254,7 @@ class Blueprint:
         low, high = np.full(3, 1e3), np.full(3, -1e3)
         swell = 0.0
         for row in self.groups[name].rows:
-            if row.shape == scene.GROUP:
-                around = self.box(row.group) + np.array([[row.offset], [-row.offset]])
-            else:
-                around = row.box()
+            around = self._box_of(row)
             if row.operation == scene.UNION:
                 low, high = np.minimum(low, around[0]), np.maximum(high, around[1])
                 swell += 0.25 * (row.blend + (2.0 * row.roundness if row.shape == scene.CORD else 0.0))
@@ -253,24 +262,35 @@ class Blueprint:
                 low, high = np.maximum(low, around[0]), np.minimum(high, around[1])
         return np.array([low - swell, high + swell])
 
+    def _box_of(self, row: Solid) -> np.ndarray:
+        """The box around one row, (2, 3)."""
+        if row.shape == scene.GROUP:
+            return self.box(row.group) + np.array([[row.offset], [-row.offset]])
+        return row.box()
+
     def packed(self, size: np.ndarray, waves: np.ndarray) -> np.ndarray:
         """The table that ``scene.part_at`` reads: ``size`` (3,), and ``waves`` (6, 5) with numbers in turns."""
         places = {name: scene.HEAD + scene.GROUP_NUMBERS * n for n, name in enumerate(self.groups)}
         rows_at = scene.HEAD + scene.GROUP_NUMBERS * len(self.groups)
         at = rows_at + scene.ROW_NUMBERS * sum(len(g.rows) for g in self.groups.values())
-        table: list[float] = [len(self.groups), *size, *waves.ravel()]
+        runs = -(-len(self.groups) // scene.RUN)
+        table: list[float] = [len(self.groups) + runs, len(self.groups), *size, *waves.ravel()]
         rows: list[float] = []
         numbers: list[np.ndarray] = []
         for name, group in self.groups.items():
             corners = self.box(name).ravel()
+            ordered = _cheapest_first(group.rows)
+            last_union = max(n for n, row in enumerate(ordered) if n == 0 or row.operation == scene.UNION)
             table += [group.kind, group.part, group.inner, group.depth, rows_at + len(rows), len(group.rows), *corners]
-            for row in group.rows:
+            table.append(last_union)
+            for row in ordered:
                 values = row.numbers.ravel()
                 if row.origin is not None and row.turn is not None:
                     values = np.concatenate([row.origin, row.turn.ravel(), values])
                 start = places[row.group] if row.shape == scene.GROUP else at
                 blend = max(row.blend, 0.05)
                 rows += [row.operation, row.shape, start, len(row.numbers), blend, row.offset, row.roundness]
+                rows += [*self._box_of(row).ravel()]
                 numbers.append(values)
                 at += len(values)
         return np.concatenate([np.array(table, float), np.array(rows, float), *numbers])
@@ -286,4 +306,5 @@ class Blueprint:
             row[4] = rng.uniform(0.0, 1.0)
         noise = rng.normal(size=(32, 32, 32))
         texture = (noise / noise.std()).astype(np.float32)
-        return Scene(self.packed(size, waves), len(self.groups), texture, tuple(self.groups))
+        packed = self.packed(size, waves)
+        return Scene(packed, int(packed[scene.FLAGS]), texture, tuple(self.groups))
