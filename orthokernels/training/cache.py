@@ -73,8 +73,8 @@ class PreparedCache:
         missing = [record for record in records if not self._complete(record)]
         if workers <= 1 or len(missing) < 2:
             for done, record in enumerate(missing):
-                tell(done, len(missing))
                 self._make(record)
+                tell(done + 1, len(missing))
             return
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor

@@ -22,7 +22,7 @@ def curves(out: Path, start: int, first: bool) -> Iterator[Callable[[int, Mappin
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def write(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

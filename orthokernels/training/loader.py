@@ -6,6 +6,9 @@ numbers per pass, and each process its own part of them, so the data position of
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +25,9 @@ from orthokernels.training.randomness import Order, Stream, generator
 from orthokernels.training.series import IGNORED, MIN_MASKED_SLICES, Record
 
 Batch = dict[str, Any]
+
+# What of a batch says where its samples come from.
+PLACES = ("number", "record", "start")
 
 
 class Samples(Protocol):
@@ -130,6 +136,7 @@ def batches(samples: Samples, numbers: Numbers, *, workers: int, prefetch: int, 
         batch_sampler=numbers,
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # its own: a loader draws a seed when it starts, also when a run is taken up
         **settings,
     )
@@ -137,6 +144,23 @@ def batches(samples: Samples, numbers: Numbers, *, workers: int, prefetch: int, 
         yield from loader
     except InputError as error:  # from a worker its text is a traceback, our sentence last
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal every process of a group, but stopping is the training process's business.
+
+    A worker that died of SIGTERM would raise an error in the middle of a step. It ends when its parent asks, as PyTorch
+    does with SIGTERM when it closes a loader.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_asks, daemon=True).start()
+
+
+def _end_when_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def fixed_batches(samples: FixedSlabs, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ from orthokernels.training.config import EmaConfig, LoopConfig, OptimiserConfig
 from orthokernels.training.curves import Tell, curves
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.ema import Ema
-from orthokernels.training.loader import Batch, Numbers, Samples, batches
+from orthokernels.training.loader import PLACES, Batch, Numbers, Samples, batches
 from orthokernels.training.optimiser import clip, make_optimiser, set_rate
 from orthokernels.training.randomness import Stream, seed_of
 from orthokernels.training.signals import AskedToStop, asked_to_stop
@@ -46,8 +46,9 @@ class Task(Protocol):
     module: nn.Module
 
     def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Mean loss over the batch (already on the device), a scalar, and figures to log.
+        """Mean loss over the batch, a scalar, and figures to log.
 
+        Tensors are on the device already, but for ``loader.PLACES``, which are read on the CPU.
         ``module`` is ``self.module`` as wrapped for this run; it must be called, not its parts, so that gradients are
         averaged over processes.
         """
@@ -199,7 +200,7 @@ class _Loop:
         """The batch's tensors on the device, volumes in the network's memory format."""
         moved = dict(batch)
         for name, value in batch.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and name not in PLACES:
                 value = value.to(self.processes.device, non_blocking=True)
                 volume = value.ndim == 5 and self.config.channels_last
                 moved[name] = value.contiguous(memory_format=torch.channels_last_3d) if volume else value
@@ -263,6 +264,8 @@ class _Loop:
             self.checkpoints.clear()
         self.processes.wait()
         found = self.checkpoints.newest()
+        if len(set(self.processes.gathered(found[0] if found else 0))) > 1:
+            raise InputError(f"{self.run.out}: not every process sees the same checkpoints. Use a shared folder.")
         if found is None:
             return 0
         step, state = found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,6 +90,18 @@ def test_an_unreadable_image_is_one_sentence_also_from_a_worker(cache, records):
         next(batches(slabs, Numbers(3, 0, 0, 1), workers=1, prefetch=2, pin=False))
     assert str(caught.value).startswith(f"{records[1].image}: not a readable NIfTI file")
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_loader_left_open_keeps_no_process_from_ending():
+    code = (
+        "from orthokernels.training.loader import Numbers, batches\n"
+        "class Samples:\n"
+        "    def __getitem__(self, number): return {'file': str(number)}\n"
+        "stream = batches(Samples(), Numbers(1, 0, 0, 1), workers=1, prefetch=2, pin=False)\n"
+        "print(next(stream)['file'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "['0']\n", done.stderr
 
 
 def test_training_slabs_start_anywhere_and_validation_slabs_cover_all(cache, tmp_path):

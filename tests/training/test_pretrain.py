@@ -34,7 +34,8 @@ def command(data, out, settings, *more):
 
 def started(arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(arguments, env=environment, text=True, stdout=pipe, stderr=pipe, start_new_session=True)
 
 
 def config(settings, *more):
@@ -111,14 +112,14 @@ def test_a_run_killed_twice_ends_with_the_weights_of_one_that_was_not(tmp_path, 
 
 
 def test_a_run_asked_to_stop_says_where_it_stands_and_goes_on(tmp_path, toy_data, toy_settings):
-    settings = [*toy_settings, "loop.steps=400", "loop.save_every=300"]
+    settings = [*toy_settings, "loop.steps=400", "loop.save_every=300", "data.workers=1"]
     running = started(command(toy_data, tmp_path / "out", settings, "--set", "loop.log_every=1"))
     checkpoints = Checkpoints(tmp_path / "out" / "training" / "axial" / "checkpoints")
     curves = tmp_path / "out" / "training" / "axial" / "tensorboard"
     try:
         wait_for(lambda: curves.exists() and any(curves.iterdir()), running)
         time.sleep(0.5)
-        running.terminate()
+        os.killpg(running.pid, signal.SIGTERM)  # as schedulers do: the loader's workers get it too
         told = running.communicate(timeout=60)[1]
     finally:
         running.kill()
