@@ -8,11 +8,27 @@ no surface of anyone's knee is stored here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from orthokernels.data.phantom.distance import TABLE_ROWS, TABLE_START, TABLE_STEP
+from orthokernels.data.phantom.knee_findings import add_findings
+from orthokernels.data.phantom.knee_form import (
+    Knee,
+    Meniscus,
+    Turn,
+    boxes,
+    chain,
+    cord,
+    finer,
+    strap,
+    table,
+    tapered,
+    texture,
+)
+from orthokernels.data.phantom.knee_lesions import Lesions
 
 # Outlines by height: z, centre x and y, half-axes x and y, and the outline's turn in degrees where there is one.
 _FEMUR_SHAFT = (
@@ -97,6 +113,9 @@ _FACET_OF_PCL = ((0, -30, 10, 9), (0, -29, -6, 8))
 _PATELLA = (0.0, 50.5, 40.0, 22.0, 12.0, 18.5)
 _RECESSES = (  # where joint fluid gathers: behind the quadriceps tendon, beside the condyles, behind, in the notch
     (1.0, 41.5, 63.0, 18.0, 1.4, 14.0),
+    (2.0, 40.5, 77.0, 11.0, 0.7, 8.0),
+    (-19.0, 39.0, 57.0, 7.0, 0.9, 8.0),
+    (22.0, 39.0, 57.0, 7.0, 0.9, 8.0),
     (-32.0, 27.0, 29.0, 0.9, 6.0, 9.0),
     (32.0, 28.0, 28.0, 0.9, 6.0, 9.0),
     (-20.0, -23.0, 15.0, 6.0, 0.9, 5.0),
@@ -109,82 +128,6 @@ _SYNOVIUM = (-0.5, -4.0, 15.0, 11.0, 17.0, 18.0)  # fills the notch around the c
 _HOFFA = (2.0, 36.0, 8.0, 36.0, 24.0, 30.0)
 _FEMUR_BOX = (-46.0, -28.0, 2.0, 44.0, 54.0, 1e3)
 _TIBIA_BOX = (-41.0, -28.0, -1e3, 41.0, 36.0, 10.0)
-
-
-class Meniscus(NamedTuple):
-    """A C of wedge-shaped section. ``opening`` is the half-angle in radians left free towards the notch."""
-
-    x: float
-    y: float
-    half_width: float
-    half_length: float
-    opening: float
-    toward: float
-    anterior_width: float
-    posterior_width: float
-    height: float
-
-
-class Knee(NamedTuple):
-    """One knee in numbers, float64 but for ``texture``. ``packed`` is the form that ``field.part_at`` reads.
-
-    Attributes:
-        size: (3,) scale of the whole knee along x, y, z.
-        warp: (6, 5) two sine waves for each axis: amplitude, three wave numbers in rad/mm, phase.
-        hinge: (7,) y, z, flexion in radians, cosine and sine for the femur and for the patella.
-        columns: (n, TABLE_ROWS, 6) outlines for ``distance.column``: fascia, femur, tibia, fibula, then muscles.
-        column_ends: (n, 2) lowest and highest z of each.
-        column_boxes: (n, 6) the box around each, lowest x, y, z and highest.
-        medial_meniscus, lateral_meniscus: (9,) as ``Meniscus``.
-        cartilage: (3,) thickness in mm, femoral, tibial and patellar.
-        plateau: (1,) the plateaus' posterior slope, as a tangent.
-        fat: (1,) mean thickness of subcutaneous fat in mm.
-        texture: (32, 32, 32) float32 periodic noise of mean 0 and standard deviation 1.
-
-    Ellipsoids are (n, 6) centre and half-axes; cords (n, 4) points and radii; straps (n, 8) as ``distance.strap``.
-    """
-
-    size: np.ndarray
-    warp: np.ndarray
-    hinge: np.ndarray
-    columns: np.ndarray
-    column_ends: np.ndarray
-    column_boxes: np.ndarray
-    femur_box: np.ndarray
-    tibia_box: np.ndarray
-    condyles: np.ndarray
-    epicondyles: np.ndarray
-    notch: np.ndarray
-    groove: np.ndarray
-    tuberosity: np.ndarray
-    pcl_facet: np.ndarray
-    patella: np.ndarray
-    recesses: np.ndarray
-    synovium: np.ndarray
-    hoffa: np.ndarray
-    medial_meniscus: np.ndarray
-    lateral_meniscus: np.ndarray
-    acl: np.ndarray
-    pcl: np.ndarray
-    patellar_tendon: np.ndarray
-    quadriceps_tendon: np.ndarray
-    mcl: np.ndarray
-    lcl: np.ndarray
-    iliotibial_band: np.ndarray
-    popliteus_tendon: np.ndarray
-    small_tendons: np.ndarray
-    artery: np.ndarray
-    vein: np.ndarray
-    nerve: np.ndarray
-    saphenous_vein: np.ndarray
-    cartilage: np.ndarray
-    plateau: np.ndarray
-    fat: np.ndarray
-    texture: np.ndarray
-
-    def packed(self) -> np.ndarray:
-        """All but the texture in one flat float64 array, in the order of the fields; ``places`` says what is where."""
-        return np.concatenate([values.ravel() for values in self[:-1]])
 
 
 class Place(NamedTuple):
@@ -205,81 +148,91 @@ def places() -> dict[str, Place]:
     return found
 
 
-def draw_knee(rng: np.random.Generator) -> Knee:
-    """A knee of its own size, shape and flexion. Flexion is 0 to 14 degrees, as in a knee coil."""
+def draw_knee(rng: np.random.Generator, findings: Mapping[str, bool] | None = None) -> Knee:
+    """A knee of its own size, shape and flexion, with findings. Flexion is 0 to 14 degrees, as in a knee coil.
+
+    Args:
+        rng: draws the knee. Findings have generators of their own, so that the knee is the same without them.
+        findings: of the keys of ``tasks.LABELS["knee"]``; those left out are absent.
+
+    Raises:
+        KeyError: for a finding that a knee cannot have.
+    """
+    for_confounders, for_findings = rng.spawn(2)
+    return add_findings(_healthy_knee(rng), findings or {}, for_confounders, for_findings)
+
+
+def _healthy_knee(rng: np.random.Generator) -> Knee:
     flexion = math.radians(rng.uniform(0.0, 14.0))
     hinge = _hinge(flexion)
-    femur_to_knee = _Turn(hinge[0], hinge[1], flexion)
-    patella_to_knee = _Turn(hinge[0], hinge[1], 0.4 * flexion)
+    femur_to_knee = Turn(hinge[0], hinge[1], flexion)
+    patella_to_knee = Turn(hinge[0], hinge[1], 0.4 * flexion)
     columns, ends = _columns(rng)
     patella = np.array(_PATELLA) * rng.uniform(0.96, 1.04, 6)
-    patella[2] += rng.uniform(-3.0, 4.0)
+    patella[0] += rng.uniform(-1.5, 1.5)
+    patella[2] += rng.uniform(-4.0, 5.0)
+    tilt = math.radians(rng.uniform(-2.0, 8.0))
     apex = patella_to_knee(patella[0], patella[1] + 5.0, patella[2] - 0.85 * patella[5])
     base = patella_to_knee(patella[0], patella[1] + 3.0, patella[2] + 0.85 * patella[5])
     thigh = femur_to_knee(3.0, 46.0, 92.0)
+    notch = _vary(rng, _NOTCH, 0.5)
+    notch[:, 3] *= rng.uniform(0.9, 1.15)
+    lesions, lesion_count = Lesions().table()
     return Knee(
         size=rng.uniform(0.95, 1.06) * rng.uniform(0.97, 1.03, 3),
         warp=_warp(rng),
         hinge=hinge,
         columns=columns,
         column_ends=ends,
-        column_boxes=_boxes(columns, ends),
+        column_boxes=boxes(columns, ends),
         femur_box=np.array(_FEMUR_BOX),
         tibia_box=np.array(_TIBIA_BOX),
         condyles=_vary(rng, _CONDYLES, 0.5),
         epicondyles=_vary(rng, _EPICONDYLES, 1.0),
-        notch=_vary(rng, _NOTCH, 0.5),
+        notch=notch,
         groove=_vary(rng, _TROCHLEAR_GROOVE, 0.5),
         tuberosity=_vary(rng, (_TUBEROSITY,), 0.7)[0],
         pcl_facet=np.array(_FACET_OF_PCL, float),
         patella=patella,
-        recesses=_fluid_recesses(rng.uniform(0.6, 1.6)),
+        patella_turn=np.array([math.cos(tilt), math.sin(tilt)]),
+        recesses=_fluid_recesses(rng),
         synovium=np.array(_SYNOVIUM),
         hoffa=np.array(_HOFFA),
         medial_meniscus=_meniscus(rng, -19.5, 2.0, 16.0, 21.5, 62.0, 1.0, 9.0, 14.0),
         lateral_meniscus=_meniscus(rng, 20.0, 1.5, 15.5, 17.0, 38.0, -1.0, 10.0, 11.0),
-        acl=_cord(femur_to_knee(7.5, -7.0, 31.0), 4.2, (4.5, 1.0, 19.5), 3.7, (0.5, 10.0, 6.5), 4.8),
+        acl=finer(cord(femur_to_knee(7.5, -7.0, 31.0), 4.2, (4.5, 1.0, 19.5), 3.7, (0.5, 10.0, 6.5), 4.8), 7),
         pcl=_pcl(femur_to_knee),
-        patellar_tendon=_strap((apex, 14.0, 2.2), ((4.0, 44.0, 0.0), 13.5, 2.1), ((7.5, 31.5, -30.0), 11.0, 2.4)),
-        quadriceps_tendon=_strap((base, 15.0, 3.2), (femur_to_knee(1.5, 50.0, 76.0), 14.0, 3.0), (thigh, 13.0, 2.0)),
-        mcl=_strap(
+        patellar_tendon=strap((apex, 14.0, 2.2), ((4.0, 44.0, 0.0), 13.5, 2.1), ((7.5, 31.5, -30.0), 11.0, 2.4)),
+        quadriceps_tendon=strap((base, 15.0, 3.2), (femur_to_knee(1.5, 50.0, 76.0), 14.0, 3.0), (thigh, 13.0, 2.0)),
+        mcl=finer(strap(
             (femur_to_knee(-40.0, 4.0, 32.0), 5.0, 1.4), ((-38.5, 4.5, 6.0), 6.0, 1.4), ((-36.5, 6.0, -12.0), 5.5, 1.2),
             ((-23.0, 10.0, -48.0), 4.5, 1.0), across=(0.0, 1.0, 0.0),
-        ),
-        lcl=_cord(femur_to_knee(37.5, 2.0, 30.0), 2.0, (42.0, -6.0, 6.0), 2.1, (43.0, -12.0, -14.0), 2.2),
-        iliotibial_band=_strap(
+        ), 9),
+        lcl=finer(cord(femur_to_knee(37.5, 2.0, 30.0), 2.0, (42.0, -6.0, 6.0), 2.1, (43.0, -12.0, -14.0), 2.2), 7),
+        iliotibial_band=strap(
             (femur_to_knee(46.0, 12.0, 90.0), 10.0, 1.0), (femur_to_knee(42.0, 14.0, 36.0), 8.0, 1.2),
             ((39.0, 19.0, 2.0), 7.0, 1.3),
             ((32.0, 21.0, -13.0), 5.0, 1.3), across=(0.0, 1.0, 0.0),
         ),
-        popliteus_tendon=_cord((37.0, -2.0, 14.0), 2.0, (33.0, -15.0, 4.0), 2.0, (22.0, -21.0, -7.0), 2.6),
+        popliteus_tendon=cord((37.0, -2.0, 14.0), 2.0, (33.0, -15.0, 4.0), 2.0, (22.0, -21.0, -7.0), 2.6),
         small_tendons=_small_tendons(),
-        artery=_chain(
+        artery=chain(
             (5, -28, 110, 3.6), (9, -27, 60, 3.4), (12, -27, 20, 3.3), (13, -29, -5, 3.1), (16, -25, -40, 2.6),
             (14, -22, -110, 2),
         ),
-        vein=_chain(
+        vein=chain(
             (10, -31, 110, 4.4), (14, -31, 60, 4.3), (16.5, -31, 20, 4.0), (17, -33, -5, 3.7), (20, -28, -40, 2.8),
             (18, -24, -110, 2),
         ),
-        nerve=_chain((9, -38, 110, 3), (13, -38, 50, 2.7), (12, -40, 10, 2.4), (10, -40, -14, 2), (12, -31, -50, 1.8)),
-        saphenous_vein=_chain((-52, -14, 110, 1.8), (-50, -20, 20, 1.7), (-45, -18, -30, 1.6), (-40, -8, -110, 1.5)),
+        nerve=chain((9, -38, 110, 3), (13, -38, 50, 2.7), (12, -40, 10, 2.4), (10, -40, -14, 2), (12, -31, -50, 1.8)),
+        saphenous_vein=chain((-52, -14, 110, 1.8), (-50, -20, 20, 1.7), (-45, -18, -30, 1.6), (-40, -8, -110, 1.5)),
         cartilage=np.array([2.3, 2.6, 3.2]) * rng.uniform(0.87, 1.12, 3),
         plateau=np.array([math.tan(math.radians(rng.uniform(3.0, 8.0)))]),
         fat=rng.uniform(4.5, 11.0, 1),
-        texture=_texture(rng),
+        lesions=lesions,
+        lesion_count=lesion_count,
+        texture=texture(rng),
     )  # fmt: skip
-
-
-class _Turn:
-    """Points of the straight leg's femur or patella, to where flexion takes them."""
-
-    def __init__(self, y: float, z: float, angle: float) -> None:
-        self.y, self.z, self.cosine, self.sine = y, z, math.cos(angle), math.sin(angle)
-
-    def __call__(self, x: float, y: float, z: float) -> tuple[float, float, float]:
-        dy, dz = y - self.y, z - self.z
-        return x, self.y + self.cosine * dy - self.sine * dz, self.z + self.sine * dy + self.cosine * dz
 
 
 def _hinge(flexion: float) -> np.ndarray:
@@ -295,11 +248,12 @@ def _vary(rng: np.random.Generator, rows: tuple[tuple[float, ...], ...], mm: flo
     return values + together + rng.uniform(-0.3 * mm, 0.3 * mm, values.shape)
 
 
-def _fluid_recesses(amount: float) -> np.ndarray:
-    """The recesses, each as much thicker across its thinnest axis as there is more fluid."""
+def _fluid_recesses(rng: np.random.Generator) -> np.ndarray:
+    """The recesses with a healthy knee's fluid, each as much thicker across its thinnest axis as there is more."""
     recesses = np.array(_RECESSES)
     thin = 3 + np.argmin(recesses[:, 3:], axis=1)
-    recesses[np.arange(len(recesses)), thin] *= amount
+    recesses[np.arange(len(recesses)), thin] *= rng.uniform(0.6, 1.6) * rng.uniform(0.75, 1.25, len(recesses))
+    recesses[0, [3, 5]] *= rng.uniform(0.8, 1.1, 2)
     return recesses
 
 
@@ -323,43 +277,11 @@ def _columns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         levels = np.array([(*row, 0.0)[:6] for row in sorted(outline)], float)
         levels[:, 1:3] += rng.uniform(-0.8, 0.8, 2)
         levels[:, 3:5] *= rng.uniform(0.96, 1.04, 2)
-        tables[n] = _table(levels)
+        tables[n] = table(levels)
         ends[n] = levels[0, 0], min(levels[-1, 0], TABLE_START + (TABLE_ROWS - 2) * TABLE_STEP)
         if n >= len(outlines) - len(_MUSCLES):
-            tables[n, :, 2:4] *= _tapered(ends[n])[:, None]
+            tables[n, :, 2:4] *= tapered(ends[n])[:, None]
     return tables, ends
-
-
-def _tapered(ends: np.ndarray) -> np.ndarray:
-    """How a muscle's half-axes shrink over the last 14 mm to an end within the field, (TABLE_ROWS,)."""
-    z = TABLE_START + TABLE_STEP * np.arange(TABLE_ROWS)
-    to_end = np.minimum(z - ends[0] if ends[0] > -110.0 else 99.0, ends[1] - z if ends[1] < 110.0 else 99.0)
-    return np.sqrt(np.clip(to_end / 14.0, 0.03, 1.0))
-
-
-def _boxes(tables: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The box around each column, (n, 6); an outline's turn is allowed for by its longer half-axis."""
-    z = TABLE_START + TABLE_STEP * np.arange(TABLE_ROWS)
-    boxes = np.empty((len(tables), 6))
-    for table, (low, high), box in zip(tables, ends, boxes, strict=True):
-        rows = table[(z > low - TABLE_STEP) & (z < high + TABLE_STEP)]
-        turned = np.abs(rows[:, 5:6]) > 1e-6
-        reach = np.where(turned, rows[:, 2:4].max(axis=1, keepdims=True), rows[:, 2:4])
-        box[:2], box[3:5] = (rows[:, :2] - reach).min(axis=0), (rows[:, :2] + reach).max(axis=0)
-        box[2], box[5] = low, high
-    return boxes
-
-
-def _table(levels: np.ndarray) -> np.ndarray:
-    """Outlines at every row of a column's table, smoothed over about 10 mm of height."""
-    z = TABLE_START + TABLE_STEP * np.arange(TABLE_ROWS)
-    window = np.hanning(9)[1:-1]
-    window /= window.sum()
-    rows = np.stack([np.interp(z, levels[:, 0], levels[:, n]) for n in range(1, 6)], axis=1)
-    padded = np.pad(rows, ((3, 3), (0, 0)), mode="edge")
-    smooth = np.stack([np.convolve(padded[:, n], window, "valid") for n in range(5)], axis=1)
-    turn = np.radians(smooth[:, 4])
-    return np.column_stack([smooth[:, :4], np.cos(turn), np.sin(turn)])
 
 
 def _meniscus(
@@ -374,29 +296,12 @@ def _meniscus(
     return np.array(meniscus)
 
 
-def _chain(*points: tuple[float, float, float, float]) -> np.ndarray:
-    return np.array(points, float)
-
-
-def _cord(
-    a: tuple[float, float, float], ra: float, b: tuple[float, float, float], rb: float,
-    c: tuple[float, float, float], rc: float,
-) -> np.ndarray:  # fmt: skip
-    return _chain((*a, ra), (*b, rb), (*c, rc))
-
-
-def _pcl(femur_to_knee: _Turn) -> np.ndarray:
+def _pcl(femur_to_knee: Turn) -> np.ndarray:
     """From the medial wall of the notch over an arch behind the joint to below the plateau's posterior rim."""
-    return _chain(
+    return chain(
         (*femur_to_knee(-7.5, 8.0, 16.0), 4.2), (*femur_to_knee(-6.0, 2.0, 21.0), 4.2),
         (-4.0, -7.0, 19.0, 3.9), (-2.0, -15.0, 11.0, 3.7), (0.0, -20.5, 1.0, 3.6), (0.5, -21.0, -10.0, 3.2),
     )  # fmt: skip
-
-
-def _strap(
-    *points: tuple[tuple[float, float, float], float, float], across: tuple[float, float, float] = (1.0, 0.0, 0.0)
-) -> np.ndarray:
-    return np.array([(*p, half_width, half_thickness, *across) for p, half_width, half_thickness in points], float)
 
 
 def _small_tendons() -> np.ndarray:
@@ -407,8 +312,3 @@ def _small_tendons() -> np.ndarray:
         ((-20, -38, 50, 1.6), (-26, -34, 22, 2.4), (-29, -27, 4, 2.6), (-29, -20, -8, 2.8)),
         ((46, -28, 70, 1.4), (47, -25, 30, 2.0), (46, -18, 0, 2.4), (42, -14, -14, 2.6)),
     ], float)  # fmt: skip
-
-
-def _texture(rng: np.random.Generator) -> np.ndarray:
-    noise = rng.normal(size=(32, 32, 32))
-    return (noise / noise.std()).astype(np.float32)

@@ -25,6 +25,8 @@ from orthokernels.data.phantom.distance import (
     smooth_step,
     strap,
 )
+from orthokernels.data.phantom.knee_lesions import ROWS as LESIONS
+from orthokernels.data.phantom.knee_lesions import injured, prune_lesions
 from orthokernels.data.phantom.parts import Part
 
 AIR = int(Part.AIR)
@@ -80,6 +82,7 @@ _GROOVE, _GROOVE_ROWS = _PLACES["groove"]
 _TUBEROSITY = _PLACES["tuberosity"].at
 _PCL_FACET, _PCL_FACET_ROWS = _PLACES["pcl_facet"]
 _PATELLA = _PLACES["patella"].at
+_PATELLA_TURN = _PLACES["patella_turn"].at
 _RECESSES, _RECESSES_ROWS = _PLACES["recesses"]
 _SYNOVIUM = _PLACES["synovium"].at
 _HOFFA = _PLACES["hoffa"].at
@@ -101,6 +104,7 @@ _SAPHENOUS_VEIN, _SAPHENOUS_VEIN_ROWS = _PLACES["saphenous_vein"]
 _CARTILAGE = _PLACES["cartilage"].at
 _PLATEAU = _PLACES["plateau"].at
 _FAT = _PLACES["fat"].at
+_LESIONS = _PLACES["lesions"].at
 
 _TABLE = 6 * TABLE_ROWS
 _FASCIA_COLUMN, _FEMUR_COLUMN, _TIBIA_COLUMN, _FIBULA_COLUMN, _FIRST_MUSCLE = 0, 1, 2, 3, 4
@@ -113,7 +117,8 @@ _TIBIA_FLAG, _FIBULA_FLAG, _JOINT, _MEDIAL_FLAG, _LATERAL_FLAG = 13, 14, 15, 16,
 _ACL_FLAG, _PCL_FLAG, _MEDIAL_SIDE, _LATERAL_SIDE, _SMALL_TENDONS_FLAG = 18, 19, 20, 21, 22
 _FLUID_FLAG, _ARTERY_FLAG, _VEIN_FLAG, _NERVE_FLAG, _SYNOVIUM_FLAG, _HOFFA_FLAG = 23, 24, 25, 26, 27, 28
 _MUSCLE_FLAGS = 29
-FLAGS = _MUSCLE_FLAGS + _COLUMNS_ROWS - _FIRST_MUSCLE
+_LESION_FLAGS = _MUSCLE_FLAGS + _COLUMNS_ROWS - _FIRST_MUSCLE  # any lesion at all, then each
+FLAGS = _LESION_FLAGS + 1 + LESIONS
 
 # Distances may be overstated where outlines flare and waves bend them: what is farther than this many radii is out.
 REACH = 1.45
@@ -205,11 +210,14 @@ def tibia_at(x: float, y: float, z: float, knee: np.ndarray) -> tuple[float, flo
 @compiled
 def lens_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
     """Distance to the patella as it would be if the trochlea did not shape its back."""
-    lens = ellipsoid(x, y, z, knee, _PATELLA)
+    cosine, sine = knee[_PATELLA_TURN], knee[_PATELLA_TURN + 1]
+    dx, dy = x - knee[_PATELLA], y - knee[_PATELLA + 1]
+    dx, dy = cosine * dx - sine * dy, sine * dx + cosine * dy
+    lens = ellipsoid(dx + knee[_PATELLA], dy + knee[_PATELLA + 1], z, knee, _PATELLA)
     if lens > 15.0:
         return lens
     # The apex lies in front, and the sides slope forward.
-    taper = x * x / 75.0 + 0.30 * max(knee[_PATELLA + 2] - z, 0.0) + (knee[_PATELLA + 1] - y)
+    taper = dx * dx / 75.0 + 0.30 * max(knee[_PATELLA + 2] - z, 0.0) - dy
     return smooth_max(lens, 0.8 * (taper - 11.0), 4.0)
 
 
@@ -311,7 +319,7 @@ def small_tendon_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
 @compiled
 def recess_at(x: float, y: float, z: float, knee: np.ndarray) -> float:
     """Distance to the recesses where joint fluid gathers."""
-    best = max(-20.0 - z, z - 90.0)
+    best = max(-20.0 - z, z - 110.0)
     if best > 5.0:
         return best
     best = 1e9
@@ -343,6 +351,15 @@ def part_at(x: float, y: float, z: float, knee: np.ndarray, active: np.ndarray) 
         inexactness; the sampler keeps a margin.
     """
     x, y, z = warped(x, y, z, knee)
+    part, near = healthy_part_at(x, y, z, knee, active)
+    if active[_LESION_FLAGS]:
+        return injured(part, near, x, y, z, knee, _LESIONS, active[_LESION_FLAGS:])
+    return part, near
+
+
+@compiled
+def healthy_part_at(x: float, y: float, z: float, knee: np.ndarray, active: np.ndarray) -> tuple[int, float]:
+    """``part_at`` without lesions, in the frame that ``warped`` gives."""
     ys, zs = soft_tissue_frame(y, z, knee)
     lens, tendons, fascia, near = _FAR, _FAR, -_FAR, _FAR
     if y > 10.0 and (active[_FRONT] or active[_FRONT_TENDONS]):
@@ -446,7 +463,7 @@ def soft_part_at(
                     near = min(near, d)
 
     if y > 15.0 and active[_FRONT]:
-        thickness = knee[_PATELLAR] * max(1.0 - (x / 19.0) ** 4, 0.0)
+        thickness = knee[_PATELLAR] * max(1.0 - ((x - knee[_PATELLA]) / 19.0) ** 4, 0.0)
         back = max(patella - thickness, femur - knee[_FEMORAL] - knee[_PATELLAR] - 2.5)
         if back < 0.0:
             return PATELLAR_CARTILAGE, min(near, -back)
@@ -480,7 +497,7 @@ def cord_part_at(
 ) -> tuple[int, float]:  # fmt: skip
     """``part_at`` among ligaments and tendons, and around them."""
     if active[_ACL_FLAG]:
-        d = cord(x, y, z, knee, _ACL, _ACL_ROWS, 3.0)
+        d = cord(x, y, z, knee, _ACL, _ACL_ROWS, 1.0)
         if d < 0.0:
             return ACL, min(near, -d)
         near = min(near, d)
@@ -563,6 +580,13 @@ def prune(x: float, y: float, z: float, radius: float, knee: np.ndarray, active:
     """
     reach = REACH * radius / min(knee[_SIZE], knee[_SIZE + 1], knee[_SIZE + 2])
     x, y, z = warped(x, y, z, knee)
+    prune_healthy(x, y, z, reach, knee, active[:_LESION_FLAGS])
+    prune_lesions(x, y, z, reach, knee, _LESIONS, active[_LESION_FLAGS:])
+
+
+@compiled
+def prune_healthy(x: float, y: float, z: float, reach: float, knee: np.ndarray, active: np.ndarray) -> None:
+    """``prune`` without lesions, in the frame that ``warped`` gives."""
     ys, zs = soft_tissue_frame(y, z, knee)
     lens, tendons = _FAR, _FAR
     if y > 10.0 - reach and (active[_FRONT] or active[_FRONT_TENDONS]):
@@ -641,7 +665,7 @@ def prune_bones(x: float, y: float, z: float, front: bool, reach: float, knee: n
 def prune_cords(x: float, y: float, z: float, reach: float, knee: np.ndarray, active: np.ndarray) -> None:
     """``prune`` for ligaments and the tendons beside the joint."""
     if active[_ACL_FLAG]:
-        active[_ACL_FLAG] = cord(x, y, z, knee, _ACL, _ACL_ROWS, 3.0) < reach
+        active[_ACL_FLAG] = cord(x, y, z, knee, _ACL, _ACL_ROWS, 1.0) < reach
     if active[_PCL_FLAG]:
         active[_PCL_FLAG] = cord(x, y, z, knee, _PCL, _PCL_ROWS, 3.0) < reach
     if active[_MEDIAL_SIDE]:

@@ -52,6 +52,21 @@ class Part(IntEnum):
     FAT_OEDEMA = 37
     TORN_FIBRES = 38
     DEGENERATE_FIBRES = 39
+    TORN_ACL = 40
+    MUCOID_ACL = 41
+    TORN_PCL = 42
+    TORN_MEDIAL_MENISCUS = 43
+    TORN_LATERAL_MENISCUS = 44
+    DEGENERATE_MEDIAL_MENISCUS = 45
+    DEGENERATE_LATERAL_MENISCUS = 46
+    MUSCLE_OEDEMA = 47
+    FEMUR_OEDEMA = 48
+    FAINT_FEMUR_OEDEMA = 49
+    TIBIA_OEDEMA = 50
+    FAINT_TIBIA_OEDEMA = 51
+    PATELLA_OEDEMA = 52
+    FAINT_PATELLA_OEDEMA = 53
+    FIBULA_OEDEMA = 54
 
 
 _STRUCTURE = {
@@ -72,6 +87,20 @@ _STRUCTURE = {
     Part.LATERAL_MENISCUS: "lateral_meniscus",
     Part.ACL: "acl",
     Part.PCL: "pcl",
+    Part.TORN_ACL: "acl",
+    Part.MUCOID_ACL: "acl",
+    Part.TORN_PCL: "pcl",
+    Part.TORN_MEDIAL_MENISCUS: "medial_meniscus",
+    Part.TORN_LATERAL_MENISCUS: "lateral_meniscus",
+    Part.DEGENERATE_MEDIAL_MENISCUS: "medial_meniscus",
+    Part.DEGENERATE_LATERAL_MENISCUS: "lateral_meniscus",
+    Part.FEMUR_OEDEMA: "femur",
+    Part.FAINT_FEMUR_OEDEMA: "femur",
+    Part.TIBIA_OEDEMA: "tibia",
+    Part.FAINT_TIBIA_OEDEMA: "tibia",
+    Part.PATELLA_OEDEMA: "patella",
+    Part.FAINT_PATELLA_OEDEMA: "patella",
+    Part.FIBULA_OEDEMA: "fibula",
 }
 
 
