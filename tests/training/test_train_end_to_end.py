@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from orthokernels import pipeline, tasks
 from orthokernels.cli import app
 from orthokernels.errors import InputError
-from tests.training.toy import write_studies
+from tests.training.toy import write_studies, write_weights
 
 
 def orthokernels(*arguments) -> str:
@@ -70,12 +70,13 @@ def test_from_images_to_an_evaluated_weights_folder(tmp_path):
     ("change", "message"),
     [
         ({"--weights": "{tmp}/nowhere"}, "no such folder|has no sagittal denoiser"),
-        ({"--data": "{tmp}/nowhere"}, "nowhere"),
+        ({"--data": "{tmp}/nowhere"}, "nowhere: can't be read"),
+        ({}, "has no studies.csv"),
         ({"--set": "data.sice=3"}, "there is no setting data.sice"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, command, change, message):
-    (tmp_path / "weights").mkdir()
+    write_weights(tmp_path / "weights")
     arguments = {"--data": tmp_path, "--weights": tmp_path / "weights", "--out": tmp_path / "out"}
     given = [part for pair in {**arguments, **change}.items() for part in pair]
     with pytest.raises(InputError, match=message):
