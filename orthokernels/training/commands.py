@@ -227,3 +227,38 @@ def labels_command(
         if not quiet and not as_json:
             print_rows(rows)
         report([f"table and plot: {out}"], rows, processes, quiet, as_json)
+
+
+@app.command("demo")
+def demo_command(
+    out: Out,
+    config: Config = None,
+    settings: Set = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that make studies.")] = 2,
+    resume: Resume = True,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make the demo weights from nothing: phantoms, denoisers, heads, figures on a test set and a model card."""
+    with joined_run("demo", device) as processes:
+        from orthokernels.system import versions
+        from orthokernels.training.config import load_config
+        from orthokernels.training.demo import RECIPE, DemoConfig, judge_demo, train_demo, weights_folder
+
+        chosen = load_config(DemoConfig, config or RECIPE, settings or [])
+        silent = quiet or as_json
+
+        def tell(what: str) -> None:
+            if not silent:
+                print(f"== {what}", flush=True)
+
+        seconds = train_demo(out, chosen, workers=workers, processes=processes, resume=resume, silent=silent, tell=tell)
+        changed = "".join(f" --set {one}" for one in settings or [])
+        facts = {
+            "command": f"`orthokernels train demo --out DIR{changed}`" + (" with other settings" if config else ""),
+            "time": f"{sum(seconds.values()) / 60:.0f} minutes",
+            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        }
+        found = judge_demo(out, chosen, facts=facts, device=processes.device, silent=silent, tell=tell)
+        report([f"weights: {weights_folder(out)}"], found, processes, quiet, as_json)

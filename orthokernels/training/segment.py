@@ -199,7 +199,7 @@ def _write(
     if "validation/dice" in figures and not config.keep_best:
         origin["validation_dice"] = f"{figures['validation/dice']:.4f}"
     kind = "segmentation_head" if config.head == "published" else "multiscale_segmentation_head"
-    facts: dict[str, Any] = {"plane": plane, "origin": origin, "half": config.half}
+    facts: dict[str, Any] = {"plane": plane, "joint": config.data.joint, "origin": origin, "half": config.half}
     save_module(network.head, out / f"{plane}.segmentation.safetensors", kind, arguments=arguments, **facts)
     if config.encoder_rate > 0:
         save_encoder(network.features.unet, out / f"{plane}.segmentation.encoder.safetensors", **facts)
