@@ -58,7 +58,7 @@ def evaluate(
     Raises:
         InputError: data or weights can not be used, or nothing in the data can be scored with them.
     """
-    records = test_records(data, config)
+    records = records_to_score(data, config)
     if isinstance(weights, str):
         weights = load_weights(weights, config.data.joint)
     with progress("Evaluating", 10, silent) as tell:
@@ -76,7 +76,7 @@ def evaluate(
     return result
 
 
-def test_records(data: Path, config: EvaluateConfig) -> list[Record]:
+def records_to_score(data: Path, config: EvaluateConfig) -> list[Record]:
     """The checked records of the test set."""
     own = config.data
     records = read_records(
@@ -88,9 +88,6 @@ def test_records(data: Path, config: EvaluateConfig) -> list[Record]:
     if not chosen:
         raise InputError(f"{data}: no study is in the split {config.split!r}. Use --set split=all, or a split file.")
     return chosen
-
-
-test_records.__test__ = False  # type: ignore[attr-defined]  # its name is no test's
 
 
 def score(
