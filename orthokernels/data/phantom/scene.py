@@ -17,6 +17,7 @@ The skin comes first and the muscles last, with the fascia between: what is in n
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -41,6 +42,9 @@ FRAME = 12  # numbers of a shape's own frame: its origin, then the rows of the t
 
 # Distances to up to four groups at a point, each after its address: the body, and the last bones found near.
 Known = tuple[int, float, int, float, int, float, int, float]
+Distance = Callable[[float, float, float, np.ndarray, int, float, Known], float]
+
+DEPTH = 5  # groups among the rows of groups among the rows ..., counting the first
 
 SKIN_THICKNESS = 1.3
 FASCIA_HALF_THICKNESS = 0.25
@@ -81,51 +85,70 @@ def shape_at(x: float, y: float, z: float, s: np.ndarray, row: int) -> float:
 
 
 @compiled
+def _no_group(x: float, y: float, z: float, s: np.ndarray, group: int, limit: float, known: Known) -> float:
+    return 1e9
+
+
+def _folding(deeper: Distance) -> Distance:
+    """A function that folds a group's rows, and asks ``deeper`` for the groups among them.
+
+    One for each depth: Numba's cache on disk does not survive functions that call themselves by way of each other.
+    """
+
+    @compiled
+    def fold(x: float, y: float, z: float, s: np.ndarray, group: int, limit: float, known: Known) -> float:
+        first, rows, last_union = int(s[group + 4]), int(s[group + 5]), int(s[group + 12])
+        total = 1e9
+        for n in range(rows):
+            row = first + ROW_NUMBERS * n
+            operation, blend, offset = int(s[row]), s[row + 4], s[row + 5]
+            if n > last_union and total > limit:
+                return total
+            if operation == MINUS:
+                matters = blend - total  # a distance from which what is taken away leaves the total as it is
+            else:
+                matters = min(total, limit) + blend if operation == UNION else limit + blend
+            if operation != WITHIN and n > 0 and box(x, y, z, s, row + 7) > matters:
+                continue
+            if int(s[row + 1]) == GROUP:
+                other = int(s[row + 2])
+                if other == known[0]:
+                    d = known[1]
+                elif other == known[2]:
+                    d = known[3]
+                elif other == known[4]:
+                    d = known[5]
+                elif other == known[6]:
+                    d = known[7]
+                else:
+                    d = deeper(x, y, z, s, other, matters - offset, known)
+            else:
+                d = shape_at(x, y, z, s, row)
+            if operation == UNION:
+                total = smooth_min(total, d + offset, blend)
+            elif operation == MINUS:
+                total = smooth_max(total, -d - offset, blend)
+            else:
+                total = smooth_max(total, d + offset, blend)
+        return total
+
+    return fold
+
+
+_FOLDS = [_folding(_no_group)]
+for _ in range(DEPTH - 1):
+    _FOLDS.append(_folding(_FOLDS[-1]))
+_deepest = _FOLDS[-1]
+
+
+@compiled
 def group_at(x: float, y: float, z: float, s: np.ndarray, group: int, limit: float, known: Known) -> float:
     """Distance to a group, its rows folded in order; where it is above ``limit``, anything from there up to it.
 
     A row is passed over where its box shows that it changes nothing, and once no union follows, rows can only take
     away, so a total above the limit stays there. ``known`` are distances to other groups at the same point.
     """
-    first, rows, last_union = int(s[group + 4]), int(s[group + 5]), int(s[group + 12])
-    total = 1e9
-    for n in range(rows):
-        row = first + ROW_NUMBERS * n
-        operation, blend = int(s[row]), s[row + 4]
-        if n > last_union and total > limit:
-            return total
-        if operation == MINUS:
-            matters = blend - total  # a distance from which what is taken away leaves the total as it is
-        else:
-            matters = min(total, limit) + blend if operation == UNION else limit + blend
-        if operation != WITHIN and n > 0 and box(x, y, z, s, row + 7) > matters:
-            continue
-        if int(s[row + 1]) == GROUP:
-            d = other_at(x, y, z, s, int(s[row + 2]), matters - s[row + 5], known)
-        else:
-            d = shape_at(x, y, z, s, row)
-        d += s[row + 5]
-        if operation == UNION:
-            total = smooth_min(total, d, blend)
-        elif operation == MINUS:
-            total = smooth_max(total, -d, blend)
-        else:
-            total = smooth_max(total, d, blend)
-    return total
-
-
-@compiled
-def other_at(x: float, y: float, z: float, s: np.ndarray, group: int, limit: float, known: Known) -> float:
-    """``group_at`` unless the distance is known."""
-    if group == known[0]:
-        return known[1]
-    if group == known[2]:
-        return known[3]
-    if group == known[4]:
-        return known[5]
-    if group == known[6]:
-        return known[7]
-    return group_at(x, y, z, s, group, limit, known)
+    return _deepest(x, y, z, s, group, limit, known)
 
 
 @compiled

@@ -262,6 +262,10 @@ class Blueprint:
                 low, high = np.maximum(low, around[0]), np.minimum(high, around[1])
         return np.array([low - swell, high + swell])
 
+    def depth(self, name: str) -> int:
+        """How deep a group's rows go: 1 without other groups among them."""
+        return 1 + max((self.depth(row.group) for row in self.groups[name].rows if row.group), default=0)
+
     def _box_of(self, row: Solid) -> np.ndarray:
         """The box around one row, (2, 3)."""
         if row.shape == scene.GROUP:
@@ -270,6 +274,8 @@ class Blueprint:
 
     def packed(self, size: np.ndarray, waves: np.ndarray) -> np.ndarray:
         """The table that ``scene.part_at`` reads: ``size`` (3,), and ``waves`` (6, 5) with numbers in turns."""
+        if too_deep := [name for name in self.groups if self.depth(name) > scene.DEPTH]:
+            raise ValueError(f"{too_deep[0]} is made of groups made of groups, more than {scene.DEPTH} deep")
         places = {name: scene.HEAD + scene.GROUP_NUMBERS * n for n, name in enumerate(self.groups)}
         rows_at = scene.HEAD + scene.GROUP_NUMBERS * len(self.groups)
         at = rows_at + scene.ROW_NUMBERS * sum(len(g.rows) for g in self.groups.values())
