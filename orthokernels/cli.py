@@ -162,28 +162,72 @@ def _print_result(result: StudyResult, out: Path) -> None:
 
 @app.command()
 def phantom(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the studies; it must be new or empty.")],
-    joint: Annotated[str, typer.Option(help="Only the knee so far.")] = "knee",
-    count: Annotated[int, typer.Option(min=1, help="How many studies.")] = 1,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="New or empty folder, or one that an interrupted run of the same left."),
+    ],
+    joint: Annotated[str, typer.Option(help="knee, ankle or shoulder.")] = "knee",
+    count: Annotated[int, typer.Option(min=1, help="How many studies; one is written straight into --out.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first study; the next has the next seed.")] = 0,
     side: Annotated[str | None, typer.Option(help="right or left; by default the seed decides.")] = None,
+    contrast: Annotated[str, typer.Option(help="pd_fs, pd, t1 or t2 (fat-suppressed).")] = "pd_fs",
+    findings: Annotated[
+        str | None, typer.Option(help="Labels to be present, separated by commas, or none; by default drawn.")
+    ] = None,
+    prevalence: Annotated[float, typer.Option(min=0, max=1, help="How often each finding is drawn.")] = 0.3,
+    matrix: Annotated[int, typer.Option(min=32, max=1024, help="Pixels along each side of a slice.")] = 256,
     nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI with label maps instead of DICOM.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write procedural three-plane MRI studies to try things on."""
-    if joint != "knee":
-        raise InputError(f"there is no phantom of the {joint} yet; use --joint knee.")
+    """Write procedural three-plane MRI studies with their findings in studies.csv.
+
+    Studies that an earlier run completed with the same options are kept. Several studies in DICOM have their label
+    maps under labels/.
+    """
+    if joint not in tasks.LABELS:
+        raise InputError(f"there is no phantom of the {joint}; use --joint {', '.join(tasks.LABELS)}.")
     if side not in (None, "right", "left"):
         raise InputError(f"--side is right or left, not {side!r}.")
-    from orthokernels.data.phantom import make_study, write_dicom, write_nifti
+    from orthokernels.data.phantom.dataset import Recipe, name_of, write_single, write_studies
 
     wanted: Literal["right", "left"] | None = "right" if side == "right" else "left" if side == "left" else None
+    recipe = Recipe(joint, wanted, matrix, _forced_findings(joint, findings), prevalence, contrast, nifti)
+    if count == 1:
+        write_single(out, seed, recipe)
+    else:
+        done = 0
+        with _progress(quiet or not sys.stderr.isatty()) as tell:
 
-    for number in range(seed, seed + count):
-        folder = out if count == 1 else out / f"study_{number:05d}"
-        (write_nifti if nifti else write_dicom)(make_study(number, side=wanted), folder)
-        if not quiet:
-            print(folder)
+            def told(name: str) -> None:
+                nonlocal done
+                done += 1
+                tell("Studies", done - 1, count)
+
+            tell("Studies", 0, count)
+            write_studies(out, range(seed, seed + count), recipe, workers=workers or _cores(), done=told)
+    if not quiet:
+        for number in range(seed, seed + count):
+            print(out if count == 1 else out / name_of(number))
+
+
+def _forced_findings(joint: str, asked: str | None) -> dict[str, bool] | None:
+    """``--findings`` as keys of the joint's labels, in whatever case they were typed."""
+    if asked is None:
+        return None
+    keys = {label.key.lower(): label.key for label in tasks.LABELS[joint]}
+    names = [name.strip() for name in asked.split(",") if name.strip() and name.strip().lower() != "none"]
+    for name in names:
+        if name.lower() not in keys:
+            raise InputError(f"the {joint} has no finding {name!r}; choose from {', '.join(keys.values())}, or none.")
+    chosen = {keys[name.lower()] for name in names}
+    return {key: key in chosen for key in keys.values()}
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @app.command()

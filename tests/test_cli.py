@@ -27,9 +27,9 @@ def test_every_command_explains_itself(command):
 
 
 def test_phantom_studies_can_be_read_as_a_study_each(tmp_path):
-    done = orthokernels("phantom", "--count", 2, "--seed", 5, "--out", tmp_path / "p")
+    done = orthokernels("phantom", "--count", 2, "--seed", 5, "--matrix", 64, "--out", tmp_path / "p")
     assert done.returncode == 0, done.stderr
-    folders = sorted((tmp_path / "p").iterdir())
+    folders = sorted((tmp_path / "p").glob("study_*"))
     assert [folder.name for folder in folders] == ["study_00005", "study_00006"]
     assert done.stdout.split() == [str(folder) for folder in folders]
     for folder in folders:
@@ -43,6 +43,8 @@ def test_phantom_studies_can_be_read_as_a_study_each(tmp_path):
     [
         (["phantom", "--out", "{tmp}", "--joint", "hip"], "no phantom of the hip"),
         (["phantom", "--out", "{tmp}", "--side", "middle"], "--side is right or left"),
+        (["phantom", "--out", "{tmp}/p", "--findings", "ACL,GOUT"], "no finding 'GOUT'"),
+        (["phantom", "--out", "{tmp}/p", "--contrast", "flair"], "no contrast 'flair'"),
         (["weights", "convert", "{tmp}/none.pt", "{tmp}/out"], "no such file"),
         (["weights", "convert", "{tmp}/none.pt", "{tmp}/out", "--plane", "top"], "no plane 'top'"),
         (["weights", "fetch", "--planes", "top"], "no plane 'top'"),

@@ -16,7 +16,9 @@ from numba import njit
 # Compiled code of the phantom: no counting of references to arrays, whose atomic steps cost more than the arithmetic
 # (part_at asked for nothing: 225 ns with it, 120 without), no check for division by zero, and no care for infinities.
 # The order of sums stays, so that a machine's vectors do not show in the result.
-compiled = njit(_nrt=False, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "arcp"})
+compiled = njit(  # type: ignore[call-overload]
+    _nrt=False, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "arcp"}
+)
 
 TABLE_START = -120.0
 TABLE_STEP = 2.0

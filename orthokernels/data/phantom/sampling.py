@@ -77,9 +77,7 @@ _TEXTURES: dict[Part, tuple[float, float, float, float]] = {
     Part.FAT_OEDEMA: (0.40, 2.6, 2.6, 3.5),
     Part.TORN_FIBRES: (0.40, 1.4, 1.4, 2.4),
     Part.DEGENERATE_FIBRES: (0.40, 1.6, 1.6, 2.4),
-    Part.FAT_OEDEMA: (0.22, 2.5, 2.5, 4.0),
     Part.MUSCLE_OEDEMA: (0.12, 1.8, 1.8, 14.0),
-    Part.TORN_FIBRES: (0.35, 1.3, 1.3, 4.0),
     Part.TORN_ACL: (0.45, 1.3, 1.3, 4.0),
     Part.MUCOID_ACL: (0.40, 1.5, 1.5, 9.0),
     Part.TORN_PCL: (0.35, 1.3, 1.3, 4.0),
@@ -308,14 +306,12 @@ def fill_slice(
 def _sampler(sources: str) -> Callable[..., int]:
     """The compiled sampler. Numba keeps it on disk under a key that holds ``sources``: other sources, another entry."""
 
-    @njit(cache=True, nogil=True)
+    # No reference counts here either: their runtime is started by compiling, not by loading what was compiled before.
+    @njit(_nrt=False, cache=True, nogil=True)  # type: ignore[call-overload]
     def fill(
-        joint: np.ndarray, scan: Scan, spread: np.ndarray, block: int, voxels: np.ndarray, labels: np.ndarray
-    ) -> int:
-        count = field.FLAGS if scan.anatomy == KNEE else int(joint[0])
-        flags = np.ones((8, count), np.bool_)
-        found = np.zeros(SAMPLES, np.int64)
-        waiting = np.empty((64, 4), np.int64)
+        joint: np.ndarray, scan: Scan, spread: np.ndarray, block: int, flags: np.ndarray, found: np.ndarray,
+        waiting: np.ndarray, voxels: np.ndarray, labels: np.ndarray,
+    ) -> int:  # fmt: skip
         for k in range(voxels.shape[2]):
             fill_slice(k, joint, scan, spread, block, flags, found, waiting, voxels, labels)
         return len(sources)
@@ -341,4 +337,8 @@ def sample_grid(joint: np.ndarray, scan: Scan, block: int, voxels: np.ndarray, l
     ``block`` is the side in voxels, a power of two up to 64, of the blocks to try to fill at once; 0 samples every
     voxel finely and asks every solid.
     """
-    _fill(joint, scan, offsets(), block, voxels, labels)
+    count = field.FLAGS if scan.anatomy == KNEE else int(joint[0])
+    flags = np.ones((8, count), np.bool_)
+    found = np.zeros(SAMPLES, np.int64)
+    waiting = np.empty((64, 4), np.int64)
+    _fill(joint, scan, offsets(), block, flags, found, waiting, voxels, labels)

@@ -1,46 +1,99 @@
-"""A study of one knee: three series planned as in a clinic, each on its own slightly oblique grid."""
+"""A study of one joint: three series planned as in a clinic, each on its own slightly oblique grid."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from orthokernels.data.phantom.anatomy import Knee, draw_knee
+from orthokernels.data.phantom import ankle, sampling, shoulder
+from orthokernels.data.phantom.anatomy import draw_knee
+from orthokernels.data.phantom.ankle import draw_ankle
 from orthokernels.data.phantom.parts import label_of_part
-from orthokernels.data.phantom.receiver import receive, sensitivity
+from orthokernels.data.phantom.protocol import (
+    KNEE,
+    NOISE_PIXEL_MM,
+    TIMINGS,
+    Examination,
+    Protocol,
+    draw_protocols,
+    plans_of,
+)
+from orthokernels.data.phantom.receiver import draw_motion, receive, sensitivity
 from orthokernels.data.phantom.sampling import BLOCK, Scan, sample_grid, texture_of_parts
-from orthokernels.data.phantom.signal import Contrast, signal_of_parts
+from orthokernels.data.phantom.shoulder import draw_shoulder
+from orthokernels.data.phantom.signal import signal_of_parts
+from orthokernels.errors import InputError
+from orthokernels.tasks import LABELS
 
 Side = Literal["right", "left"]
 
-NOISE = 0.010
+_LEAST_MATRIX, _MOST_MATRIX = 32, 1024
 _LEAST_OBLIQUITY, _MOST_OBLIQUITY = 5.0, 15.0
 
 
-class Protocol(NamedTuple):
-    """How a series is acquired. Lengths in mm, times in ms; ``view`` is where i, j and k point in RAS."""
+class Anatomy(NamedTuple):
+    """One joint in numbers: what the sampler reads, and the periodic noise (32, 32, 32) that gives tissues grain.
 
-    plane: str
-    description: str
-    echo_time: float
-    repetition_time: float
-    echo_train: int
-    slices: int
-    spacing: float
-    thickness: float
-    view: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    ``kind`` says which compiled functions read ``packed``, as ``Scan.anatomy``.
+    """
+
+    kind: int
+    packed: np.ndarray
+    texture: np.ndarray
 
 
-FIELD_OF_VIEW = 156.0
+class Joint(NamedTuple):
+    """How a joint is drawn, from a random generator and {label key: bool}, and how it is examined."""
 
-PROTOCOLS = (
-    Protocol("sagittal", "SAG PD FS", 35.0, 3000.0, 8, 28, 3.6, 3.2, ((0, -1, 0), (0, 0, 1), (1, 0, 0))),
-    Protocol("coronal", "COR PD FS", 36.0, 3100.0, 8, 26, 3.6, 3.2, ((-1, 0, 0), (0, 0, 1), (0, -1, 0))),
-    Protocol("axial", "AX PD FS", 32.0, 3300.0, 8, 28, 3.8, 3.4, ((-1, 0, 0), (0, 1, 0), (0, 0, 1))),
-)
+    draw: Callable[[np.random.Generator, Mapping[str, bool]], Anatomy]
+    examination: Examination
+
+
+def _draw_knee(rng: np.random.Generator, findings: Mapping[str, bool]) -> Anatomy:
+    knee = draw_knee(rng, findings)
+    return Anatomy(sampling.KNEE, knee.packed(), knee.texture)
+
+
+def _draw_ankle(rng: np.random.Generator, findings: Mapping[str, bool]) -> Anatomy:
+    scene = draw_ankle(rng, findings)
+    return Anatomy(sampling.SCENE, scene.packed, scene.texture)
+
+
+def _draw_shoulder(rng: np.random.Generator, findings: Mapping[str, bool]) -> Anatomy:
+    scene = draw_shoulder(rng, findings)
+    return Anatomy(sampling.SCENE, scene.packed, scene.texture)
+
+
+def _depths(slices: Mapping[str, tuple[int, float, float]]) -> dict[str, float]:
+    return {plane: count * spacing for plane, (count, spacing, _) in slices.items()}
+
+
+JOINTS = {
+    "knee": Joint(_draw_knee, KNEE),
+    "ankle": Joint(
+        _draw_ankle,
+        Examination(
+            plans_of(ankle.AIMS, _depths(ankle.SLICES)),
+            field_of_view=(ankle.FIELD_OF_VIEW - 5.0, ankle.FIELD_OF_VIEW + 7.0),
+            slice_thickness=(2.8, 3.3),
+            offset=((60.0, 110.0), (-20.0, 20.0), (-30.0, 30.0)),
+        ),
+    ),
+    "shoulder": Joint(
+        _draw_shoulder,
+        Examination(
+            plans_of(shoulder.AIMS, _depths(shoulder.SLICES)),
+            field_of_view=(shoulder.FIELD_OF_VIEW - 5.0, shoulder.FIELD_OF_VIEW + 7.0),
+            slice_thickness=(3.0, 3.5),
+            offset=((130.0, 170.0), (-20.0, 20.0), (-30.0, 30.0)),
+            forward=(10.0, 22.0),
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -68,48 +121,139 @@ class PhantomSeries:
 
 @dataclass(frozen=True)
 class PhantomStudy:
-    """The three series of one knee, in the order of ``tasks.PLANES``."""
+    """The three series of one joint, in the order of ``tasks.PLANES``, and its findings by ``tasks.LABELS``' keys.
+
+    ``anatomy`` is "drawn" where the seed drew it, or names the label map it comes from.
+    """
 
     seed: int
+    joint: str
     side: Side
+    contrast: str
+    findings: dict[str, bool]
     series: tuple[PhantomSeries, ...]
+    anatomy: str = "drawn"
 
     def plane(self, plane: str) -> PhantomSeries:
         """The series of one plane."""
         return next(s for s in self.series if s.plane == plane)
 
 
+class PlannedSeries(NamedTuple):
+    """A series before it is acquired.
+
+    Attributes:
+        protocol: contrast, slices, noise.
+        shape: voxels along i, j and k.
+        affine: (4, 4) float64, indices to RAS mm.
+        to_joint: (4, 4) float64, indices to the joint's frame in mm.
+        rng: draws coil, motion and noise; each series has its own, so that threads can't change the order.
+    """
+
+    protocol: Protocol
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    to_joint: np.ndarray
+    rng: np.random.Generator
+
+
 class Pose(NamedTuple):
-    """Where the knee lies in the scanner: RAS = ``turn`` (3, 3) @ knee frame + ``shift`` (3,)."""
+    """Where the joint lies in the scanner: RAS = ``turn`` (3, 3) @ joint's frame + ``shift`` (3,).
+
+    ``forward`` (3, 3) is the part of ``turn`` that series follow to the full.
+    """
 
     turn: np.ndarray
     shift: np.ndarray
+    forward: np.ndarray
 
 
-def make_study(seed: int = 0, *, side: Side | None = "right", matrix: int = 256) -> PhantomStudy:
-    """A knee MRI study that no patient was needed for.
+def make_study(
+    seed: int = 0,
+    *,
+    joint: str = "knee",
+    side: Side | None = "right",
+    matrix: int = 256,
+    findings: Mapping[str, bool] | None = None,
+    prevalence: float = 0.3,
+    contrast: str = "pd_fs",
+) -> PhantomStudy:
+    """A joint's MRI study that no patient was needed for.
 
     Args:
-        seed: draws the anatomy, the pose, the planning and the noise. The same seed gives the same bytes.
+        seed: draws the anatomy, the findings, the pose, the planning, the protocol and the noise, each from a stream
+            of its own: what is asked for by argument leaves all the rest as it was. The same arguments give the same
+            bytes, whatever the number of threads.
+        joint: "knee", "ankle" or "shoulder". Only the knee's structures are labelled; other joints' labels are all 0.
         side: "right", "left", or None to draw it too.
-        matrix: pixels along each side of a slice; the field of view stays 156 mm.
+        matrix: pixels along each side of a slice; the field of view does not depend on it.
+        findings: label keys of the joint to be present, or absent, by force; keys left out are absent. None draws
+            each with ``prevalence``.
+        prevalence: share of studies that have each finding, 0 to 1.
+        contrast: "pd_fs", "t1", "t2" (fat-suppressed), or "pd" without suppression.
 
     Raises:
-        ValueError: for another side, or a matrix below 32.
+        InputError: for anything else, in one sentence.
     """
+    check_arguments(seed, joint, side, matrix, findings, prevalence, contrast)
+    present = draw_findings(seed, joint, findings, prevalence)
+    side = side or draw_side(seed)
+    anatomy = JOINTS[joint].draw(_streams(seed)[0], present)
+    planned = plan_series(seed, JOINTS[joint].examination, side, contrast, matrix)
+
+    def make(series: PlannedSeries) -> PhantomSeries:
+        return acquire(*sample(anatomy, series), series)
+
+    with ThreadPoolExecutor(max_workers=len(planned)) as pool:
+        made = tuple(pool.map(make, planned))
+    return PhantomStudy(seed, joint, side, contrast, present, made)
+
+
+def draw_findings(
+    seed: int, joint: str, findings: Mapping[str, bool] | None = None, prevalence: float = 0.3
+) -> dict[str, bool]:
+    """The findings that ``make_study`` gives a joint, without making it: every key of ``tasks.LABELS``."""
+    keys = _keys(joint)
+    if findings is None:
+        drawn = _streams(seed)[1].random(len(keys)) < prevalence
+        return {key: bool(present) for key, present in zip(keys, drawn, strict=True)}
+    return {key: bool(findings.get(key, False)) for key in keys}
+
+
+def draw_side(seed: int) -> Side:
+    """The side that ``make_study`` gives a joint where none is asked for."""
+    return "right" if _streams(seed)[2].random() < 0.5 else "left"
+
+
+def _streams(seed: int) -> list[np.random.Generator]:
+    """One for the anatomy, findings, side, pose and protocol each, and one for each series."""
+    return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(8)]
+
+
+def _keys(joint: str) -> list[str]:
+    return [label.key for label in LABELS[joint]]
+
+
+def check_arguments(
+    seed: int, joint: str, side: str | None, matrix: int, findings: Mapping[str, bool] | None, prevalence: float,
+    contrast: str,
+) -> None:  # fmt: skip
+    """Raise ``InputError`` where ``make_study`` can't take these."""
+    if seed < 0:
+        raise InputError(f"a seed is 0 or more, not {seed}.")
+    if joint not in JOINTS:
+        raise InputError(f"there is no phantom of the {joint}; choose from {', '.join(JOINTS)}.")
     if side not in ("right", "left", None):
-        raise ValueError(f'side is "right", "left" or None, not {side!r}')
-    if matrix < 32:
-        raise ValueError(f"a matrix of {matrix} is too coarse for a knee: 32 or more")
-    for_anatomy, for_pose, *for_series = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5))
-    drawn: Side = "right" if for_pose.random() < 0.5 else "left"
-    side = side or drawn
-    knee = draw_knee(for_anatomy)
-    angles = for_pose.uniform(6.0, 12.0, 3) * for_pose.choice((-1.0, 1.0), 3)
-    pose = _pose(side, angles, for_pose)
-    with ThreadPoolExecutor(max_workers=len(PROTOCOLS)) as pool:
-        series = pool.map(lambda p, rng: _acquire(knee, pose, angles, p, matrix, rng), PROTOCOLS, for_series)
-        return PhantomStudy(seed, side, tuple(series))
+        raise InputError(f'side is "right", "left" or None, not {side!r}.')
+    if not _LEAST_MATRIX <= matrix <= _MOST_MATRIX:
+        raise InputError(f"a matrix of {matrix} can't show a joint; choose {_LEAST_MATRIX} to {_MOST_MATRIX}.")
+    if not 0.0 <= prevalence <= 1.0:
+        raise InputError(f"a prevalence is from 0 to 1, not {prevalence}.")
+    if contrast not in TIMINGS:
+        raise InputError(f"there is no contrast {contrast!r}; choose from {', '.join(TIMINGS)}.")
+    unknown = [key for key in findings or () if key not in _keys(joint)]
+    if unknown:
+        raise InputError(f"the {joint} has no finding {unknown[0]!r}; choose from {', '.join(_keys(joint))}.")
 
 
 def _turn(degrees: np.ndarray) -> np.ndarray:
@@ -121,50 +265,76 @@ def _turn(degrees: np.ndarray) -> np.ndarray:
     return about_z @ about_y @ about_x
 
 
-def _pose(side: Side, angles: np.ndarray, rng: np.random.Generator) -> Pose:
-    """A turned knee beside the scanner's middle: lateral is right in a right knee, left in a left one."""
+def _pose(examination: Examination, side: Side, angles: np.ndarray, forward: float, rng: np.random.Generator) -> Pose:
+    """A turned joint beside the scanner's middle: lateral is right in a right joint, left in a left one."""
     lateral = 1.0 if side == "right" else -1.0
-    shift = np.array([lateral * rng.uniform(60.0, 100.0), rng.uniform(-20.0, 20.0), rng.uniform(-30.0, 30.0)])
-    return Pose(_turn(angles) @ np.diag([lateral, 1.0, 1.0]), shift)
+    shift = np.array([rng.uniform(*span) for span in examination.offset]) * (lateral, 1.0, 1.0)
+    turned = _turn(np.array([0.0, 0.0, forward]))
+    return Pose(turned @ _turn(angles) @ np.diag([lateral, 1.0, 1.0]), shift, turned)
 
 
-def _plan(pose: Pose, angles: np.ndarray, protocol: Protocol, matrix: int, rng: np.random.Generator) -> np.ndarray:
-    """The affine (4, 4) of a series laid along the knee, to within 2 degrees and 3 mm."""
+def plan_series(
+    seed: int, examination: Examination, side: Side, contrast: str, matrix: int
+) -> tuple[PlannedSeries, ...]:
+    """The three series of a study before anything is sampled: how and where each is acquired."""
+    _, _, _, for_pose, for_protocol, *for_series = _streams(seed)
+    angles = for_pose.uniform(6.0, 12.0, 3) * for_pose.choice((-1.0, 1.0), 3)
+    forward = for_pose.uniform(*examination.forward) * (1.0 if side == "right" else -1.0)
+    pose = _pose(examination, side, angles, forward, for_pose)
+    protocols = draw_protocols(examination, contrast, for_protocol)
+    return tuple(_plan(pose, angles, p, matrix, rng) for p, rng in zip(protocols, for_series, strict=True))
+
+
+def _plan(pose: Pose, angles: np.ndarray, protocol: Protocol, matrix: int, rng: np.random.Generator) -> PlannedSeries:
+    """A series laid along the joint, to within 2 degrees and 3 mm."""
     aimed = angles + rng.uniform(-2.0, 2.0, 3)
     aimed = np.sign(aimed) * np.clip(np.abs(aimed), _LEAST_OBLIQUITY, _MOST_OBLIQUITY)
-    directions = _turn(aimed) @ np.array(protocol.view, float).T
-    steps = np.array([FIELD_OF_VIEW / matrix, FIELD_OF_VIEW / matrix, protocol.spacing])
-    centre_index = (np.array([matrix, matrix, protocol.slices]) - 1) / 2.0
-    aim = {"sagittal": (1.0, -2.0, 8.0), "coronal": (1.0, 7.0, 8.0), "axial": (0.0, -2.0, 14.0)}[protocol.plane]
-    centre = pose.turn @ (np.array(aim) + rng.uniform(-3.0, 3.0, 3)) + pose.shift
-    affine = np.eye(4)
-    affine[:3, :3] = directions * steps
-    affine[:3, 3] = centre - affine[:3, :3] @ centre_index
-    return affine
-
-
-def _acquire(
-    knee: Knee, pose: Pose, angles: np.ndarray, protocol: Protocol, matrix: int, rng: np.random.Generator
-) -> PhantomSeries:
-    affine = _plan(pose, angles, protocol, matrix, rng)
-    to_knee = np.eye(4)
-    to_knee[:3, :3] = np.linalg.inv(pose.turn) @ affine[:3, :3]
-    to_knee[:3, 3] = np.linalg.inv(pose.turn) @ (affine[:3, 3] - pose.shift)
-    contrast = Contrast(protocol.echo_time, protocol.repetition_time, fat_left=0.13)
-    scan = Scan(
-        to_knee,
-        protocol.thickness / protocol.spacing,
-        signal_of_parts(contrast),
-        label_of_part(),
-        texture_of_parts(),
-        knee.texture,
-    )
+    directions = pose.forward @ _turn(aimed) @ np.array(protocol.plan.view, float).T
+    pixel = protocol.field_of_view / matrix
     shape = (matrix, matrix, protocol.slices)
-    signal = np.empty(shape, np.float32)
-    labels = np.empty(shape, np.uint8)
-    sample_grid(knee.packed(), scan, BLOCK, signal, labels)
-    voxels = receive(signal * sensitivity(to_knee, shape, rng), NOISE, rng)
+    centre = pose.turn @ (np.array(protocol.plan.aim) + rng.uniform(-3.0, 3.0, 3)) + pose.shift
+    affine, to_joint = np.eye(4), np.eye(4)
+    affine[:3, :3] = directions * (pixel, pixel, protocol.spacing)
+    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2.0)
+    to_joint[:3, :3] = np.linalg.inv(pose.turn) @ affine[:3, :3]
+    to_joint[:3, 3] = np.linalg.inv(pose.turn) @ (affine[:3, 3] - pose.shift)
+    return PlannedSeries(protocol, shape, affine, to_joint, rng)
+
+
+def sample(
+    anatomy: Anatomy, planned: PlannedSeries, labels_of_parts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A joint on a series' grid, without noise: signal (i, j, k) float32 and labels (i, j, k) uint8.
+
+    Args:
+        anatomy: what a joint's ``draw`` gave.
+        planned: the series.
+        labels_of_parts: (parts,) uint8, the label of each part; the segmented structures where not given.
+    """
+    scan = Scan(
+        planned.to_joint,
+        planned.protocol.thickness / planned.protocol.spacing,
+        signal_of_parts(planned.protocol.contrast),
+        label_of_part() if labels_of_parts is None else labels_of_parts,
+        texture_of_parts(),
+        anatomy.texture,
+        anatomy.kind,
+    )
+    signal = np.empty(planned.shape, np.float32)
+    labels = np.empty(planned.shape, np.uint8)
+    sample_grid(anatomy.packed, scan, BLOCK, signal, labels)
+    return signal, labels
+
+
+def acquire(signal: np.ndarray, labels: np.ndarray, planned: PlannedSeries) -> PhantomSeries:
+    """A series from its noiseless signal: (i, j, k) float32 in units of water's signal, left as it was."""
+    protocol, rng = planned.protocol, planned.rng
+    pixel = protocol.field_of_view / planned.shape[0]
+    received = signal * sensitivity(planned.to_joint, planned.shape, rng)
+    motion = draw_motion(planned.shape[0], pixel, protocol.echo_train, rng)
+    # A larger pixel collects more signal: noise falls as if the fine picture had been reduced.
+    voxels = receive(received, protocol.noise * NOISE_PIXEL_MM / pixel, rng, motion)
     return PhantomSeries(
-        protocol.plane, protocol.description, voxels, labels, affine, protocol.thickness, protocol.echo_time,
-        protocol.repetition_time, protocol.echo_train, fat_suppressed=True,
+        protocol.plan.plane, protocol.description, voxels, labels, planned.affine, protocol.thickness,
+        protocol.echo_time, protocol.repetition_time, protocol.echo_train, protocol.fat_suppressed,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +29,13 @@ _INTENT_LABEL = 1002  # NIFTI_INTENT_LABEL: the values are names, not intensitie
 _DATE, _TIME = "20250101", "120000"  # nobody was examined; a fixed day keeps files the same from run to run
 
 
-def write_dicom(study: PhantomStudy, folder: str | Path) -> None:
+def write_dicom(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str, str] | None = None) -> None:
     """Write one folder of single-frame MR images for each series, slices in ascending order of k.
 
     Args:
         study: what ``make_study`` gave.
         folder: new or empty; made with its parents.
+        beside: text files to lie beside the series, by name.
 
     Raises:
         InputError: ``folder`` is not empty, or is a file.
@@ -43,16 +44,21 @@ def write_dicom(study: PhantomStudy, folder: str | Path) -> None:
         for number, series in enumerate(study.series, 1):
             below = target / f"{number}_{series.plane}"
             below.mkdir()
+            brightest = round(float(np.percentile(series.voxels, 99.5)))
             for k in range(series.voxels.shape[2]):
-                _image(study, series, number, k).save_as(below / f"{k + 1:04d}.dcm", enforce_file_format=True)
+                image = _image(study, series, number, k)
+                image.WindowCenter, image.WindowWidth = str(brightest // 2), str(max(brightest, 2))
+                image.save_as(below / f"{k + 1:04d}.dcm", enforce_file_format=True)
+        _save_texts(beside, target)
 
 
-def write_nifti(study: PhantomStudy, folder: str | Path) -> None:
+def write_nifti(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str, str] | None = None) -> None:
     """Write ``<plane>.nii.gz`` and ``<plane>_labels.nii.gz`` for each series, and ``labels.json`` with the names.
 
     Args:
         study: what ``make_study`` gave.
         folder: new or empty; made with its parents.
+        beside: text files to lie beside the images, by name.
 
     Raises:
         InputError: ``folder`` is not empty, or is a file.
@@ -60,11 +66,36 @@ def write_nifti(study: PhantomStudy, folder: str | Path) -> None:
     with _new_folder(Path(folder)) as target:
         for series in study.series:
             nibabel.save(_nifti(series.voxels, series.affine, series.description), target / f"{series.plane}.nii.gz")
-            labels = _nifti(series.labels, series.affine, "labels of " + series.description)
-            labels.header.set_intent(_INTENT_LABEL, name="structures")
-            nibabel.save(labels, target / f"{series.plane}_labels.nii.gz")
-        names = {"0": "background"} | {str(s.index): s.key for s in STRUCTURES}
-        (target / "labels.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        _save_labels(study, target)
+        _save_texts(beside, target)
+
+
+def write_labels(study: PhantomStudy, folder: str | Path) -> None:
+    """Write what ``write_nifti`` writes without the images: the label maps that go with a study in DICOM.
+
+    Args:
+        study: what ``make_study`` gave.
+        folder: new or empty, outside the study's own folder, or a reader of that would list them as left out.
+
+    Raises:
+        InputError: ``folder`` is not empty, or is a file.
+    """
+    with _new_folder(Path(folder)) as target:
+        _save_labels(study, target)
+
+
+def _save_labels(study: PhantomStudy, target: Path) -> None:
+    for series in study.series:
+        labels = _nifti(series.labels, series.affine, "labels of " + series.description)
+        labels.header.set_intent(_INTENT_LABEL, name="structures")
+        nibabel.save(labels, target / f"{series.plane}_labels.nii.gz")
+    names = {"0": "background"} | {str(s.index): s.key for s in STRUCTURES}
+    (target / "labels.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_texts(texts: Mapping[str, str] | None, target: Path) -> None:
+    for name, text in (texts or {}).items():
+        (target / name).write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -111,7 +142,8 @@ def _nifti(array: np.ndarray, affine: np.ndarray, description: str) -> nibabel.N
 def _image(study: PhantomStudy, series: PhantomSeries, number: int, k: int) -> FileDataset:
     """Slice ``k`` of a series as an MR image: rows run down the picture, so j is reversed."""
     rows, columns = series.voxels.shape[1], series.voxels.shape[0]
-    identity = (study.seed, study.side, rows, columns)
+    found = ",".join(key for key, present in study.findings.items() if present)
+    identity = (study.anatomy, study.seed, study.joint, study.side, study.contrast, found, rows, columns)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = MRImageStorage
     meta.MediaStorageSOPInstanceUID = _uid(*identity, "image", series.plane, k)
@@ -122,7 +154,7 @@ def _image(study: PhantomStudy, series: PhantomSeries, number: int, k: int) -> F
     image.SOPClassUID = MRImageStorage
     image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     _describe_study(image, study, identity)
-    _describe_series(image, series, number, _uid(*identity, "series", series.plane))
+    _describe_series(image, study, series, number, _uid(*identity, "series", series.plane))
     _describe_acquisition(image, series)
     _place(image, series, k)
     image.InstanceNumber = k + 1
@@ -141,8 +173,8 @@ def _describe_study(image: Dataset, study: PhantomStudy, identity: tuple[object,
     image.Manufacturer = "orthokernels"
     image.ManufacturerModelName = "digital phantom"
     image.ReferringPhysicianName = ""
-    image.StudyDescription = "Knee phantom"
-    image.PatientName = "Phantom^Knee"
+    image.StudyDescription = f"{study.joint.capitalize()} phantom"
+    image.PatientName = f"Phantom^{study.joint.capitalize()}"
     image.PatientID = f"PHANTOM{study.seed}"
     image.PatientBirthDate = ""
     image.PatientSex = "O"
@@ -155,14 +187,14 @@ def _describe_study(image: Dataset, study: PhantomStudy, identity: tuple[object,
     image.Laterality = "R" if study.side == "right" else "L"
 
 
-def _describe_series(image: Dataset, series: PhantomSeries, number: int, uid: UID) -> None:
+def _describe_series(image: Dataset, study: PhantomStudy, series: PhantomSeries, number: int, uid: UID) -> None:
     image.Modality = "MR"
     image.SeriesInstanceUID = uid
     image.SeriesNumber = number
     image.SeriesDescription = series.description
     image.ProtocolName = series.description
-    image.BodyPartExamined = "KNEE"
-    image.PatientPosition = "FFS"
+    image.BodyPartExamined = study.joint.upper()
+    image.PatientPosition = "HFS" if study.joint == "shoulder" else "FFS"
 
 
 def _describe_acquisition(image: Dataset, series: PhantomSeries) -> None:
@@ -211,7 +243,5 @@ def _describe_pixels(image: Dataset, pixels: np.ndarray) -> None:
     image.PixelRepresentation = 0
     image.SmallestImagePixelValue = int(pixels.min())
     image.LargestImagePixelValue = int(pixels.max())
-    image.WindowCenter = "700"
-    image.WindowWidth = "1400"
     image.LossyImageCompression = "00"
     image.PixelData = pixels.tobytes()
