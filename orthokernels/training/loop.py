@@ -103,7 +103,7 @@ def train(task: Task, run: Run) -> Trained:
         AskedToStop: SIGTERM or SIGINT came; a checkpoint of the last step is on disk.
         InputError: the checkpoints belong to another run, or data can not be read.
     """
-    with _deterministic(run.config.deterministic):
+    with _deterministic(run.config.deterministic), _compiler(run.config.compile):
         return _Loop(task, run).train()
 
 
@@ -283,6 +283,18 @@ class _Loop:
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
+
+
+@contextmanager
+def _compiler(wanted: bool) -> Iterator[None]:
+    """A compiler that fails, told in a sentence."""
+    try:
+        yield
+    except Exception as error:
+        if wanted and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(f"PyTorch can't compile the network here ({reason}). Set loop.compile=false.") from error
+        raise
 
 
 @contextmanager
