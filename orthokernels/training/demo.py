@@ -52,7 +52,8 @@ class DemoConfig(Section):
         studies: digital studies of each joint to train and choose with.
         test_studies: of each joint, seen by neither.
         matrix: pixels along a slice's side.
-        pretrain, segment, diagnose: the stages' settings. Pre-training sees the knees' images alone.
+        pretrain, segment: settings of these stages, which see knees alone.
+        diagnose: settings of each joint's diagnosis.
     """
 
     studies: dict[str, Positive] = Field(default_factory=lambda: dict.fromkeys(LABELS, 300))
@@ -60,7 +61,7 @@ class DemoConfig(Section):
     matrix: Positive = 128
     pretrain: PretrainConfig = PretrainConfig()
     segment: SegmentConfig = SegmentConfig()
-    diagnose: DiagnoseConfig = DiagnoseConfig()
+    diagnose: dict[str, DiagnoseConfig] = Field(default_factory=dict)
 
 
 def train_demo(
@@ -103,7 +104,7 @@ def train_demo(
     change_settings(weights, _named)
     stage("segment", partial(segment, knees, weights, weights, _with_cache(config.segment, out), **options))
     for joint in config.studies:
-        settings = _with_cache(config.diagnose, out, joint=joint)
+        settings = _with_cache(config.diagnose.get(joint, DiagnoseConfig()), out, joint=joint)
         stage(f"diagnose {joint}", partial(diagnose, data_folder(out, joint), weights, weights, settings, **options))
     (out / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n")
     return seconds
@@ -149,9 +150,15 @@ def _told(config: DemoConfig) -> dict[str, str]:
         "tested on": f"{config.test_studies} further studies of each joint, seeds from {FIRST_TEST_SEED}",
         "pre-training": f"{loops['pretrain'].steps} steps of {loops['pretrain'].batch} slabs a plane, knees only",
         "segmentation": f"{loops['segment'].steps} steps of {loops['segment'].batch} slabs a plane",
-        "diagnosis": f"{config.diagnose.finetune.epochs} epochs a plane and joint, pooling {config.diagnose.pooling}",
+        **{f"diagnosis, {joint}": _diagnosis(own) for joint, own in config.diagnose.items()},
         "licence": "Apache-2.0, as the package",
     }
+
+
+def _diagnosis(config: DiagnoseConfig) -> str:
+    if config.encoder == "probe":
+        return f"{config.probe.epochs} epochs on frozen features, pooling {config.pooling}"
+    return f"{config.finetune.epochs} epochs with the encoder, pooling {config.pooling}"
 
 
 def weights_folder(out: Path) -> Path:

@@ -235,3 +235,8 @@ def test_other_findings_are_another_study(tmp_path):
     first, second = (pydicom.dcmread(tmp_path / name / "1_sagittal" / "0001.dcm") for name in ("a", "b"))
     assert first.StudyInstanceUID != second.StudyInstanceUID
     assert first.SOPInstanceUID != second.SOPInstanceUID
+
+
+def test_a_joint_without_labelled_structures_has_no_label_maps(tmp_path):
+    write_nifti(make_study(2, joint="ankle", matrix=32), tmp_path / "study")
+    assert {path.name for path in (tmp_path / "study").iterdir()} == {f"{plane}.nii.gz" for plane in PLANES}

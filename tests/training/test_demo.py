@@ -20,14 +20,16 @@ SMALL = [
     "pretrain.network.base_channels=8", "pretrain.network.groups=4", "pretrain.network.channel_mults=[1,2]",
     "pretrain.network.attention_rates=[2]", "pretrain.optimiser.warmup=0",
     "segment.loop.steps=2", "segment.loop.batch=1", "segment.data.workers=0", "segment.optimiser.warmup=0",
-    "diagnose.finetune.epochs=1", "diagnose.data.workers=0", "diagnose.fusion.out_width=8",
+    "diagnose.knee.finetune.epochs=1", "diagnose.knee.data.workers=0", "diagnose.knee.fusion.out_width=8",
+    "diagnose.ankle.probe.epochs=2", "diagnose.ankle.data.workers=0", "segment.head_channels=[8,8]",
 ]  # fmt: skip
 
 
 def test_recipe_in_the_package_is_valid():
     config = load_config(DemoConfig, RECIPE)
     assert set(config.studies) == set(tasks.LABELS)
-    assert config.pretrain.data.size == config.segment.data.size == config.diagnose.data.size == config.matrix
+    assert set(config.diagnose) == set(config.studies)
+    assert {own.data.size for own in (config.pretrain, config.segment, *config.diagnose.values())} == {config.matrix}
 
 
 def test_demo_from_nothing_to_a_card(tmp_path):

@@ -139,7 +139,7 @@ def _write_one(target: Path, seed: int, recipe: Recipe) -> int:
         write_nifti(study, target / name_of(seed))
         return seed
     labels = target / "labels" / name_of(seed)
-    if not labels.is_dir():
+    if study.labelled and not labels.is_dir():
         write_labels(study, labels)
     write_dicom(study, target / name_of(seed))  # last, since this folder says that the study is complete
     return seed

@@ -134,6 +134,11 @@ class PhantomStudy:
     series: tuple[PhantomSeries, ...]
     anatomy: str = "drawn"
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any structure is labelled; ankles and shoulders have none."""
+        return any(series.labels.any() for series in self.series)
+
     def plane(self, plane: str) -> PhantomSeries:
         """The series of one plane."""
         return next(s for s in self.series if s.plane == plane)

@@ -53,7 +53,7 @@ def write_dicom(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str,
 
 
 def write_nifti(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str, str] | None = None) -> None:
-    """Write ``<plane>.nii.gz`` and ``<plane>_labels.nii.gz`` for each series, and ``labels.json`` with the names.
+    """Write ``<plane>.nii.gz`` for each series; for a knee ``<plane>_labels.nii.gz``, and ``labels.json`` with the names.
 
     Args:
         study: what ``make_study`` gave.
@@ -66,7 +66,8 @@ def write_nifti(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str,
     with _new_folder(Path(folder)) as target:
         for series in study.series:
             nibabel.save(_nifti(series.voxels, series.affine, series.description), target / f"{series.plane}.nii.gz")
-        _save_labels(study, target)
+        if study.labelled:
+            _save_labels(study, target)
         _save_texts(beside, target)
 
 
