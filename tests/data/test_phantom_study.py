@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from orthokernels.data.geometry import plane_of
-from orthokernels.data.phantom import PhantomStudy, make_study, write_dicom
+from orthokernels.data.phantom import PhantomStudy, make_study, write_dicom, write_nifti
 from orthokernels.data.phantom.dataset import Recipe, write_single, write_studies
 from orthokernels.data.phantom.parts import Part
 from orthokernels.data.phantom.protocol import KNEE, TIMINGS, draw_protocols

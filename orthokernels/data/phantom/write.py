@@ -53,7 +53,7 @@ def write_dicom(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str,
 
 
 def write_nifti(study: PhantomStudy, folder: str | Path, *, beside: Mapping[str, str] | None = None) -> None:
-    """Write ``<plane>.nii.gz`` for each series; for a knee ``<plane>_labels.nii.gz``, and ``labels.json`` with the names.
+    """Write ``<plane>.nii.gz`` for each series; of a knee also ``<plane>_labels.nii.gz``, and ``labels.json``.
 
     Args:
         study: what ``make_study`` gave.
