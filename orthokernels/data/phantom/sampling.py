@@ -41,7 +41,8 @@ _MARGIN_OF_SAMPLES = 1.15
 SAMPLES = 8
 _STRIDES = (0.7548776662466927, 0.5698402909980532)
 
-DEEP_FAT, MUSCLE = int(Part.DEEP_FAT), int(Part.MUSCLE)
+SUBCUTANEOUS_FAT, DEEP_FAT, HOFFA_FAT = int(Part.SUBCUTANEOUS_FAT), int(Part.DEEP_FAT), int(Part.HOFFA_FAT)
+MUSCLE = int(Part.MUSCLE)
 
 
 def offsets() -> np.ndarray:
@@ -55,9 +56,9 @@ def offsets() -> np.ndarray:
 
 # Texture of each part: strength, and grain in mm along x, y and z of the knee.
 _TEXTURES: dict[Part, tuple[float, float, float, float]] = {
-    Part.SUBCUTANEOUS_FAT: (0.16, 3.5, 3.5, 5.0),
-    Part.DEEP_FAT: (0.22, 3.0, 3.0, 5.0),
-    Part.HOFFA_FAT: (0.20, 3.0, 3.0, 3.5),
+    Part.SUBCUTANEOUS_FAT: (0.18, 4.0, 4.0, 8.0),
+    Part.DEEP_FAT: (0.20, 4.0, 4.0, 8.0),
+    Part.HOFFA_FAT: (0.20, 4.0, 4.0, 5.0),
     Part.MUSCLE: (0.09, 1.8, 1.8, 14.0),
     Part.SYNOVIUM: (0.30, 1.8, 1.8, 2.4),
     Part.FEMUR_MARROW: (0.13, 1.3, 1.3, 2.6),
@@ -149,13 +150,16 @@ def joint_point(i: float, j: float, k: float, scan: Scan) -> tuple[float, float,
 
 @compiled
 def textured(part: int, x: float, y: float, z: float, scan: Scan) -> float:
-    """A part's signal with its grain; muscle is crossed by strands of fat."""
+    """A part's signal with its grain; septa divide fat into lobules, strands of fat cross muscle."""
     signal = float(scan.signal[part])
     strength = scan.texture[part, 0]
     if strength == 0.0:
         return signal
     fine = noise_at(x / scan.texture[part, 1], y / scan.texture[part, 2], z / scan.texture[part, 3], scan.lattice)
     broad = noise_at(x / 11.0 + 7.3, y / 11.0 + 2.9, z / 16.0 + 5.1, scan.lattice)
+    if part in (SUBCUTANEOUS_FAT, DEEP_FAT, HOFFA_FAT):
+        septum = max(0.0, 1.0 - abs(fine - 0.2) / 0.25) * max(0.0, min(1.0, 0.3 + broad))
+        return signal * max(1.0 + strength * (0.25 * broad + 0.2 * fine - 2.0 * septum), 0.2)
     signal *= max(1.0 + strength * (fine + 0.5 * broad), 0.2)
     if part == MUSCLE:
         strand = noise_at(x / 4.5 + 3.7, y / 4.5 + 1.3, z / 26.0 + 8.2, scan.lattice)
