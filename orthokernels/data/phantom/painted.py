@@ -184,7 +184,8 @@ def _grain(parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What each voxel's signal is multiplied by, (i, j, k) float32: noise of about 2 mm, as strong as its part has."""
     noise = ndimage.gaussian_filter(rng.standard_normal(parts.shape, dtype=np.float32), (2.0, 2.0, 1.0))
     noise /= noise.std()
-    return np.maximum(1.0 + texture_of_parts()[:, 0].astype(np.float32)[parts] * noise, np.float32(0.2))
+    strength = np.minimum(texture_of_parts()[:, 0], 0.12).astype(np.float32)  # fat's is meant for its septa
+    return np.maximum(1.0 + strength[parts] * noise, np.float32(0.2))
 
 
 def _sampled(atlas: Atlas, grain: np.ndarray, planned: PlannedSeries) -> tuple[np.ndarray, np.ndarray]:
