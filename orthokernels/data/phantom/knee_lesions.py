@@ -17,6 +17,7 @@ from orthokernels.data.phantom.parts import Part
 
 ROWS, NUMBERS = 120, 18
 ELLIPSOID, PLATE = 0, 1
+RIM = 0.8  # mm of intact fibres around the signal within a meniscus that is no tear
 
 
 class Kind(IntEnum):
@@ -42,6 +43,7 @@ class Kind(IntEnum):
     FIBRES = 17
 
 
+WITHIN = float(Kind.MENISCUS_SIGNAL)
 _LOOSE = (Part.DEEP_FAT, Part.HOFFA_FAT, Part.SYNOVIUM, Part.FAT_OEDEMA, Part.FLUID)
 _MENISCI = (
     Part.MEDIAL_MENISCUS, Part.LATERAL_MENISCUS, Part.TORN_MEDIAL_MENISCUS, Part.TORN_LATERAL_MENISCUS,
@@ -180,6 +182,8 @@ def injured(
             other = _BECOMES[int(s[row]), part]
             if other != part:
                 d = lesion_at(x, y, z, s, row)
+                if s[row] == WITHIN:
+                    d = max(d, RIM - near)
                 near = min(near, abs(d))
                 if d < 0.0:
                     part = other

@@ -72,7 +72,7 @@ def intrasubstance_signal(injury: Injury, name: str, rng: np.random.Generator) -
     place = _place(injury, name, rng, 0.8)
     line = rng.random() < 0.5
     half = (0.2 * place.width, rng.uniform(2.0, 4.0), rng.uniform(0.35, 0.5)) if line else rng.uniform(0.7, 1.1, 3)
-    injury.lesions.add(Kind.MENISCUS_SIGNAL, place.at(rng.uniform(0.25, 0.4), 0.5), half, place.axes)
+    injury.lesions.add(Kind.MENISCUS_SIGNAL, place.at(rng.uniform(0.22, 0.36), 0.5), half, place.axes)
 
 
 def tear_meniscus(injury: Injury, name: str, rng: np.random.Generator) -> None:
