@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from orthokernels.data.phantom.parts import Part
 from orthokernels.data.phantom.protocol import KNEE
-from orthokernels.data.phantom.study import JOINTS, acquire, draw_findings, draw_side, plan_series, sample
+from orthokernels.data.phantom.study import JOINTS, acquire, draw_findings, draw_side, lattice_of, plan_series, sample
 
 STUDY_LIMIT_S = 1.0 / 3.0
 ECHO_MS = 31.56
@@ -67,7 +67,8 @@ def bench_throughput(studies: int = 8) -> list[Row]:
         knee = JOINTS["knee"].draw(np.random.default_rng(seed), draw_findings(seed, "knee"))
         planned = plan_series(seed, KNEE, draw_side(seed), "pd_fs", 128)
         marks.append(time.process_time())
-        sampled = [sample(knee, series) for series in planned]
+        lattice = lattice_of(knee, planned)
+        sampled = [sample(knee, series, lattice=lattice) for series in planned]
         marks.append(time.process_time())
         for (signal, labels), series in zip(sampled, planned, strict=True):
             acquire(signal, labels, series)

@@ -512,7 +512,9 @@ def cord_part_at(
     near = min(near, tendons)
     part, d = side_at(x, y, z, knee, active)
     if ys < 8.0 and d > 0.0 and active[_SMALL_TENDONS_FLAG]:
-        d = min(d, small_tendon_at(x, ys, zs, knee))
+        small = small_tendon_at(x, ys, zs, knee)
+        if small < d:
+            part, d = TENDON, small
     if d < 0.0:
         return part, min(near, -d)
     near = min(near, d)

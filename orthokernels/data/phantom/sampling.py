@@ -17,7 +17,7 @@ With findings and on a busier machine that became 1.05, and there, against 200 p
     0.56   ``lattice``: one lattice for all series, eight points a voxel read at eight places; 0.0098, 0.952
     0.40   four points read at sixteen places: places matter more than points; 0.0081, 0.959
     0.37   four points read at twelve; 0.0087, 0.956, so sixteen stayed
-           not kept: waves made linear within a block and calls inlined, 0.04 less for twice the code
+           not kept: waves made linear within a block and calls inlined, which took 0.04 off the 0.56
 
 Studies are made with the lattice. What is here stays as the plain way, which asks on each series' own grid.
 """

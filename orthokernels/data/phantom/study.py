@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from orthokernels.data.phantom import ankle, sampling, shoulder
 from orthokernels.data.phantom.anatomy import draw_knee
 from orthokernels.data.phantom.ankle import draw_ankle
+from orthokernels.data.phantom.lattice import Grid, Lattice, fill_lattice, plan_lattice, read_grid
 from orthokernels.data.phantom.parts import label_of_part
 from orthokernels.data.phantom.protocol import (
     KNEE,
@@ -23,7 +24,7 @@ from orthokernels.data.phantom.protocol import (
     plans_of,
 )
 from orthokernels.data.phantom.receiver import draw_motion, receive, sensitivity
-from orthokernels.data.phantom.sampling import BLOCK, Scan, sample_grid, texture_of_parts
+from orthokernels.data.phantom.sampling import Scan, texture_of_parts
 from orthokernels.data.phantom.shoulder import draw_shoulder
 from orthokernels.data.phantom.signal import signal_of_parts
 from orthokernels.errors import InputError
@@ -206,10 +207,12 @@ def make_study(
     anatomy = JOINTS[joint].draw(_streams(seed)[0], present)
     planned = plan_series(seed, JOINTS[joint].examination, side, contrast, matrix)
 
-    def make(series: PlannedSeries) -> PhantomSeries:
-        return acquire(*sample(anatomy, series), series)
-
     with ThreadPoolExecutor(max_workers=len(planned)) as pool:
+        lattice = lattice_of(anatomy, planned, pool.map)
+
+        def make(series: PlannedSeries) -> PhantomSeries:
+            return acquire(*sample(anatomy, series, lattice=lattice), series)
+
         made = tuple(pool.map(make, planned))
     return PhantomStudy(seed, joint, side, contrast, present, made)
 
@@ -306,8 +309,20 @@ def _plan(pose: Pose, angles: np.ndarray, protocol: Protocol, matrix: int, rng: 
     return PlannedSeries(protocol, shape, affine, to_joint, rng)
 
 
+def lattice_of(anatomy: Anatomy, planned: Sequence[PlannedSeries], run: Callable[..., Iterable[None]] = map) -> Lattice:
+    """A joint on one lattice that all the series can be read from; ``run`` is a ``map`` that may use threads."""
+    grids = [Grid(s.to_joint, s.shape, s.protocol.thickness / s.protocol.spacing) for s in planned]
+    lattice = plan_lattice(grids)
+
+    def fill(bricks: np.ndarray) -> None:
+        fill_lattice(lattice._replace(bricks=bricks), anatomy.packed, anatomy.kind)
+
+    list(run(fill, np.array_split(lattice.bricks, len(planned))))
+    return lattice
+
+
 def sample(
-    anatomy: Anatomy, planned: PlannedSeries, labels_of_parts: np.ndarray | None = None
+    anatomy: Anatomy, planned: PlannedSeries, labels_of_parts: np.ndarray | None = None, lattice: Lattice | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A joint on a series' grid, without noise: signal (i, j, k) float32 and labels (i, j, k) uint8.
 
@@ -315,7 +330,9 @@ def sample(
         anatomy: what a joint's ``draw`` gave.
         planned: the series.
         labels_of_parts: (parts,) uint8, the label of each part; the segmented structures where not given.
+        lattice: what ``lattice_of`` gave for this and other series; one for this series alone where not given.
     """
+    lattice = lattice or lattice_of(anatomy, [planned])
     scan = Scan(
         planned.to_joint,
         planned.protocol.thickness / planned.protocol.spacing,
@@ -327,7 +344,7 @@ def sample(
     )
     signal = np.empty(planned.shape, np.float32)
     labels = np.empty(planned.shape, np.uint8)
-    sample_grid(anatomy.packed, scan, BLOCK, signal, labels)
+    read_grid(lattice, scan, signal, labels)
     return signal, labels
 
 
