@@ -79,7 +79,7 @@ def tear_meniscus(injury: Injury, name: str, rng: np.random.Generator) -> None:
     """A tear of one of five types: a sheet or a wedge like fluid that reaches a surface."""
     kind = str(rng.choice(_TYPES, p=[0.26, 0.2, 0.24, 0.16, 0.14]))
     place = _place(injury, name, rng, 0.7)
-    half, length = rng.uniform(0.4, 0.8), rng.uniform(3.5, 7.5)
+    half, length = rng.uniform(0.5, 0.8), rng.uniform(4.0, 7.5)
     tear = Kind.MENISCUS_TEAR
     if kind == "horizontal":  # from the free edge, or from below, outwards
         depth = rng.uniform(0.15, 0.35)

@@ -42,7 +42,7 @@ _MARROW = Tissue(0.74, 365.0, 122.0, 0.88)
 _SCAR = Tissue(0.6, 365.0, 50.0, 0.85)
 _OEDEMA = Tissue(0.78, 900.0, 85.0, 0.42)
 _FAINT_OEDEMA = Tissue(0.76, 600.0, 95.0, 0.72)
-_CLEFT = Tissue(0.87, 1700.0, 64.0)
+_CLEFT = Tissue(0.90, 1800.0, 80.0)
 _CARTILAGE = Tissue(0.60, 1200.0, 36.0)
 _FIBROCARTILAGE = Tissue(0.55, 900.0, 13.0)
 
