@@ -4,7 +4,7 @@
   weights as the published forward pass puts them together (contiguous, nothing in place), rounds interleaved and ratios
   taken round by round: their time over ours. For the demo network, and for the published network on a smaller volume.
 - ``memory``: most resident memory of a process that takes three such steps, less what it holds before the first.
-- ``loader``: the share of a step that the loop waits for data in a run of the demo network over a phantom data set.
+- ``loader``: the share of a step spent waiting for the loop's own stream of batches, over a phantom data set.
   Limit: 5 %.
 """
 
