@@ -62,11 +62,14 @@ class DiagnoseConfig(Section):
     Attributes:
         planes: whose heads are trained; fusion needs all three.
         encoder: "probe" leaves the denoiser as it is; "finetune" trains its encoder and middle with the heads.
+        start: the network that features are read from, and that fine-tuning begins with: the pre-trained "denoiser", as
+            published, or the encoder that was fine-tuned for "segmentation" before.
         pooling: of the feature map, under its published name.
         pooling_heads: attention heads of "selfattn".
         points: timestep and block by plane, where they are not the weights' own.
         probe: stage I on frozen features.
-        finetune: stage I with the encoder, which learns at ``encoder_rate`` times the head's rate.
+        finetune: stage I with the encoder, which learns at ``encoder_rate`` times the head's rate, its
+            ``frozen_levels`` finest levels excepted.
         thresholds: how each label's threshold is chosen on validation data; "half" keeps 0.5.
         patient_data: a CSV with columns study, age, height, weight, sex, patient_type, event, for late fusion.
         late_fusion: its training.
@@ -79,12 +82,14 @@ class DiagnoseConfig(Section):
     planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
     data: DataConfig = DataConfig()
     encoder: Literal["probe", "finetune"] = "probe"
+    start: Literal["denoiser", "segmentation"] = "denoiser"
     pooling: Literal["selfattn", "local", "none"] = "selfattn"
     pooling_heads: Positive = 16
     points: dict[Plane, FeaturePoint] = Field(default_factory=dict)
     probe: HeadConfig = HeadConfig()
     finetune: HeadConfig = HeadConfig(epochs=5)
     encoder_rate: Share = 0.05
+    frozen_levels: NotNegative = 0
     fusion: FusionConfig = FusionConfig()
     thresholds: Literal["f1", "youden", "half"] = "f1"
     patient_data: Path | None = None

@@ -156,9 +156,11 @@ def _told(config: DemoConfig) -> dict[str, str]:
 
 
 def _diagnosis(config: DiagnoseConfig) -> str:
+    start = "the denoisers" if config.start == "denoiser" else "the encoders of the segmentation"
     if config.encoder == "probe":
-        return f"{config.probe.epochs} epochs on frozen features, pooling {config.pooling}"
-    return f"{config.finetune.epochs} epochs with the encoder, pooling {config.pooling}"
+        return f"{config.probe.epochs} epochs on frozen features of {start}, pooling {config.pooling}"
+    frozen = f" (finest {config.frozen_levels} level frozen)" if config.frozen_levels else ""
+    return f"{config.finetune.epochs} epochs with the encoder{frozen}, from {start}, pooling {config.pooling}"
 
 
 def weights_folder(out: Path) -> Path:

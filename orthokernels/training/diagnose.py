@@ -38,7 +38,13 @@ from orthokernels.training.segment import map_of
 from orthokernels.training.selection import Selection, diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import load_denoiser, need_denoisers, remove_module, start_from
+from orthokernels.training.weights_folder import (
+    load_denoiser,
+    load_segmentation_encoder,
+    need_denoisers,
+    remove_module,
+    start_from,
+)
 
 
 def diagnose(
@@ -114,12 +120,16 @@ def _train_plane(
     """Stage I of one plane."""
     joint = config.data.joint
     unet, card = load_denoiser(out, plane)
+    origin = {"denoiser": card.digest}
+    if config.start == "segmentation":
+        unet, card = load_segmentation_encoder(out, plane, unet)
+        origin["start"] = card.digest
     point = config.points.get(plane, settings.point(joint, plane))  # type: ignore[call-overload]
     channels = map_of(unet, point.block)[0]
     arguments = pooling_arguments(config.pooling, channels, config.pooling_heads)
     truth, weight = truth_and_weight(selection.train)
     seed = config.seed + PLANES.index(plane)
-    origin = {"denoiser": card.digest, "timestep": str(point.timestep), "block": point.block, "stage": config.encoder}
+    origin |= {"timestep": str(point.timestep), "block": point.block, "stage": config.encoder}
     if config.encoder == "finetune":
         try:
             classifier = new_classifier(config.pooling, channels, config.pooling_heads, truth.shape[1], seed=seed)
@@ -130,13 +140,14 @@ def _train_plane(
             {"plane": plane, "joint": joint, "pooling": config.pooling, **origin},
             processes=processes, resume=resume, silent=silent,
         )  # fmt: skip
-        if processes.first:
+    if processes.first:
+        if config.encoder == "probe" and config.start == "denoiser":
+            remove_module(out, f"{plane}.{joint}.encoder")
+        else:
             save_encoder(
                 unet, out / f"{plane}.{joint}.encoder.safetensors", half=config.half, plane=plane, joint=joint,
                 origin=origin,
             )  # fmt: skip
-    elif processes.first:
-        remove_module(out, f"{plane}.{joint}.encoder")
     folder = config.features or selection.cache.folder.parent / "features"
     store = FeatureStore(folder, unet, selection.cache, device=processes.device, draws=config.draws)
     with progress(f"Features, {plane}", 100, silent or not processes.first) as tell:

@@ -30,9 +30,11 @@ from orthokernels.training.selection import Selection
 class SlabClassifier(nn.Module):
     """Noisy slabs [batch, 1, 16, S, S] to logits [batch, labels]."""
 
-    def __init__(self, unet: UNet, classifier: PlaneClassifier, block: str, *, trainable: bool) -> None:
+    def __init__(
+        self, unet: UNet, classifier: PlaneClassifier, block: str, *, trainable: bool, frozen_levels: int = 0
+    ) -> None:
         super().__init__()
-        self.features = FeatureNetwork(unet, (block,), trainable=trainable)
+        self.features = FeatureNetwork(unet, (block,), trainable=trainable, frozen_levels=frozen_levels)
         self.classifier = classifier
 
     def forward(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -125,7 +127,8 @@ def finetune_plane(
     silent: bool,
 ) -> None:
     """Train ``unet``'s encoder and middle and ``classifier`` in place."""
-    network = SlabClassifier(unet, classifier, point.block, trainable=True)
+    frozen = config.frozen_levels
+    network = SlabClassifier(unet, classifier, point.block, trainable=True, frozen_levels=frozen)
     task = DiagnosisTask(network, point.timestep, truth, weight, selection, seed=config.seed, processes=processes)
     head = config.finetune
     batch = head.batch or len(selection.train)
@@ -135,7 +138,12 @@ def finetune_plane(
         samples=TrainingSlabs(selection.cache, selection.train, config.seed, config.augment),
         config=config.loop.model_copy(update={"steps": steps, "batch": batch, "seed": config.seed}),
         optimiser=OptimiserConfig(rate=head.learning_rate, weight_decay=head.weight_decay, schedule="cosine"),
-        identity={"task": "diagnose", "training series": selection.identity(), **identity},
+        identity={
+            "task": "diagnose",
+            "training series": selection.identity(),
+            "frozen levels": str(frozen),
+            **identity,
+        },
         groups=groups(network, config.encoder_rate),
         workers=config.data.workers,
         prefetch=config.data.prefetch,

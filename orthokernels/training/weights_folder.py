@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import Card, Settings, load_module, load_settings
+from orthokernels.models.orthodiffusion.weights import Card, Settings, load_encoder, load_module, load_settings
 
 
 def start_from(weights: Path, out: Path) -> None:
@@ -41,6 +41,21 @@ def load_denoiser(folder: Path, plane: str) -> tuple[UNet, Card]:
     unet, card = load_module(folder / f"{plane}.safetensors", "unet")
     assert isinstance(unet, UNet)
     return unet, card
+
+
+def load_segmentation_encoder(folder: Path, plane: str, denoiser: UNet) -> tuple[UNet, Card]:
+    """A copy of a plane's denoiser with the encoder and middle that were fine-tuned for segmentation.
+
+    Raises:
+        InputError: the folder has none, or its file is damaged.
+    """
+    path = folder / f"{plane}.segmentation.encoder.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: has no {plane} encoder that was fine-tuned for segmentation. Make it with orthokernels train "
+            "segment and an encoder_rate above 0, or set start=denoiser."
+        )
+    return load_encoder(path, denoiser)
 
 
 def need_denoisers(folder: Path, planes: Sequence[str]) -> None:

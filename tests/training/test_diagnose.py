@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import load_settings, load_weights
+from orthokernels.models.orthodiffusion.unet import level_starts
+from orthokernels.models.orthodiffusion.weights import load_settings, load_weights, save_encoder
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig
 from orthokernels.training.diagnose import diagnose, truth_and_weight
@@ -17,6 +19,7 @@ from orthokernels.training.features import SlabMaps
 from orthokernels.training.metrics import auroc
 from orthokernels.training.probe import new_classifier, train_probe, vectors_of
 from orthokernels.training.records import read_records
+from orthokernels.training.weights_folder import load_denoiser
 from tests.training.toy import data_settings, write_studies, write_weights
 
 QUICK = HeadConfig(epochs=20, batch=8, learning_rate=1e-2, standardise=True)
@@ -103,6 +106,28 @@ def test_fine_tuning_writes_an_encoder_of_its_own(studies, cache, tmp_path):
     assert all(name.startswith(("input_blocks.0", "input_blocks.1.")) for name in changed)  # up to in_1
     assert "macro_auroc" in report["planes"]["sagittal"]
     assert loaded.fusion is None
+
+
+@pytest.mark.parametrize("encoder", ["probe", "finetune"])
+def test_diagnosis_can_start_from_the_segmentation_s_encoder(studies, cache, tmp_path, encoder):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    changes = {"planes": ("sagittal",), "encoder": encoder, "start": "segmentation", "frozen_levels": 1}
+    points = {"sagittal": {"timestep": 20, "block": "mid_2"}}
+    settings = config(cache, points=points, finetune=HeadConfig(epochs=1, batch=8, learning_rate=1e-3), **changes)
+    with pytest.raises(InputError, match="no sagittal encoder that was fine-tuned for segmentation"):
+        diagnose(studies, weights, weights, settings)
+    denoiser, _ = load_denoiser(weights, "sagittal")
+    start = copy.deepcopy(denoiser)
+    for parameter in start.parameters():
+        parameter.data.add_(0.01)
+    save_encoder(start, weights / "sagittal.segmentation.encoder.safetensors", plane="sagittal", joint="knee")
+    diagnose(studies, weights, weights, settings)
+    own = load_weights(str(weights), "ankle", ("sagittal",)).planes["sagittal"]
+    before, after = start.state_dict(), own.encoder.state_dict()
+    changed = {n for n in before if n.startswith(("in", "mid")) and not torch.equal(before[n], after[n])}
+    frozen = tuple(f"input_blocks.{n}." for n in range(level_starts(start)[1]))
+    assert bool(changed) == (encoder == "finetune")
+    assert not any(name.startswith(frozen) for name in changed)
 
 
 def test_patient_data_are_fused_late(studies, cache, tmp_path):

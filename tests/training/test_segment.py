@@ -10,11 +10,18 @@ import torch.nn.functional as F
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import MultiscaleSegmentationHead, UNet
+from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import SegmentConfig
 from orthokernels.training.segment import segment
-from orthokernels.training.segmentation_task import SegmentationNetwork, confusion, groups, segmentation_losses
+from orthokernels.training.segmentation_task import (
+    FeatureNetwork,
+    SegmentationNetwork,
+    confusion,
+    groups,
+    segmentation_losses,
+)
 from tests.training.toy import NETWORK, data_settings, write_studies, write_volume, write_weights
 
 
@@ -76,6 +83,25 @@ def test_encoder_and_middle_learn_at_their_share_and_the_rest_never(trainable):
     found = groups(network, 0.05)
     assert [group["scale"] for group in found] == ([1.0, 0.05] if trainable else [1.0])
     assert len(found[0]["params"]) == len(list(head.parameters()))
+
+
+def test_frozen_levels_get_no_gradient_and_coarser_ones_do():
+    unet = UNet(**NETWORK)
+    network = FeatureNetwork(unet, ("mid_2",), trainable=True, frozen_levels=1)
+    for parameter in unet.parameters():  # a projection starts at zero, and would stop the gradient on its way down
+        torch.nn.init.normal_(parameter, std=0.1)
+    maps = network(torch.randn(1, 1, 16, 16, 16), torch.tensor([10]))["mid_2"]
+    maps.square().mean().backward()
+    first = level_starts(unet)[1]
+    for name, parameter in unet.named_parameters():
+        block = name.split(".")
+        learns = block[0] == "middle_block" or (block[0] == "input_blocks" and int(block[1]) >= first)
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == learns, name
+
+
+def test_no_level_left_to_learn_is_refused():
+    with pytest.raises(InputError, match="frozen_levels = 9: the encoder has 3 levels"):
+        FeatureNetwork(UNet(**NETWORK), ("mid_2",), trainable=True, frozen_levels=9)
 
 
 def test_head_learns_and_the_folder_loads(studies, tmp_path):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orthokernels.models.orthodiffusion.unet import Downsample, GroupNorm, UNet, fold, unfold
+from orthokernels.models.orthodiffusion.unet import GroupNorm, UNet, fold, level_starts, unfold
 
 
 class ResidualBlock(nn.Module):
@@ -155,8 +155,7 @@ class MultiscaleSegmentationHead(nn.Module):
 
 def level_names(unet: UNet) -> tuple[str, ...]:
     """The encoder's last feature of each level, finest first, and the middle's last."""
-    downs = [n for n, block in enumerate(unet.input_blocks) if isinstance(block[0], Downsample)]  # type: ignore[index]
-    last = [n - 1 for n in downs] + [len(unet.input_blocks) - 1]
+    last = [n - 1 for n in level_starts(unet)[1:]] + [len(unet.input_blocks) - 1]
     return (*(f"in_{n}" for n in last), f"mid_{len(unet.middle_block) - 1}")
 
 

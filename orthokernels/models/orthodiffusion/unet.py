@@ -317,6 +317,11 @@ class UNet(nn.Module):
         return self.time_embed(timestep_embedding(timesteps, self.base_channels).to(dtype))
 
 
+def level_starts(unet: UNet) -> list[int]:
+    """The encoder block at which each level begins, finest first."""
+    return [0, *(n for n, block in enumerate(unet.input_blocks) if isinstance(block[0], Downsample))]  # type: ignore[index]
+
+
 def fold(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
     """Space to channels: [batch, C, D, H, W] -> [batch, C d h w, D / d, H / h, W / w] for a patch (d, h, w).
 
