@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,19 @@ class Backend:
 
 def backends() -> list[Backend]:
     """Every backend the package knows, asked afresh."""
-    table: list[tuple[str, str, Callable[[], str | None]]] = [
-        ("torch", "plain PyTorch, the reference", _torch),
-        ("cpu", "native C++ kernels", _cpu),
-        ("triton", "Triton kernels for GPUs", _triton),
-        ("cuda", "CUDA kernels through CuPy", _cuda),
-    ]
-    return [Backend(name, what, probe()) for name, what, probe in table]
+    told = {
+        "torch": "plain PyTorch, the reference",
+        "cpu": "native C++ kernels",
+        "triton": "Triton kernels for GPUs",
+        "cuda": "CUDA kernels through CuPy",
+    }
+    computed = {name: tuple(op for op, names in _COMPUTE.items() if name in names) for name in told}
+    computed["torch"] = tuple(_COMPUTE)
+    return [Backend(name, what, _probes()[name](), computed[name]) for name, what in told.items()]
+
+
+def _probes() -> dict[str, Callable[[], str | None]]:
+    return {"torch": _torch, "cpu": _cpu, "triton": _triton, "cuda": _cuda}
 
 
 def processor_features() -> list[tuple[str, bool]]:
@@ -68,3 +79,40 @@ def _no_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA device is visible to PyTorch"
+
+
+class BackendUnavailable(ValueError):  # noqa: N818
+    """A backend was asked for by name, and can not compute this here; the message says why."""
+
+
+# Who computes an op, in the order of preference; plain PyTorch can always.
+_COMPUTE = {"group_norm_silu": ("triton",)}
+
+
+def choose(op: str, backend: str, x: Tensor) -> Any:
+    """The module that computes an op for a tensor: the first that can for "auto", or the one that was asked for.
+
+    Raises:
+        BackendUnavailable: the one that was asked for can not.
+        ValueError: there is no such backend.
+    """
+    if backend == "auto":
+        for name in _COMPUTE[op]:
+            if _unable(op, name, x, explicit=False) is None:
+                return import_module(f"orthokernels.backends.{name}.{op}")
+        return import_module(f"orthokernels.backends.torch.{op}")
+    if backend not in (*_COMPUTE[op], "torch"):
+        raise ValueError(f"backend: {backend!r}; {op} has auto, torch, {', '.join(_COMPUTE[op])}.")
+    if backend != "torch" and (reason := _unable(op, backend, x, explicit=True)):
+        raise BackendUnavailable(f"backend: {backend!r} can not compute {op} here: {reason}.")
+    return import_module(f"orthokernels.backends.{backend}.{op}")
+
+
+def _unable(op: str, backend: str, x: Tensor, *, explicit: bool) -> str | None:
+    """Why a backend can not compute an op for a tensor, or None."""
+    interpreted = explicit and os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not (interpreted and find_spec("triton")):
+        return f"the tensor lies on {x.device}, and its kernels need a CUDA device (or TRITON_INTERPRET=1, to try them)"
+    if not interpreted and (reason := _probes()[backend]()):
+        return reason
+    return import_module(f"orthokernels.backends.{backend}.{op}").can_run(x)

@@ -1,0 +1,403 @@
+"""Group normalisation, FiLM and SiLU in Triton, forward and backward, both memory formats.
+
+A volume is (N, C, L), L voxels. Formulas and names are those of ``ops.group_norm_silu``.
+
+Bytes, of a volume of B bytes (all else is small):
+
+    forward     2 B read, 1 B written: moments, then the map
+    backward    4 B read, 1 B written: x and dy for the sums, both again for the gradient
+
+Every pass is cut along L into chunks that are as many as fill the device, whatever N and the groups are. A chunk
+leaves its own numbers in its own place, and one small kernel adds them up in the order of the chunks: no atomics, two
+runs give the same bytes.
+
+Moments are taken per channel about a pivot, the mean of the chunk's first tile, and brought together by Chan, Golub and
+LeVeque's formula: sums of squares about zero lose the digits of a volume whose mean is a thousand deviations. The time
+embedding (``shift``) moves a channel's mean and leaves its deviation, so it is added to the moments and costs nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 2048  # elements of a tile, 16 a thread
+_WARPS = 4
+
+
+@triton.jit
+def _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr):
+    """A tile [BL, BC] of the volume as float32; behind channel C1 it comes from the second tensor."""
+    value = tl.load(_places(p_x, i_n, o_c, o_l, C1, L, CHANNELS_LAST), mask & (o_c < C1)[None, :], other=0.0)
+    value = value.to(tl.float32)
+    if SKIP:
+        places = _places(p_skip, i_n, o_c - C1, o_l, C2, L, CHANNELS_LAST)
+        value += tl.load(places, mask & (o_c >= C1)[None, :], other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _store(p_x, p_skip, value, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr):
+    """The way back of ``_load``."""
+    value = value.to(p_x.dtype.element_ty)
+    tl.store(_places(p_x, i_n, o_c, o_l, C1, L, CHANNELS_LAST), value, mask & (o_c < C1)[None, :])
+    if SKIP:
+        tl.store(_places(p_skip, i_n, o_c - C1, o_l, C2, L, CHANNELS_LAST), value, mask & (o_c >= C1)[None, :])
+
+
+@triton.jit
+def _places(p_x, i_n, o_c, o_l, C, L, CHANNELS_LAST: tl.constexpr):
+    """Pointers [BL, BC]; offsets are 64 bits wide, a volume may have more than 2^31 elements."""
+    p_n = p_x + i_n.to(tl.int64) * C * L
+    if CHANNELS_LAST:
+        return p_n + (o_l.to(tl.int64) * C)[:, None] + o_c[None, :]
+    return p_n + (o_c.to(tl.int64) * L)[None, :] + o_l[:, None]
+
+
+@triton.jit
+def _per_channel(p, i_n, o_c, C, ROW: tl.constexpr, OFFSET: tl.constexpr, GIVEN: tl.constexpr):
+    """Numbers [BC] of a row of a (N, ROW C) tensor, from column OFFSET C on; zeros where it was not given."""
+    if GIVEN:
+        return tl.load(p + i_n * ROW * C + OFFSET * C + o_c, o_c < C, other=0.0).to(tl.float32)
+    return tl.zeros(o_c.shape, tl.float32)
+
+
+@triton.jit
+def _map(
+    x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups,
+    AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
+):  # fmt: skip
+    """xhat and z [BL, BC] of a tile, and the slope dz / dxhat [1, BC] and rstd [1, BC]."""
+    o_g = i_n * groups + o_c // (C // groups)
+    mean = tl.load(p_mean + o_g, o_c < C, other=0.0)
+    rstd = tl.load(p_rstd + o_g, o_c < C, other=0.0)
+    weight = _per_channel(p_weight, 0, o_c, C, 1, 0, AFFINE) + (0.0 if AFFINE else 1.0)
+    bias = _per_channel(p_bias, 0, o_c, C, 1, 0, AFFINE)
+    scale = 1.0 + _per_channel(p_film, i_n, o_c, C, 2, 0, FILM)
+    offset = _per_channel(p_film, i_n, o_c, C, 2, 1, FILM)
+    centre = mean - _per_channel(p_shift, i_n, o_c, C, 1, 0, SHIFT)
+    xhat = (x - centre[None, :]) * rstd[None, :]
+    slope = (weight * scale)[None, :]
+    return xhat, xhat * slope + (bias * scale + offset)[None, :], slope, rstd[None, :]
+
+
+@triton.jit
+def _moments(
+    p_x, p_skip, p_moments, C1, C2, L, chunk, chunks,
+    CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared deviations of each channel in a chunk of voxels: [N, chunks, C, 2]."""
+    i_chunk, i_n = tl.program_id(0), tl.program_id(2)
+    C = C1 + C2
+    o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    begin = i_chunk * chunk
+    end = tl.minimum(begin + chunk, L)
+    o_l = begin + tl.arange(0, BL)
+    mask = (o_l < end)[:, None] & (o_c < C)[None, :]
+    first = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+    pivot = tl.sum(first, 0) / tl.minimum(end - begin, BL).to(tl.float32)  # [BC]
+    sums = tl.zeros((BL, BC), tl.float32)
+    squares = tl.zeros((BL, BC), tl.float32)
+    for start in range(begin, end, BL):
+        o_l = start + tl.arange(0, BL)
+        mask = (o_l < end)[:, None] & (o_c < C)[None, :]
+        x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+        away = tl.where(mask, x - pivot[None, :], 0.0)
+        sums += away
+        squares += away * away
+    count = (end - begin).to(tl.float32)
+    mean = tl.sum(sums, 0) / count
+    place = p_moments + ((i_n * chunks + i_chunk) * C + o_c) * 2
+    tl.store(place, pivot + mean, o_c < C)
+    tl.store(place + 1, tl.maximum(tl.sum(squares, 0) - count * mean * mean, 0.0), o_c < C)
+
+
+@triton.jit
+def _group_moments(
+    p_moments, p_shift, p_mean, p_rstd, C, L, groups, chunk, chunks, eps, SHIFT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Mean and reciprocal deviation of each group, out of its channels' and chunks' moments: [N, groups]."""
+    i_g, i_n = tl.program_id(0), tl.program_id(1)
+    width = C // groups
+    entries = chunks * width
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, entries, BLOCK):
+        mean, count, _ = _entry(p_moments, p_shift, start, i_n, i_g, C, L, width, chunk, chunks, SHIFT, BLOCK)
+        total += mean * count
+    voxels = width * tl.cast(L, tl.float32)
+    centre = tl.sum(total, 0) / voxels
+    spread = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, entries, BLOCK):
+        mean, count, own = _entry(p_moments, p_shift, start, i_n, i_g, C, L, width, chunk, chunks, SHIFT, BLOCK)
+        spread += own + count * (mean - centre) * (mean - centre)
+    variance = tl.sum(spread, 0) / voxels
+    tl.store(p_mean + i_n * groups + i_g, centre)
+    tl.store(p_rstd + i_n * groups + i_g, 1.0 / tl.sqrt(variance + eps))
+
+
+@triton.jit
+def _entry(p_moments, p_shift, start, i_n, i_g, C, L, width, chunk, chunks, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    """Means with the shift, numbers of voxels and sums of squared deviations of so many of a group's entries."""
+    o_e = start + tl.arange(0, BLOCK)
+    mask = o_e < chunks * width
+    i_chunk, o_c = o_e // width, i_g * width + o_e % width
+    place = p_moments + ((i_n * chunks + i_chunk) * C + o_c) * 2
+    mean = tl.load(place, mask, other=0.0)
+    if SHIFT:
+        mean += tl.load(p_shift + i_n * C + o_c, mask, other=0.0).to(tl.float32)
+    count = tl.where(mask, tl.minimum(chunk, L - i_chunk * chunk), 0).to(tl.float32)
+    return mean, count, tl.load(place + 1, mask, other=0.0)
+
+
+@triton.jit
+def _forward(
+    p_x, p_skip, p_y, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C1, C2, L, groups,
+    CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
+    SILU: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    i_n = tl.program_id(2)
+    C = C1 + C2
+    o_l = tl.program_id(0) * BL + tl.arange(0, BL)
+    o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = (o_l < L)[:, None] & (o_c < C)[None, :]
+    x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+    _, z, _, _ = _map(
+        x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
+    )  # fmt: skip
+    y = z * tl.sigmoid(z) if SILU else z
+    tl.store(_places(p_y, i_n, o_c, o_l, C, L, CHANNELS_LAST), y.to(p_y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _dz(p_dy, z, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr):
+    dy = tl.load(_places(p_dy, i_n, o_c, o_l, C, L, CHANNELS_LAST), mask, other=0.0).to(tl.float32)
+    if SILU:
+        share = tl.sigmoid(z)
+        dy = dy * share * (1.0 + z * (1.0 - share))
+    return dy
+
+
+@triton.jit
+def _sums(
+    p_x, p_skip, p_dy, p_sums, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C1, C2, L, groups, chunk, chunks,
+    CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
+    SILU: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Sums over a chunk's voxels of dz, dz xhat and xhat: [N, chunks, C, 3]."""
+    i_chunk, i_n = tl.program_id(0), tl.program_id(2)
+    C = C1 + C2
+    o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    begin = i_chunk * chunk
+    end = tl.minimum(begin + chunk, L)
+    of_dz = tl.zeros((BL, BC), tl.float32)
+    of_both = tl.zeros((BL, BC), tl.float32)
+    of_xhat = tl.zeros((BL, BC), tl.float32)
+    for start in range(begin, end, BL):
+        o_l = start + tl.arange(0, BL)
+        mask = (o_l < end)[:, None] & (o_c < C)[None, :]
+        x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+        xhat, z, _, _ = _map(
+            x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
+        )  # fmt: skip
+        dz = _dz(p_dy, z, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST, SILU)  # 0 outside the mask, as dy is
+        of_dz += dz
+        of_both += dz * xhat
+        of_xhat += tl.where(mask, xhat, 0.0)
+    place = p_sums + ((i_n * chunks + i_chunk) * C + o_c) * 3
+    tl.store(place, tl.sum(of_dz, 0), o_c < C)
+    tl.store(place + 1, tl.sum(of_both, 0), o_c < C)
+    tl.store(place + 2, tl.sum(of_xhat, 0), o_c < C)
+
+
+@triton.jit
+def _small_gradients(
+    p_sums, p_means, p_rstd, p_weight, p_bias, p_film, p_dweight, p_dbias, p_dshift, p_dfilm, C, L, groups, chunks,
+    AFFINE: tl.constexpr, FILM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Of a group: the two means that the gradient of x needs, and a sample's gradients of all that is per channel."""
+    i_g, i_n = tl.program_id(0), tl.program_id(1)
+    width = C // groups
+    o_w = tl.arange(0, BC)
+    mask = o_w < width
+    o_c = i_g * width + o_w
+    dz = tl.zeros((BC,), tl.float32)
+    both = tl.zeros((BC,), tl.float32)
+    xhat = tl.zeros((BC,), tl.float32)
+    for i_chunk in range(0, chunks):
+        place = p_sums + ((i_n * chunks + i_chunk) * C + o_c) * 3
+        dz += tl.load(place, mask, other=0.0)
+        both += tl.load(place + 1, mask, other=0.0)
+        xhat += tl.load(place + 2, mask, other=0.0)
+    if AFFINE:
+        weight = tl.load(p_weight + o_c, mask, other=0.0).to(tl.float32)
+        bias = tl.load(p_bias + o_c, mask, other=0.0).to(tl.float32)
+    else:
+        weight = tl.where(mask, 1.0, 0.0)
+        bias = tl.zeros((BC,), tl.float32)
+    scale = tl.where(mask, 1.0, 0.0)
+    if FILM:
+        scale += tl.load(p_film + i_n * 2 * C + o_c, mask, other=0.0).to(tl.float32)
+    slope = weight * scale
+    voxels = width * tl.cast(L, tl.float32)
+    mean = tl.sum(slope * dz, 0) / voxels
+    mean_both = tl.sum(slope * both, 0) / voxels
+    rstd = tl.load(p_rstd + i_n * groups + i_g)
+    place = p_means + (i_n * groups + i_g) * 2
+    tl.store(place, mean)
+    tl.store(place + 1, mean_both)
+    o_nc = i_n * C + o_c
+    tl.store(p_dweight + o_nc, scale * both, mask)
+    tl.store(p_dbias + o_nc, scale * dz, mask)
+    tl.store(p_dshift + o_nc, rstd * (slope * dz - tl.cast(L, tl.float32) * mean - mean_both * xhat), mask)
+    tl.store(p_dfilm + i_n * 2 * C + o_c, weight * both + bias * dz, mask)
+    tl.store(p_dfilm + i_n * 2 * C + C + o_c, dz, mask)
+
+
+@triton.jit
+def _backward(
+    p_x, p_skip, p_dy, p_dx, p_dskip, p_means, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C1, C2, L, groups,
+    CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
+    SILU: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    i_n = tl.program_id(2)
+    C = C1 + C2
+    o_l = tl.program_id(0) * BL + tl.arange(0, BL)
+    o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = (o_l < L)[:, None] & (o_c < C)[None, :]
+    x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+    xhat, z, slope, rstd = _map(
+        x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
+    )  # fmt: skip
+    dz = _dz(p_dy, z, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST, SILU)
+    place = p_means + (i_n * groups + o_c // (C // groups)) * 2
+    mean = tl.load(place, o_c < C, other=0.0)[None, :]
+    mean_both = tl.load(place + 1, o_c < C, other=0.0)[None, :]
+    dx = rstd * (dz * slope - mean - xhat * mean_both)
+    _store(p_dx, p_dskip, dx, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+
+
+def forward(
+    x: Tensor,
+    skip: Tensor | None,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    scale_shift: Tensor | None,
+    silu: bool,
+    eps: float,
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    """Write y, and the groups' mean and reciprocal deviation, float32 [N, groups]. All volumes share one layout."""
+    at = _Shape(x, skip)
+    flags = {"CHANNELS_LAST": at.channels_last, "SKIP": skip is not None}
+    given = {"AFFINE": weight is not None, "SHIFT": shift is not None, "FILM": scale_shift is not None}
+    moments = torch.empty(at.N, at.chunks, at.C, 2, dtype=torch.float32, device=x.device)
+    second = x if skip is None else skip
+    _moments[(at.chunks, at.blocks, at.N)](
+        x, second, moments, at.C1, at.C2, at.L, at.chunk, at.chunks, **flags, **at.tile, num_warps=_WARPS
+    )
+    _group_moments[(groups, at.N)](
+        moments, shift if shift is not None else x, mean, rstd, at.C, at.L, groups, at.chunk, at.chunks, eps,
+        SHIFT=shift is not None, BLOCK=1024, num_warps=_WARPS,
+    )  # fmt: skip
+    _forward[(triton.cdiv(at.L, at.tile["BL"]), at.blocks, at.N)](
+        x, second, y, mean, rstd, *_or(x, weight, bias, shift, scale_shift), at.C1, at.C2, at.L, groups,
+        **flags, **given, SILU=silu, **at.tile, num_warps=_WARPS,
+    )  # fmt: skip
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    skip: Tensor | None,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    scale_shift: Tensor | None,
+    silu: bool,
+    mean: Tensor,
+    rstd: Tensor,
+    dx: Tensor,
+    dskip: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Write dx and dskip; returns dweight and dbias [N, C] of each sample, dshift [N, C], dscale_shift [N, 2 C]."""
+    at = _Shape(x, skip)
+    flags = {"CHANNELS_LAST": at.channels_last, "SKIP": skip is not None}
+    given = {"AFFINE": weight is not None, "SHIFT": shift is not None, "FILM": scale_shift is not None}
+    second = x if skip is None else skip
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float32, device=x.device)
+
+    sums, means = new(at.N, at.chunks, at.C, 3), new(at.N, groups, 2)
+    small = new(at.N, at.C), new(at.N, at.C), new(at.N, at.C), new(at.N, 2 * at.C)
+    per_channel = _or(x, weight, bias, shift, scale_shift)
+    _sums[(at.chunks, at.blocks, at.N)](
+        x, second, dy, sums, mean, rstd, *per_channel, at.C1, at.C2, at.L, groups, at.chunk, at.chunks,
+        **flags, **given, SILU=silu, **at.tile, num_warps=_WARPS,
+    )  # fmt: skip
+    weight_, bias_, _, film = per_channel
+    _small_gradients[(groups, at.N)](
+        sums, means, rstd, weight_, bias_, film, *small, at.C, at.L, groups, at.chunks,
+        AFFINE=weight is not None, FILM=scale_shift is not None, BC=triton.next_power_of_2(at.C // groups),
+        num_warps=_WARPS,
+    )  # fmt: skip
+    _backward[(triton.cdiv(at.L, at.tile["BL"]), at.blocks, at.N)](
+        x, second, dy, dx, dx if dskip is None else dskip, means, mean, rstd, *per_channel, at.C1, at.C2, at.L, groups,
+        **flags, **given, SILU=silu, **at.tile, num_warps=_WARPS,
+    )  # fmt: skip
+    return small
+
+
+def _or(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """A kernel takes a pointer for each; it never reads one that was not given."""
+    return [x if tensor is None else tensor for tensor in tensors]
+
+
+class _Shape:
+    """A volume's sizes, and how it is cut: ``tile`` of [BL, BC], ``blocks`` of channels, ``chunks`` of voxels."""
+
+    def __init__(self, x: Tensor, skip: Tensor | None) -> None:
+        self.N, self.C1 = x.shape[:2]
+        self.C2 = 0 if skip is None else skip.shape[1]
+        self.C = self.C1 + self.C2
+        self.L = x[0, 0].numel()
+        self.channels_last = not x.is_contiguous()
+        self.tile = tile_of(self.C, self.L, self.channels_last)
+        self.blocks = triton.cdiv(self.C, self.tile["BC"])
+        self.chunk, self.chunks = chunks_of(self.N * self.blocks, self.L, self.tile["BL"], processors(x.device))
+
+
+def tile_of(C: int, L: int, channels_last: bool) -> dict[str, int]:
+    """Sides of a tile, powers of two, the axis that is contiguous in memory first served."""
+    if channels_last:
+        channels = min(triton.next_power_of_2(C), 256)
+        return {"BL": max(1, _TILE // channels), "BC": channels}
+    voxels = min(triton.next_power_of_2(L), _TILE)
+    return {"BL": voxels, "BC": min(triton.next_power_of_2(C), max(1, _TILE // voxels))}
+
+
+def chunks_of(others: int, L: int, tile: int, processors: int) -> tuple[int, int]:
+    """Voxels of a chunk, whole tiles, and how many chunks: four programs a multiprocessor in all, where L allows."""
+    tiles = triton.cdiv(L, tile)
+    wanted = max(1, min(tiles, triton.cdiv(4 * processors, others)))
+    chunk = triton.cdiv(tiles, wanted) * tile
+    return chunk, triton.cdiv(L, chunk)
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; a few where the kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def can_run(x: Tensor) -> str | None:
+    """Why the kernels can not take a volume, or None."""
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"its kernels take float32, float16 and bfloat16, not {x.dtype}"
+    return None

@@ -1,0 +1,26 @@
+"""Memory formats of volumes (N, C, *voxels): contiguous (channels first) or channels last, at any number of axes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Layout = Literal["channels_first", "channels_last"]
+
+
+def layout_of(x: Tensor) -> Layout:
+    """The layout that x has, or is brought into: channels last where it is dense that way and no other."""
+    return "channels_last" if not x.is_contiguous() and x.movedim(1, -1).is_contiguous() else "channels_first"
+
+
+def conform(x: Tensor, layout: Layout) -> Tensor:
+    """x, dense in a layout; copied only where it is not."""
+    return x.contiguous() if layout == "channels_first" else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def empty_volume(x: Tensor, channels: int) -> Tensor:
+    """A new volume like x in dtype, device and layout, with so many channels."""
+    if layout_of(x) == "channels_first":
+        return x.new_empty((x.shape[0], channels, *x.shape[2:]))
+    return x.new_empty((x.shape[0], *x.shape[2:], channels)).movedim(-1, 1)

@@ -1,0 +1,22 @@
+"""Kernels run interpreted, on the CPU, and whatever they were given to write on is poisoned first."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ["TRITON_INTERPRET"] = "1"  # read once, when a kernel is defined
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Fresh memory is NaN: an element that nobody wrote is found."""
+    plain, new = torch.empty, torch.Tensor.new_empty
+
+    def nan(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() and type(tensor) is torch.Tensor else tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: nan(plain(*args, **kwargs)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *args, **kwargs: nan(new(self, *args, **kwargs)))
