@@ -30,6 +30,8 @@ app = typer.Typer(
 weights_app = typer.Typer(no_args_is_help=True, help="Convert and fetch weights.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
+bench_app = typer.Typer(help="Measure. Without a command: the reference path.")
+app.add_typer(bench_app, name="bench")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
@@ -299,8 +301,9 @@ def weights_fetch(
         print(f"{card.plane}: {len(card.shapes)} tensors, digest {card.digest}")
 
 
-@app.command()
+@bench_app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     series: Annotated[
         Path | None, typer.Option(help="A folder with one large series, for the reading suite; skipped without.")
     ] = None,
@@ -309,6 +312,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure the reference path: feature pass against eager PyTorch, a study's memory, reading a series."""
+    if context.invoked_subcommand is not None:
+        return
     _need("orthokernels bench", "torch", "bench")
     from orthokernels.bench.record import markdown, record, write
     from orthokernels.bench.reference import bench_features, bench_read, bench_study
@@ -320,6 +325,27 @@ def bench(
     if out is not None:
         write(facts, out, "reference")
     print(json.dumps(facts) if as_json else markdown(facts))
+
+
+@bench_app.command("compile")
+def bench_compile(
+    targets: Annotated[str, typer.Option(help="Compute capabilities times ten, separated by commas.")] = "80,90,100",
+    as_json: Json = False,
+) -> None:
+    """Compile every Triton kernel, without a GPU: registers, spilled bytes, shared memory. Exit 1 if one won't do."""
+    _need("orthokernels bench compile", "triton", "gpu")
+    from orthokernels.bench.compile import SHARED, compile_all, table
+
+    wanted = targets.split(",")
+    if unknown := [target for target in wanted if not target.isdecimal() or int(target) not in SHARED]:
+        raise InputError(f"--targets {unknown[0]}: there are {', '.join(map(str, SHARED))}.")
+    found = list(compile_all(tuple(map(int, wanted))))
+    if as_json:
+        print(json.dumps([{**vars(row), "fault": row.fault} for row in found]))
+    else:
+        Console(width=160).print(table(found))
+    if any(row.fault for row in found):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ def backends() -> list[Backend]:
         "triton": "Triton kernels for GPUs",
         "cuda": "CUDA kernels through CuPy",
     }
-    computed = {name: tuple(op for op, names in _COMPUTE.items() if name in names) for name in told}
-    computed["torch"] = tuple(_COMPUTE)
-    return [Backend(name, what, _probes()[name](), computed[name]) for name, what in told.items()]
+    return [Backend(name, what, _probes()[name](), ops_of(name)) for name, what in told.items()]
 
 
 def _probes() -> dict[str, Callable[[], str | None]]:
@@ -87,6 +85,11 @@ class BackendUnavailable(ValueError):  # noqa: N818
 
 # Who computes an op, in the order of preference; plain PyTorch can always.
 _COMPUTE = {"group_norm_silu": ("triton",)}
+
+
+def ops_of(backend: str) -> tuple[str, ...]:
+    """The ops that a backend computes."""
+    return tuple(_COMPUTE) if backend == "torch" else tuple(op for op, names in _COMPUTE.items() if backend in names)
 
 
 def choose(op: str, backend: str, x: Tensor) -> Any:

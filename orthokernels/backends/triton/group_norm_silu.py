@@ -18,10 +18,15 @@ embedding (``shift``) moves a channel's mean and leaves its deviation, so it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import product
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from orthokernels.backends.triton.configuration import Configuration
 
 _TILE = 2048  # elements of a tile, 16 a thread
 _WARPS = 4
@@ -401,3 +406,48 @@ def can_run(x: Tensor) -> str | None:
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"its kernels take float32, float16 and bfloat16, not {x.dtype}"
     return None
+
+
+def configurations() -> Iterator[Configuration]:
+    """The kernels as the published network calls them: both formats, single and half precision, with a skip and not."""
+    C1, groups, L, processors_ = 64, 32, 16 * 256 * 256, 132
+    for pointer, channels_last, skip in [("*fp32", True, False), *product(("*bf16",), (False, True), (False, True))]:
+        C2 = 64 if skip else 0
+        tile = tile_of(C1 + C2, L, channels_last)
+        blocks = triton.cdiv(C1 + C2, tile["BC"])
+        chunk, chunks = chunks_of(blocks, L, tile["BL"], processors_)
+        volumes = {"p_x": pointer, "p_skip": pointer}
+        moments = {"p_mean": "*fp32", "p_rstd": "*fp32"}
+        small = dict.fromkeys(("p_weight", "p_bias", "p_shift", "p_film"), "*fp32")
+        sizes, cut = {"C1": C1, "C2": C2, "L": L}, {"chunk": chunk, "chunks": chunks}
+        layout = {"CHANNELS_LAST": channels_last, "SKIP": skip}
+        given = {"AFFINE": True, "SHIFT": True, "FILM": False, "SILU": True}
+        yield _configuration(_moments, volumes, {"p_moments": "*fp32"}, sizes, cut, layout, tile)
+        yield _configuration(
+            _forward, volumes, {"p_y": pointer}, moments, small, sizes, {"groups": groups}, layout, given, tile
+        )
+        yield _configuration(
+            _sums, volumes, {"p_dy": pointer, "p_sums": "*fp32"}, moments, small, sizes, {"groups": groups}, cut,
+            layout, given, tile,
+        )  # fmt: skip
+        yield _configuration(
+            _backward, volumes, {"p_dy": pointer, "p_dx": pointer, "p_dskip": pointer, "p_means": "*fp32"}, moments,
+            small, sizes, {"groups": groups}, layout, given, tile,
+        )  # fmt: skip
+    sizes = {"C": C1, "L": L, "groups": groups}
+    yield _configuration(
+        _group_moments, {"p_moments": "*fp32", "p_shift": "*fp32", "p_mean": "*fp32", "p_rstd": "*fp32"}, sizes,
+        {"chunk": 2048, "chunks": 512, "eps": 1e-5, "SHIFT": True, "BLOCK": 1024},
+    )  # fmt: skip
+    pointers = ("sums", "means", "rstd", "weight", "bias", "film", "dweight", "dbias", "dshift", "dfilm")
+    for groups in (32, 1):
+        sizes = {"C": 512, "L": L, "groups": groups, "chunks": 512}
+        yield _configuration(
+            _small_gradients, {f"p_{name}": "*fp32" for name in pointers}, sizes,
+            {"AFFINE": True, "FILM": True, "BC": 512 // groups},
+        )  # fmt: skip
+
+
+def _configuration(kernel: triton.JITFunction, *arguments: Mapping[str, object]) -> Configuration:
+    joined = {name: value for part in arguments for name, value in part.items()}
+    return Configuration("group_norm_silu", kernel, {name: joined[name] for name in kernel.arg_names}, _WARPS)
