@@ -7,6 +7,8 @@ Bytes, of a volume of B bytes (all else is small):
     forward     2 B read, 1 B written: moments, then the map
     backward    4 B read, 1 B written: x and dy for the sums, both again for the gradient
 
+That is what they move; no time was taken on a GPU yet.
+
 Every pass is cut along L into chunks that are as many as fill the device, whatever N and the groups are. A chunk
 leaves its own numbers in its own place, and one small kernel adds them up in the order of the chunks: no atomics, two
 runs give the same bytes.
