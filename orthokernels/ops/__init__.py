@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from orthokernels.ops.denoise_step import denoise_step
 from orthokernels.ops.group_norm_silu import group_norm_silu
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
-__all__ = ["group_norm_silu", "upsample2x_trilinear"]
+__all__ = ["denoise_step", "group_norm_silu", "upsample2x_trilinear"]

@@ -3,9 +3,9 @@
 Bytes, of a small volume of B bytes: 9 B in either direction (B and 8 B, each once).
 
 A program takes a tile of the small volume, voxels by channels. Forward, the 27 neighbours of a voxel make its 8
-outputs: 3.4 loads an output, where a program an output would take 8, which is what a multiprocessor's cache can just not
-deliver while memory is read at its rate. Backward, a voxel gathers 4 x 4 x 4 gradients; neighbours are 2 apart, so a
-gradient is asked for 8 times, from the cache for all but one. Neither was timed on a GPU yet.
+outputs: 3.4 loads an output, where a program an output would take 8, which is what a multiprocessor's cache can just
+not deliver while memory is read at its rate. Backward, a voxel gathers 4 x 4 x 4 gradients; neighbours are 2 apart, so
+a gradient is asked for 8 times, from the cache for all but one. Neither was timed on a GPU yet.
 
 Where channels come first, the two outputs along the width lie next to each other; ``tl.interleave`` writes them as one
 run.

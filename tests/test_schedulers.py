@@ -1,0 +1,171 @@
+"""Whole sampling loops beside diffusers', step by step, with the same noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orthokernels import schedulers
+from orthokernels.backends.torch.philox import normal
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+SHAPE = (2, 1, 4, 6, 5)
+# Coefficients are rounded to float32, here once from float64, there from a float32 product of a thousand alphas, which
+# is off by up to 1000 * 2^-24 = 6e-5; values stay below 4.
+TOLERANCE = 3e-4
+
+
+def network(x: Tensor, timestep: Tensor) -> Tensor:
+    """Anything smooth that depends on both."""
+    return torch.tanh(0.8 * x + 0.3 * torch.roll(x, 1, -1) - float(timestep) / 1000)
+
+
+def start() -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def noise_of(place: int) -> Tensor:
+    return normal(int(np.prod(SHAPE)), torch.tensor([0]), place).view(SHAPE)
+
+
+def loop(scheduler, steps: int, **options) -> list[Tensor]:
+    scheduler.set_timesteps(steps)
+    x, seen = start(), []
+    for place, timestep in enumerate(scheduler.timesteps):
+        given = {name: value(place) if callable(value) else value for name, value in options.items()}
+        x = scheduler.step(network(x, timestep), timestep, x, **given).prev_sample
+        seen.append(x)
+    return seen
+
+
+def assert_same_loop(ours, theirs, steps: int, **options) -> None:
+    found, want = loop(ours, steps), loop(theirs, steps, **options)
+    assert ours.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+    for own, other in zip(found, want, strict=True):
+        torch.testing.assert_close(own, other, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [7, 50])
+def test_ddim(schedule, prediction, steps):
+    options = {"beta_schedule": schedule, "prediction_type": prediction}
+    assert_same_loop(schedulers.DDIMScheduler(**options), diffusers.DDIMScheduler(**options), steps)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("clipped", [True, False])
+def test_ddim_with_noise_and_every_spacing(spacing, clipped):
+    options = {"timestep_spacing": spacing, "set_alpha_to_one": False, "steps_offset": 1}
+    ours = schedulers.DDIMScheduler(eta=0.7, use_clipped_model_output=clipped, **options)
+    theirs = diffusers.DDIMScheduler(**options)
+    assert_same_loop(ours, theirs, 20, eta=0.7, use_clipped_model_output=clipped, variance_noise=noise_of)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddpm(variance, prediction, monkeypatch):
+    places = iter(range(1000))
+    module = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
+    monkeypatch.setattr(module, lambda *_, **__: noise_of(next(places)))
+    options = {"variance_type": variance, "prediction_type": prediction, "beta_schedule": "squaredcos_cap_v2"}
+    assert_same_loop(schedulers.DDPMScheduler(**options), diffusers.DDPMScheduler(**options), 25)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_dynamic_thresholding(kind):
+    options = {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9}
+    assert_same_loop(getattr(schedulers, kind)(**options), getattr(diffusers, kind)(**options), 20)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [8, 20])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"solver_order": 1}, {"final_sigmas_type": "sigma_min"}, {"timestep_spacing": "trailing"},
+        {"timestep_spacing": "leading", "steps_offset": 1}, {"lower_order_final": False, "euler_at_final": True},
+        {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_dpm_solver(prediction, steps, options):
+    options = {**options, "prediction_type": prediction}
+    ours, theirs = (getattr(m, "DPMSolverMultistepScheduler")(**options) for m in (schedulers, diffusers))  # noqa: B009
+    assert_same_loop(ours, theirs, steps)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_rectified_flow(shift):
+    ours, theirs = (m.FlowMatchEulerDiscreteScheduler(shift=shift) for m in (schedulers, diffusers))
+    assert_same_loop(ours, theirs, 20)
+
+
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_noise_is_added_as_diffusers_adds_it(kind):
+    made = [getattr(module, kind)() for module in (schedulers, diffusers)]
+    for scheduler in made:
+        scheduler.set_timesteps(20)
+    found = [own.add_noise(start(), noise_of(0), made[0].timesteps[[3, 15]]) for own in made]
+    torch.testing.assert_close(*found, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_flow_adds_noise_as_diffusers_does():
+    ours, theirs = (m.FlowMatchEulerDiscreteScheduler() for m in (schedulers, diffusers))
+    timesteps = theirs.timesteps[[3, 700]]
+    torch.testing.assert_close(
+        ours.scale_noise(start(), timesteps, noise_of(0)), theirs.scale_noise(start(), timesteps, noise_of(0))
+    )
+
+
+def test_the_published_schedule_is_this_project_s():
+    from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
+
+    scheduler = schedulers.DDIMScheduler(beta_schedule="orthodiffusion", use_clipped_model_output=True)
+    diffusion, x = GaussianDiffusion(), start()
+    scheduler.set_timesteps(10)
+    for timestep, target in zip(scheduler.timesteps.tolist(), [*scheduler.timesteps.tolist()[1:], -1], strict=True):
+        output = network(x, torch.tensor(timestep))
+        want = diffusion.ddim_step(x, timestep, target, output, torch.zeros_like(x))
+        x = scheduler.step(output, timestep, x).prev_sample
+        torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-4)  # coefficients in float32 there and here
+
+
+def test_seed_alone_decides_the_noise():
+    runs = [loop(schedulers.DDPMScheduler(seed=seed), 10)[-1] for seed in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.allclose(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(
+    ("use", "told"),
+    [
+        (lambda: schedulers.DDPMScheduler(beta_schedule="cosine"), "beta_schedule: 'cosine'"),
+        (lambda: schedulers.DDIMScheduler(prediction_type="noise"), "prediction_type: 'noise'"),
+        (lambda: schedulers.DDIMScheduler().set_timesteps(0), "num_inference_steps: 0; must be 1 to 1000"),
+        (lambda: schedulers.DDIMScheduler(timestep_spacing="even").set_timesteps(5), "timestep_spacing: 'even'"),
+        (lambda: schedulers.DPMSolverMultistepScheduler(solver_order=3), "solver_order: 3"),
+        (lambda: schedulers.DDIMScheduler().step(start(), 999, start()), "call set_timesteps first"),
+        (lambda: loop(schedulers.DDIMScheduler(), 3, timestep=5), None),
+    ],
+)
+def test_bad_use_is_named(use, told):
+    with pytest.raises(ValueError if told else TypeError, match=told or "timestep"):
+        use()
+
+
+def test_steps_that_are_none_of_the_run_s_are_refused():
+    scheduler = schedulers.DDIMScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match="timestep: 899 is none of this run's"):
+        scheduler.step(start(), 899, start())
+    loop(scheduler, 10)
+    with pytest.raises(ValueError, match="the run's last step was taken"):
+        scheduler.step(start(), 0, start())
