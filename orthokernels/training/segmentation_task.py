@@ -151,8 +151,9 @@ class SegmentationTask:
 def segmentation_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and one minus soft Dice, both over voxels that somebody labelled.
 
-    Soft Dice is taken over all voxels of the batch, averaged over the structures; background does not count. A voxel
-    is added to each sum, so that a structure which the batch lacks has a gradient.
+    Soft Dice is taken over all voxels of the batch and averaged over the structures that the batch has; background does
+    not count. A structure that the batch lacks is held down by the cross-entropy alone: in soft Dice a voxel of it would
+    weigh as much as all voxels of a structure that is there, and one that few slabs show would never be learnt.
 
     Args:
         logits: [batch, classes, D, H, W].
@@ -169,8 +170,10 @@ def segmentation_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
     overlap = right.new_zeros(classes).index_add(0, target.flatten(), right)
     sizes = torch.bincount(target[known], minlength=classes).to(right)
     sums = probability.sum(dim=(0, 2, 3, 4)) + sizes
-    dice = (2 * overlap[1:] + 1) / (sums[1:] + 1)
-    return entropy, 1 - dice.mean()
+    dice = (2 * overlap + 1) / (sums + 1)
+    here = (sizes > 0).to(dice)
+    here[0] = 0
+    return entropy, 1 - (dice * here).sum() / here.sum().clamp(min=1)
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
