@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orthokernels.acceleration import accelerate, restore
     from orthokernels.errors import InputError
     from orthokernels.pipeline import run
 
@@ -18,7 +19,7 @@ try:
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
-__all__ = ["InputError", "__version__", "run"]
+__all__ = ["InputError", "__version__", "accelerate", "restore", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from orthokernels.pipeline import run
 
         return run
+    if name in ("accelerate", "restore"):
+        from orthokernels import acceleration
+
+        return getattr(acceleration, name)
     if name == "InputError":
         from orthokernels.errors import InputError
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -109,6 +110,20 @@ def choose(op: str, backend: str, x: Tensor) -> Any:
     if backend != "torch" and (reason := _unable(op, backend, x, explicit=True)):
         raise BackendUnavailable(f"backend: {backend!r} can not compute {op} here: {reason}.")
     return import_module(f"orthokernels.backends.{backend}.{op}")
+
+
+def can_accelerate(op: str, backend: str, device: torch.device) -> str:
+    """Why calling an op would not help a model on a device, or "" where it would.
+
+    Raises:
+        BackendUnavailable, ValueError: as ``choose``.
+    """
+    import torch
+
+    chosen = choose(op, backend, torch.empty(1, device=device))
+    if backend == "auto" and chosen.__name__.split(".")[-2] == "torch":
+        return f"no kernel computes {op} on {device.type}"
+    return ""
 
 
 def _unable(op: str, backend: str, x: Tensor, *, explicit: bool) -> str | None:

@@ -151,9 +151,9 @@ class SegmentationTask:
 def segmentation_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and one minus soft Dice, both over voxels that somebody labelled.
 
-    Soft Dice is taken over all voxels of the batch and averaged over the structures that the batch has; background does
-    not count. A structure that the batch lacks is held down by the cross-entropy alone: in soft Dice a voxel of it would
-    weigh as much as all voxels of a structure that is there, and one that few slabs show would never be learnt.
+    Soft Dice is taken over all voxels of the batch and averaged over the structures that the batch has; background
+    does not count. A structure that the batch lacks is held down by the cross-entropy alone: in soft Dice a voxel of it
+    would weigh as much as all voxels of a structure that is there, and one that few slabs show would never be learnt.
 
     Args:
         logits: [batch, classes, D, H, W].

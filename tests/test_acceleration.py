@@ -1,0 +1,234 @@
+"""Ops inside models: this project's, guided-diffusion's by its structure, MONAI's own; and out again."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orthokernels.acceleration import accelerate, restore
+from orthokernels.models.orthodiffusion import UNet
+
+os.environ["TRITON_INTERPRET"] = "1"  # read once, when a kernel is defined
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+class GroupNorm32(nn.GroupNorm):
+    """As published: float32 arithmetic (float64 is left, to be exact against)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32))).type(x.dtype)
+
+
+class GuidedBlock(nn.Module):
+    """A residual block put together as guided-diffusion does, with FiLM, and resampling inside."""
+
+    def __init__(self, channels: int, film: bool, updown: bool) -> None:
+        super().__init__()
+        self.updown, self.use_scale_shift_norm = updown, film
+        self.in_layers = nn.Sequential(GroupNorm32(4, channels), nn.SiLU(), nn.Conv3d(channels, channels, 3, padding=1))
+        self.h_upd = self.x_upd = nn.AvgPool3d(2) if updown else nn.Identity()
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(12, 2 * channels if film else channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(4, channels), nn.SiLU(), nn.Dropout(0.0), nn.Conv3d(channels, channels, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self._forward(x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.updown:
+            h = self.h_upd(self.in_layers[:-1](x))
+            x = self.x_upd(x)
+            h = self.in_layers[-1](h)
+        else:
+            h = self.in_layers(x)
+        embedded = self.emb_layers(emb)[..., None, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = embedded.chunk(2, dim=1)
+            h = self.out_layers[0](h) * (1 + scale) + shift
+            return self.skip_connection(x) + self.out_layers[1:](h)
+        return self.skip_connection(x) + self.out_layers(h + embedded)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Projections that start at zero would hide what lies behind them."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.2 + (0.5 if parameter.ndim == 1 else 0.0)
+    return model
+
+
+def volume(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def project_unet():
+    model = UNet(base_channels=8, channel_mults=(1, 2), groups=4, attention_rates=(2,))
+    return model, (volume(1, 1, 4, 6, 6), torch.tensor([10]))
+
+
+def monai_unet():
+    nets = pytest.importorskip("monai.networks.nets", reason="MONAI is not installed")
+    model = nets.DiffusionModelUNet(
+        spatial_dims=3, in_channels=1, out_channels=1, channels=(8, 16), attention_levels=(False, False),
+        num_res_blocks=1, num_head_channels=8, norm_num_groups=4, resblock_updown=True,
+    )  # fmt: skip
+    return model, (volume(1, 1, 4, 4, 4), torch.tensor([10]))
+
+
+def monai_autoencoder():
+    nets = pytest.importorskip("monai.networks.nets", reason="MONAI is not installed")
+    model = nets.AutoencoderKL(
+        spatial_dims=3, in_channels=1, out_channels=1, channels=(8, 16), attention_levels=(False, False),
+        num_res_blocks=1, latent_channels=2, norm_num_groups=4, with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    ).encoder  # fmt: skip
+    return model, (volume(1, 1, 4, 4, 4),)
+
+
+def guided(film: bool, updown: bool):
+    return GuidedBlock(8, film, updown), (volume(2, 8, 2, 4, 4), volume(2, 12))
+
+
+def sequence():
+    layers = (
+        nn.Conv3d(1, 8, 1),
+        nn.GroupNorm(2, 8),
+        nn.SiLU(),
+        nn.GroupNorm(4, 8),
+        nn.Upsample(scale_factor=2, mode="trilinear"),
+    )
+    return nn.Sequential(*layers), (volume(1, 1, 2, 3, 3),)
+
+
+MODELS = {
+    "project": project_unet, "monai_unet": monai_unet, "monai_autoencoder": monai_autoencoder, "sequence": sequence,
+    **{f"guided_{film}_{up}": lambda film=film, up=up: guided(film, up) for film in (0, 1) for up in (0, 1)},
+}  # fmt: skip
+
+
+def outcome(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The output and every parameter's gradient."""
+    given = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
+    model.zero_grad()
+    y = model(*given)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)).sum().backward()
+    return [y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_output_and_gradients_stay_as_exact(name):
+    model, inputs = MODELS[name]()
+    randomised(model)
+    exact = outcome(copy.deepcopy(model).double(), inputs, torch.float64)
+    plain = outcome(copy.deepcopy(model), inputs)
+    keys = list(model.state_dict())
+    report = accelerate(model, backend="triton")
+    assert report.replaced
+    assert list(model.state_dict()) == keys
+    largest = max(float(want.abs().max()) for want in exact[1:])
+    for own, other, want in zip(outcome(model, inputs), plain, exact, strict=True):
+        # Twice the untouched model's own error, and where that is luckily small a few roundings of the largest value. A
+        # bias in front of a normalisation has no gradient: its own is the rounding of a sum of others.
+        bound = 2 * (other - want).abs().max() + 1e-5 * want.abs().max() + 1e-7 * largest
+        assert (own - want).abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_restoring_gives_the_same_bits_again(name):
+    model, inputs = MODELS[name]()
+    randomised(model)
+    before, classes = outcome(model, inputs), [type(module) for module in model.modules()]
+    accelerate(model, backend="triton", memory_format=None)
+    assert [type(module) for module in model.modules()] != classes
+    restore(model)
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(a, b) for a, b in zip(outcome(model, inputs), before, strict=True))
+
+
+def test_the_report_names_every_module_and_why_one_was_left():
+    model, _ = MODELS["project"]()
+    report = accelerate(model, backend="triton")
+    kinds = {row.kind: row.ops for row in report.replaced}
+    assert kinds == {
+        "ResBlock": ("group_norm_silu",), "Upsample": ("upsample2x_trilinear",), "Sequential": ("group_norm_silu",),
+    }  # fmt: skip
+    assert "middle_block.0: ResBlock -> group_norm_silu" in str(report)
+    assert not report.left
+
+
+def test_on_a_cpu_nothing_is_replaced_and_the_reason_is_told():
+    model, _ = MODELS["project"]()
+    report = accelerate(model)
+    assert not report.replaced
+    assert {row.reason for row in report.left} == {
+        "no kernel computes group_norm_silu on cpu", "no kernel computes upsample2x_trilinear on cpu",
+    }  # fmt: skip
+
+
+def test_only_what_was_asked_for_is_replaced():
+    model, _ = MODELS["project"]()
+    report = accelerate(model, ops="upsample2x_trilinear", backend="triton")
+    assert {row.kind for row in report.replaced} == {"Upsample"}
+    assert {row.reason for row in report.left} == {"group_norm_silu was not asked for"}
+    with pytest.raises(ValueError, match="ops: 'attention'; there are group_norm_silu"):
+        accelerate(model, ops="attention")
+
+
+def test_a_hook_that_would_be_lost_keeps_its_module():
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
+    model[0].register_forward_hook(lambda *_: None)
+    report = accelerate(model, backend="triton")
+    assert report.left[0].reason == "its GroupNorm has a hook, which would not be called"
+
+
+def test_a_group_norm_of_its_own_kind_is_left_alone():
+    class Scaled(nn.GroupNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    report = accelerate(nn.Sequential(Scaled(2, 4), nn.SiLU()), backend="triton")
+    assert report.left[0].reason == "Scaled is not known to compute what GroupNorm does"
+
+
+@pytest.mark.parametrize("first", ["compile", "accelerate"])
+def test_it_works_with_torch_compile_in_either_order(first):
+    model, inputs = MODELS["guided_0_0"]()
+    want = randomised(model)(*inputs)
+    if first == "accelerate":
+        accelerate(model, backend="torch")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(*inputs)
+    if first == "compile":
+        accelerate(model, backend="torch")
+    torch.testing.assert_close(compiled(*inputs), want, rtol=1e-5, atol=1e-5)  # float32 rounding of sums below 10
+
+
+def test_autocast_keeps_half_precision_between_convolutions():
+    model, inputs = MODELS["guided_0_0"]()
+    randomised(model)
+    seen: list[torch.dtype] = []
+    model.in_layers[2].register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model(*inputs)
+        accelerate(model, backend="torch")
+        found = model(*inputs)
+    # bfloat16 has 8 digits: both differ from the truth by about 2^-8 of values below 8.
+    torch.testing.assert_close(found.float(), plain.float(), rtol=0.05, atol=0.1)
+    assert seen[-1] == inputs[0].dtype
+
+
+def test_gradient_checkpointing_recomputes_through_the_ops():
+    plain, inputs = MODELS["project"]()
+    model = UNet(base_channels=8, channel_mults=(1, 2), groups=4, attention_rates=(2,), checkpoint=True)
+    model.load_state_dict(randomised(plain).state_dict())
+    want = outcome(plain, inputs)
+    accelerate(model, backend="torch")
+    for own, other in zip(outcome(model, inputs), want, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
