@@ -85,7 +85,9 @@ class BackendUnavailable(ValueError):  # noqa: N818
 
 
 # Who computes an op, in the order of preference; plain PyTorch can always.
-_COMPUTE = dict.fromkeys(("attention_pool", "denoise_step", "group_norm_silu", "upsample2x_trilinear"), ("triton",))
+_COMPUTE = dict.fromkeys(
+    ("attention_pool", "denoise_step", "group_norm_silu", "plane_fusion", "upsample2x_trilinear"), ("triton",)
+)
 
 
 def ops_of(backend: str) -> tuple[str, ...]:

@@ -1,0 +1,271 @@
+"""The planes' features, brought onto one grid in the patient and mixed by a gate, in one op.
+
+Each plane p has a volume F[p] on a grid of its own, whose affine takes voxel indices to patient millimetres; the
+result's grid has one too. For a voxel x of the result:
+
+    c[p]   = affine[p]^-1 affine x                          where x lies in the plane's grid
+    S[p]   = F[p] at c[p], trilinear                        the volume's ends are held for half a voxel
+    w[p]   = softmax over planes of gate[p]                 planes that have x inside; per voxel and group of channels
+    out    = sum over planes of w[p] S[p]                   0 where no plane has x
+
+A plane may be missing; it then takes no part in the softmax.
+
+Backward, for a group's channels and with u[p] = sum over its channels of S[p] dout:
+
+    dgate[p] = w[p] (u[p] - sum over planes of w u)
+    dF[p][v] = sum over voxels x of w[p](x) t(c[p](x), v) dout(x)     t: v's trilinear share of c
+
+The second sum is taken where it ends, not where it starts: for a voxel v of the plane, only the x inside the image of
+its support, a small box around affine^-1 affine[p] v, can have a share. Each gradient is one sum in a fixed order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthokernels.backends.registry import choose
+from orthokernels.ops.layout import conform, layout_of
+
+NAME = "plane_fusion"
+PLANES = 3
+
+
+def plane_fusion(
+    volumes: Sequence[Tensor | None],
+    affines: Sequence[Any],
+    gates: Tensor,
+    affine: Any,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Resample three planes' features onto one grid, and mix them.
+
+    Args:
+        volumes: three, each (N, C, D, H, W) with sides of its own, or None where the plane is missing; channels first
+            or channels last; float32, float16 or bfloat16, and float64 in plain PyTorch.
+        affines: three (4, 4) arrays, voxel indices (d, h, w) of a volume to patient millimetres; that of a missing
+            plane is not looked at.
+        gates: (N, 3, groups, D, H, W), logits on the result's grid; groups divides C.
+        affine: (4, 4), of the result's grid.
+        backend: "auto", "torch" or "triton".
+
+    Returns:
+        (N, C, D, H, W) in the volumes' dtype and the first volume's memory format; sums are float32. Differentiable
+        once, in volumes and gates.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, an affine that can't be inverted, or no plane at all.
+        BackendUnavailable: a backend was asked for by name and can not run; the message says why.
+    """
+    present = _check(volumes, gates)
+    to_plane, to_result = matrices(affines, affine, volumes)
+    op = torch.ops.orthokernels.plane_fusion
+    device = present[0].device
+    return op(*volumes, gates, to_plane.to(device), to_result.to(device), boxes(to_result), backend)[0]
+
+
+def matrices(affines: Sequence[Any], affine: Any, volumes: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """From the result's indices to each plane's and back, float64 [3, 3, 4] each; zeros for a missing plane."""
+    own = _affine("affine", affine)
+    to_plane, to_result = torch.zeros(2, PLANES, 3, 4, dtype=torch.float64)
+    if len(affines) != PLANES:
+        raise ValueError(f"affines: {len(affines)} are given; one for each of {PLANES} planes is needed.")
+    for n, (volume, other) in enumerate(zip(volumes, affines, strict=True)):
+        if volume is None:
+            continue
+        plane = _affine(f"affines[{n}]", other)
+        to_plane[n] = (torch.linalg.inv(plane) @ own)[:3]
+        to_result[n] = (torch.linalg.inv(own) @ plane)[:3]
+    return to_plane, to_result
+
+
+def boxes(to_result: Tensor) -> list[int]:
+    """How many voxels of the result, along each axis, the support of a plane's voxel may span: 3 numbers a plane."""
+    reach = to_result[:, :, :3].abs().sum(dim=2)  # the support is one voxel to either side
+    return [math.floor(2 * float(value) + 1e-6) + 1 for value in reach.flatten()]
+
+
+def reference(volumes: Sequence[Tensor | None], affines: Sequence[Any], gates: Tensor, affine: Any) -> Tensor:
+    """The definition, in plain PyTorch."""
+    to_plane, _ = matrices(affines, affine, volumes)
+    return mixed(volumes, gates, to_plane.to(gates.device))[0]
+
+
+def mixed(volumes: Sequence[Tensor | None], gates: Tensor, to_plane: Tensor) -> tuple[Tensor, Tensor]:
+    """The result and the planes' weights (N, 3, groups, D, H, W), differentiable, on the gates' dtype."""
+    groups, *sides = gates.shape[2:]
+    samples: list[Tensor | None] = []
+    inside: list[Tensor] = []
+    for n, volume in enumerate(volumes):
+        if volume is None:
+            samples.append(None)
+            inside.append(torch.zeros(sides, dtype=torch.bool, device=gates.device))
+            continue
+        found, own = sampled(volume.to(gates.dtype), to_plane[n].to(gates.dtype), sides)
+        samples.append(found)
+        inside.append(own)
+    has = torch.stack(inside)[None, :, None]  # [1, 3, 1, D, H, W]
+    weights = gates.masked_fill(~has, -torch.inf).softmax(dim=1)
+    weights = torch.where(has, weights, 0.0)  # where no plane is, the softmax is of nothing
+    total = None
+    for n, sample in enumerate(samples):
+        if sample is None:
+            continue
+        part = (weights[:, n, :, None] * sample.unflatten(1, (groups, -1))).flatten(1, 2)
+        total = part if total is None else total + part
+    assert total is not None
+    return total, weights
+
+
+def sampled(volume: Tensor, to_plane: Tensor, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A volume at the result's voxels (N, C, D, H, W), and which of them lie inside it (D, H, W)."""
+    axes = [torch.arange(side, dtype=volume.dtype, device=volume.device) for side in sides]
+    x = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # [3, D, H, W]
+    c = torch.einsum("ij,j...->i...", to_plane[:, :3], x) + to_plane[:, 3].view(3, 1, 1, 1)
+    last = torch.tensor(volume.shape[2:], device=volume.device).view(3, 1, 1, 1) - 1
+    inside = ((c >= -0.5) & (c <= last + 0.5)).all(dim=0)
+    c = torch.minimum(c.clamp(min=0), last.to(c.dtype))
+    low = torch.minimum(c.floor().long(), (last - 1).clamp(min=0))
+    share = c - low
+    flat = volume.flatten(2)
+    found = torch.zeros((), dtype=volume.dtype, device=volume.device)
+    for corner in range(8):
+        step = torch.tensor([corner >> 2, corner >> 1 & 1, corner & 1], device=volume.device).view(3, 1, 1, 1)
+        weight = torch.where(step == 1, share, 1 - share).prod(dim=0)
+        d, h, w = torch.minimum(low + step, last)
+        found = found + weight * flat[:, :, (d * volume.shape[3] + h) * volume.shape[4] + w]
+    return found * inside, inside
+
+
+def bytes_moved(volumes: Sequence[Tensor | None], gates: Tensor, result: Tensor) -> int:
+    """Bytes that the forward pass reads and writes at least; the weights are kept for the backward pass."""
+    read = sum(volume.numel() * volume.element_size() for volume in volumes if volume is not None)
+    return read + 2 * gates.numel() * gates.element_size() + result.numel() * result.element_size()
+
+
+def _affine(name: str, value: Any) -> Tensor:
+    affine = torch.as_tensor(value, dtype=torch.float64)
+    if affine.shape != (4, 4) or not bool(affine.isfinite().all()):
+        raise ValueError(f"{name}: shape {tuple(affine.shape)}; must be 4 x 4 finite numbers.")
+    if abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-12:
+        raise ValueError(f"{name}: its voxels have no volume; it can't be inverted.")
+    return affine
+
+
+def _check(volumes: Sequence[Tensor | None], gates: Tensor) -> list[Tensor]:
+    if len(volumes) != PLANES:
+        raise ValueError(f"volumes: {len(volumes)} are given; {PLANES} are needed, None for a missing plane.")
+    present = [volume for volume in volumes if volume is not None]
+    if not present:
+        raise ValueError("volumes: every plane is missing; one at least is needed.")
+    first = present[0]
+    for n, volume in enumerate(volumes):
+        if volume is None:
+            continue
+        if volume.ndim != 5 or not volume.is_floating_point() or not volume.numel():
+            told = f"{volume.dtype} of shape {tuple(volume.shape)}"
+            raise ValueError(f"volumes[{n}]: {told}; allowed are floating point (N, C, D, H, W).")
+        if volume.shape[:2] != first.shape[:2] or volume.dtype != first.dtype or volume.device != first.device:
+            raise ValueError(f"volumes[{n}]: differs from the first in batch, channels, dtype or device.")
+    if gates.ndim != 6 or gates.shape[:2] != (first.shape[0], PLANES) or first.shape[1] % max(1, gates.shape[2]):
+        told = f"({first.shape[0]}, {PLANES}, groups, D, H, W), groups a divisor of {first.shape[1]}"
+        raise ValueError(f"gates: shape {tuple(gates.shape)}; must be {told}.")
+    if gates.device != first.device or not gates.is_floating_point():
+        raise ValueError(f"gates: {gates.dtype} on {gates.device}; must be floating point on {first.device}.")
+    return present
+
+
+_VOLUMES = "Tensor? a, Tensor? b, Tensor? c, Tensor gates, Tensor to_plane, Tensor to_result, int[] boxes"
+torch.library.define(
+    f"orthokernels::{NAME}",
+    f"({_VOLUMES}, str backend) -> (Tensor out, Tensor weights)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    f"orthokernels::{NAME}_backward",
+    f"(Tensor dout, Tensor weights, {_VOLUMES}, str backend) -> (Tensor da, Tensor db, Tensor dc, Tensor dgates)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _new(like: Tensor, sides: Sequence[int], layout: str) -> Tensor:
+    if layout == "channels_first":
+        return like.new_empty((*like.shape[:2], *sides))
+    return like.new_empty((like.shape[0], *sides, like.shape[1])).movedim(-1, 1)
+
+
+def _first(*volumes: Tensor | None) -> Tensor:
+    return next(volume for volume in volumes if volume is not None)
+
+
+@torch.library.register_fake(f"orthokernels::{NAME}")
+def _outputs(
+    a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor, to_plane: Tensor, to_result: Tensor,
+    boxes: Sequence[int], backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    first = _first(a, b, c)
+    sums = torch.promote_types(first.dtype, torch.float32)
+    return _new(first, gates.shape[3:], layout_of(first)), gates.new_empty(gates.shape, dtype=sums)
+
+
+@torch.library.register_fake(f"orthokernels::{NAME}_backward")
+def _gradients(
+    dout: Tensor, weights: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor,
+    to_plane: Tensor, to_result: Tensor, boxes: Sequence[int], backend: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    layout = layout_of(_first(a, b, c))
+    own = [dout.new_empty(0) if v is None else _new(v, v.shape[2:], layout) for v in (a, b, c)]
+    return *own, gates.new_empty(gates.shape)
+
+
+def _dense(*volumes: Tensor | None) -> list[Tensor | None]:
+    layout = layout_of(_first(*volumes))
+    return [None if volume is None else conform(volume, layout) for volume in volumes]
+
+
+@torch.library.impl(f"orthokernels::{NAME}", "default")
+def _forward(
+    a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor, to_plane: Tensor, to_result: Tensor,
+    boxes: Sequence[int], backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    volumes = _dense(a, b, c)
+    out, weights = _outputs(*volumes, gates, to_plane, to_result, boxes, backend)
+    choose(NAME, backend, out).forward(volumes, gates.contiguous(), to_plane, out, weights)
+    return out, weights
+
+
+@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+def _backward(
+    dout: Tensor, weights: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor,
+    to_plane: Tensor, to_result: Tensor, boxes: Sequence[int], backend: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    volumes = _dense(a, b, c)
+    dout = conform(dout, layout_of(_first(*volumes)))
+    *own, dgates = _gradients(dout, weights, *volumes, gates, to_plane, to_result, boxes, backend)
+    wanted = [None if volume is None else gradient for volume, gradient in zip(volumes, own, strict=True)]
+    kernels = choose(NAME, backend, dout)
+    kernels.backward(dout, weights, volumes, gates, to_plane, to_result, list(boxes), wanted, dgates)
+    return *own, dgates
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    a, b, c, gates, to_plane, to_result, ctx.boxes, ctx.backend = inputs
+    ctx.save_for_backward(output[1], a, b, c, gates, to_plane, to_result)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    weights, a, b, c, gates, to_plane, to_result = ctx.saved_tensors
+    *own, dgates = torch.ops.orthokernels.plane_fusion_backward(
+        dout, weights, a, b, c, gates, to_plane, to_result, ctx.boxes, ctx.backend
+    )
+    da, db, dc = (None if v is None else gradient for v, gradient in zip((a, b, c), own, strict=True))
+    return da, db, dc, dgates, None, None, None, None
+
+
+torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)

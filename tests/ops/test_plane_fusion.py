@@ -1,0 +1,166 @@
+"""Planes on one grid: both backends against the float64 definition, the definition against PyTorch's own resampling."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orthokernels.ops import plane_fusion
+from orthokernels.ops.plane_fusion import boxes, matrices, reference, sampled
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+def affine(spacing, *, angle=0.0, origin=(0.0, 0.0, 0.0), order=(0, 1, 2)) -> Tensor:
+    """Indices to millimetres: axes in an order, turned in the first two directions."""
+    turn = torch.eye(3, dtype=torch.float64)
+    c, s = math.cos(angle), math.sin(angle)
+    turn[:2, :2] = torch.tensor([[c, -s], [s, c]])
+    found = torch.eye(4, dtype=torch.float64)
+    found[:3, :3] = (turn @ torch.eye(3, dtype=torch.float64)[list(order)].T) * torch.tensor(
+        spacing, dtype=torch.float64
+    )
+    found[:3, 3] = torch.tensor(origin)
+    return found
+
+
+# Three oblique planes with thick slices, as a knee has them, small.
+AFFINES = [
+    affine((4.0, 1.1, 0.9), angle=0.2, origin=(-6, -4, -4)),
+    affine((3.5, 1.0, 1.0), angle=-0.1, origin=(-5, -5, -3), order=(1, 0, 2)),
+    affine((3.0, 0.8, 1.2), origin=(-4, -5, -4), order=(2, 1, 0)),
+]
+SIDES = [(4, 7, 5), (3, 6, 7), (3, 7, 5)]
+RESULT = affine((3.7, 3.1, 2.9), angle=0.05, origin=(-6, -5, -5))  # coarse: a plane's voxel reaches few of its own
+
+
+def made(dtype=torch.float32, *, channels=6, groups=3, missing=(), channels_last=False, sides=(4, 3, 5)):
+    draw = torch.Generator().manual_seed(0)
+    volumes: list[Tensor | None] = []
+    for n, own in enumerate(SIDES):
+        x = torch.randn((2, channels, *own), generator=draw).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
+        volumes.append(None if n in missing else x)
+    return volumes, torch.randn((2, 3, groups, *sides), generator=draw)
+
+
+def both_ways(function, volumes, gates, **options) -> list[Tensor]:
+    leaves = [None if v is None else v.detach().requires_grad_() for v in volumes]
+    gate = gates.detach().requires_grad_()
+    out = function(leaves, AFFINES, gate, RESULT, **options)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, [*(v for v in leaves if v is not None), gate], upstream)]
+
+
+def exactly(volumes, gates) -> list[Tensor]:
+    return both_ways(reference, [None if v is None else v.double() for v in volumes], gates.double())
+
+
+def test_resampling_is_pytorch_s_where_all_of_it_lies_inside():
+    volume = torch.randn((1, 2, 4, 6, 5), generator=torch.Generator().manual_seed(0)).double()
+    to_plane = torch.tensor([[0.4, 0.1, 0, 0.3], [0, 0.7, 0.1, 0.2], [0.1, 0, 0.6, 0.5]], dtype=torch.float64)
+    sides = (4, 5, 6)
+    found, inside = sampled(volume, to_plane, sides)
+    index = torch.stack(torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in sides), indexing="ij"), dim=-1)
+    c = index @ to_plane[:, :3].T + to_plane[:, 3]
+    grid = (2 * c / (torch.tensor(volume.shape[2:]) - 1) - 1).flip(-1)[None]
+    want = F.grid_sample(volume, grid, align_corners=True, padding_mode="border")
+    assert inside.float().mean() > 0.8
+    torch.testing.assert_close(found[:, :, inside], want[:, :, inside])
+    assert not found[:, :, ~inside].any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("missing", [(), (0, 2)], ids=str)
+def test_result_and_gradients_are_the_definition_s(missing, channels_last, backend):
+    volumes, gates = made(missing=missing, channels_last=channels_last)
+    for own, want in zip(
+        both_ways(plane_fusion, volumes, gates, backend=backend), exactly(volumes, gates), strict=True
+    ):
+        # Coordinates up to 10 are known to 1e-6 in float32, features change by up to 5 a voxel, and a gradient adds up
+        # some fifty such terms.
+        assert (own - want).abs().max() <= 1e-4 * max(1.0, float(want.abs().max()))
+
+
+def test_some_voxels_lie_in_every_plane_and_some_in_none():
+    # Or the test above would be of less than it says.
+    volumes, _ = made()
+    to_plane, _ = matrices(AFFINES, RESULT, volumes)
+    count = sum(sampled(v.double(), m, (4, 3, 5))[1].int() for v, m in zip(volumes, to_plane, strict=True))
+    assert {0, 1, 2, 3} <= set(count.unique().tolist())
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_one_channel_and_one_group_to_many(channels):
+    volumes, gates = made(channels=channels, groups=1, missing=(0, 2), sides=(2, 3, 2))
+    for own, want in zip(
+        both_ways(plane_fusion, volumes, gates, backend="triton"), exactly(volumes, gates), strict=True
+    ):
+        assert (own - want).abs().max() <= 1e-4 * max(1.0, float(want.abs().max()))
+
+
+def test_half_precision_volumes_are_mixed_in_float32():
+    volumes, gates = made(torch.float16, missing=(0, 1))
+    out, *_ = both_ways(plane_fusion, volumes, gates, backend="triton")
+    want, *_ = exactly(volumes, gates)
+    assert out.dtype == torch.float16
+    assert (out - want).abs().max() <= 0.6 * want.abs().max() * torch.finfo(torch.float16).eps
+
+
+def test_two_runs_give_the_same_bytes():
+    volumes, gates = made(missing=(0, 2))
+    runs = [both_ways(plane_fusion, volumes, gates, backend="triton") for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_boxes_take_in_every_voxel_that_has_a_share():
+    volumes, _ = made()
+    to_plane, to_result = matrices(AFFINES, RESULT, volumes)
+    spans = torch.tensor(boxes(to_result)).view(3, 3)
+    for n, volume in enumerate(volumes):
+        ones = torch.zeros_like(volume[:1, :1], dtype=torch.float64)
+        ones[0, 0, 1, 3, 3] = 1
+        share, _ = sampled(ones, to_plane[n], (40, 40, 40))
+        where = share[0, 0].nonzero()
+        if len(where):
+            assert (where.amax(0) - where.amin(0) + 1 <= spans[n]).all()
+
+
+def test_gradients_pass_gradcheck():
+    volumes, gates = made(torch.float64, channels=2, groups=2, missing=(1,), sides=(2, 3, 2))
+    leaves = [v.requires_grad_() for v in volumes if v is not None] + [gates.double().requires_grad_()]
+    assert torch.autograd.gradcheck(lambda a, c, g: plane_fusion([a, None, c], AFFINES, g, RESULT), leaves)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_registration_passes_opcheck(backend, channels_last):
+    volumes, gates = made(channels=2, groups=1, missing=(0, 2), channels_last=channels_last, sides=(2, 2, 2))
+    to_plane, to_result = matrices(AFFINES, RESULT, volumes)
+    leaves = [None if v is None else v.requires_grad_() for v in volumes]
+    arguments = (*leaves, gates.requires_grad_(), to_plane, to_result, boxes(to_result), backend)
+    torch.library.opcheck(torch.ops.orthokernels.plane_fusion.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v, a, g: (v[:2], a, g), "volumes: 2 are given"),
+        (lambda v, a, g: ([None] * 3, a, g), "every plane is missing"),
+        (lambda v, a, g: ([v[0], v[1].double(), v[2]], a, g), r"volumes\[1\]: differs from the first"),
+        (lambda v, a, g: (v, a, g[:, :2]), "gates: shape"),
+        (lambda v, a, g: (v, a, g.repeat(1, 1, 4, 1, 1, 1)), "groups a divisor of 6"),
+        (lambda v, a, g: (v, [a[0], a[1], torch.zeros(4, 4)], g), r"affines\[2\]: its voxels have no volume"),
+        (lambda v, a, g: (v, a[:2], g), "affines: 2 are given"),
+    ],
+)
+def test_bad_arguments_are_named(change, told):
+    volumes, gates = made()
+    volumes, affines, gates = change(volumes, AFFINES, gates)
+    with pytest.raises(ValueError, match=told):
+        plane_fusion(volumes, affines, gates, RESULT)
