@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
+from orthokernels.backends.torch.denoise_step import stepped
 from orthokernels.ops.layout import conform, empty_volume, layout_of
 
 NAME = "denoise_step"
@@ -94,17 +95,7 @@ def reference(
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition, in plain PyTorch, with the noise given; returns the next volume and x0."""
-    c = Coefficients(*coefficients.to(x.dtype).unbind())  # type: ignore[arg-type]  # numbers, as tensors
-    x0 = c.x0_x * x + c.x0_output * output
-    if clip is not None:
-        x0 = x0.clamp(-clip, clip)
-    if threshold is not None:
-        s = threshold.view(-1, *[1] * (x.ndim - 1))
-        x0 = torch.minimum(torch.maximum(x0, -s), s) / s
-    found = c.next_x * x + c.next_output * output + c.next_x0 * x0
-    if previous is not None:
-        found = found + c.next_previous * previous
-    return (found if noise is None else found + c.next_noise * noise), x0
+    return stepped(x, output, coefficients, previous, clip, threshold, noise)
 
 
 def bytes_moved(x: Tensor, output: Tensor, *, previous: bool = False, keep_x0: bool = False) -> int:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
+from orthokernels.backends.torch.plane_fusion import mixed
 from orthokernels.ops.layout import conform, layout_of
 
 NAME = "plane_fusion"
@@ -94,52 +95,6 @@ def reference(volumes: Sequence[Tensor | None], affines: Sequence[Any], gates: T
     """The definition, in plain PyTorch."""
     to_plane, _ = matrices(affines, affine, volumes)
     return mixed(volumes, gates, to_plane.to(gates.device))[0]
-
-
-def mixed(volumes: Sequence[Tensor | None], gates: Tensor, to_plane: Tensor) -> tuple[Tensor, Tensor]:
-    """The result and the planes' weights (N, 3, groups, D, H, W), differentiable, on the gates' dtype."""
-    groups, *sides = gates.shape[2:]
-    samples: list[Tensor | None] = []
-    inside: list[Tensor] = []
-    for n, volume in enumerate(volumes):
-        if volume is None:
-            samples.append(None)
-            inside.append(torch.zeros(sides, dtype=torch.bool, device=gates.device))
-            continue
-        found, own = sampled(volume.to(gates.dtype), to_plane[n].to(gates.dtype), sides)
-        samples.append(found)
-        inside.append(own)
-    has = torch.stack(inside)[None, :, None]  # [1, 3, 1, D, H, W]
-    weights = gates.masked_fill(~has, -torch.inf).softmax(dim=1)
-    weights = torch.where(has, weights, 0.0)  # where no plane is, the softmax is of nothing
-    total = None
-    for n, sample in enumerate(samples):
-        if sample is None:
-            continue
-        part = (weights[:, n, :, None] * sample.unflatten(1, (groups, -1))).flatten(1, 2)
-        total = part if total is None else total + part
-    assert total is not None
-    return total, weights
-
-
-def sampled(volume: Tensor, to_plane: Tensor, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A volume at the result's voxels (N, C, D, H, W), and which of them lie inside it (D, H, W)."""
-    axes = [torch.arange(side, dtype=volume.dtype, device=volume.device) for side in sides]
-    x = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # [3, D, H, W]
-    c = torch.einsum("ij,j...->i...", to_plane[:, :3], x) + to_plane[:, 3].view(3, 1, 1, 1)
-    last = torch.tensor(volume.shape[2:], device=volume.device).view(3, 1, 1, 1) - 1
-    inside = ((c >= -0.5) & (c <= last + 0.5)).all(dim=0)
-    c = torch.minimum(c.clamp(min=0), last.to(c.dtype))
-    low = torch.minimum(c.floor().long(), (last - 1).clamp(min=0))
-    share = c - low
-    flat = volume.flatten(2)
-    found = torch.zeros((), dtype=volume.dtype, device=volume.device)
-    for corner in range(8):
-        step = torch.tensor([corner >> 2, corner >> 1 & 1, corner & 1], device=volume.device).view(3, 1, 1, 1)
-        weight = torch.where(step == 1, share, 1 - share).prod(dim=0)
-        d, h, w = torch.minimum(low + step, last)
-        found = found + weight * flat[:, :, (d * volume.shape[3] + h) * volume.shape[4] + w]
-    return found * inside, inside
 
 
 def bytes_moved(volumes: Sequence[Tensor | None], gates: Tensor, result: Tensor) -> int:

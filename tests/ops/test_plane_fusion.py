@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthokernels.backends.torch.plane_fusion import sampled
 from orthokernels.ops import plane_fusion
-from orthokernels.ops.plane_fusion import boxes, matrices, reference, sampled
+from orthokernels.ops.plane_fusion import boxes, matrices, reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
