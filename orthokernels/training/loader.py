@@ -39,6 +39,9 @@ class Samples(Protocol):
 class TrainingSlabs:
     """Slabs at random slices, shuffled in passes over the records.
 
+    Every second slab, by chance, lies where inference cuts the volume. With places drawn evenly alone, the first slice
+    of a series would be in one slab of a dozen, and what lies at its end, as a fibula does, would hardly be seen.
+
     Sample: "image" float32 (1, 16, S, S), "number", "file", "record" (index), "start" (first network slice), and with
     ``labelled`` "labels" int64 (16, S, S), -1 = ignored. Where only some slices are labelled, slabs with at least two
     of them are taken.
@@ -61,6 +64,9 @@ class TrainingSlabs:
         record = self.records[index]
         rng = generator(self.seed, Stream.AUGMENT, number)
         starts = self._starts(record)
+        as_inference = np.intersect1d(starts, slab_starts(self.cache.depth(record)))
+        if len(as_inference) and rng.random() < 0.5:
+            starts = as_inference
         start = int(starts[rng.integers(len(starts))])
         image = self.cache.slices(record, start, start + SLAB)
         labels = self.cache.labels(record, start, start + SLAB) if self.labelled else None

@@ -110,6 +110,10 @@ def test_training_slabs_start_anywhere_and_validation_slabs_cover_all(cache, tmp
     slabs = TrainingSlabs(cache, [record], 0, AugmentConfig())
     starts = {slabs[n]["start"] for n in range(200)}
     assert starts == set(range(15))
+    drawn = [slabs[n]["start"] for n in range(400)]
+    # Both ends are slabs of inference too, of which there are three: half of a third, half of a 15th; five deviations.
+    for end in (0, 14):
+        assert abs(drawn.count(end) / 400 - (0.5 / 3 + 0.5 / 15)) < 5 * (0.2 * 0.8 / 400) ** 0.5
     fixed = covering_slabs(cache, [record])
     assert {k for _, start in fixed for k in range(start, start + 16)} == set(range(30))
     sample = FixedSlabs(cache, fixed)[1]
