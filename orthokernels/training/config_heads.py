@@ -66,6 +66,8 @@ class DiagnoseConfig(Section):
             published, or the encoder that was fine-tuned for "segmentation" before.
         pooling: of the feature map, under its published name.
         pooling_heads: attention heads of "selfattn".
+        grid: cells of "grid" along height and width; ``grid_kept`` numbers are kept for each label. It is not
+            published, and reads frozen features alone.
         points: timestep and block by plane, where they are not the weights' own.
         probe: stage I on frozen features.
         finetune: stage I with the encoder, which learns at ``encoder_rate`` times the head's rate, its
@@ -83,8 +85,10 @@ class DiagnoseConfig(Section):
     data: DataConfig = DataConfig()
     encoder: Literal["probe", "finetune"] = "probe"
     start: Literal["denoiser", "segmentation"] = "denoiser"
-    pooling: Literal["selfattn", "local", "none"] = "selfattn"
+    pooling: Literal["selfattn", "local", "none", "grid"] = "selfattn"
     pooling_heads: Positive = 16
+    grid: tuple[Positive, Positive] = (8, 8)
+    grid_kept: Positive = 16
     points: dict[Plane, FeaturePoint] = Field(default_factory=dict)
     probe: HeadConfig = HeadConfig()
     finetune: HeadConfig = HeadConfig(epochs=5)

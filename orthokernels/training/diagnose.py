@@ -31,6 +31,7 @@ from orthokernels.training.patient_table import late_fusion_arguments, read_pati
 from orthokernels.training.probe import (
     new_classifier,
     pooling_arguments,
+    train_grid_probe,
     train_probe,
     vectors_of,
 )
@@ -127,6 +128,11 @@ def _train_plane(
     point = config.points.get(plane, settings.point(joint, plane))  # type: ignore[call-overload]
     channels = map_of(unet, point.block)[0]
     arguments = pooling_arguments(config.pooling, channels, config.pooling_heads)
+    if config.pooling == "grid":
+        if config.encoder == "finetune":
+            raise InputError("pooling = grid reads frozen features. Set encoder=probe, or another pooling.")
+        # The other side's coronal and axial views are mirrored; its sagittal slices come in the opposite order.
+        arguments = {"channels": channels, "cells": list(config.grid), "mirror": plane != "sagittal"}
     truth, weight = truth_and_weight(selection.train)
     seed = config.seed + PLANES.index(plane)
     origin |= {"timestep": str(point.timestep), "block": point.block, "stage": config.encoder}
@@ -157,7 +163,11 @@ def _train_plane(
             for records in (selection.train, selection.validate)
         )  # fmt: skip
     assert train is not None
-    if config.encoder == "probe":
+    if config.pooling == "grid":
+        arguments["kept"] = config.grid_kept
+        classifier = train_grid_probe(train, truth, weight, arguments, config.probe, seed=seed)
+        arguments["kept"] = classifier.pooling.out_channels
+    elif config.encoder == "probe":
         try:
             classifier = train_probe(
                 train, truth, weight, config.pooling, config.pooling_heads, config.probe, seed=seed
