@@ -20,8 +20,8 @@ SMALL = [
     "pretrain.network.base_channels=8", "pretrain.network.groups=4", "pretrain.network.channel_mults=[1,2]",
     "pretrain.network.attention_rates=[2]", "pretrain.optimiser.warmup=0",
     "segment.loop.steps=2", "segment.loop.batch=1", "segment.data.workers=0", "segment.optimiser.warmup=0",
-    "diagnose.knee.finetune.epochs=1", "diagnose.knee.data.workers=0", "diagnose.knee.fusion.out_width=8",
-    "diagnose.ankle.finetune.epochs=1", "diagnose.ankle.data.workers=0", "segment.head_channels=[8,8]",
+    "diagnose.knee.probe.epochs=2", "diagnose.knee.data.workers=0", "diagnose.knee.fusion.out_width=8",
+    "diagnose.ankle.probe.epochs=2", "diagnose.ankle.data.workers=0", "segment.head_channels=[8,8]",
 ]  # fmt: skip
 
 

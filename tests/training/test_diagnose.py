@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.pooling import GridPool
 from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_settings, load_weights, save_encoder
 from orthokernels.tasks import LABELS, PLANES
@@ -17,7 +18,13 @@ from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, Hea
 from orthokernels.training.diagnose import diagnose, truth_and_weight
 from orthokernels.training.features import SlabMaps
 from orthokernels.training.metrics import auroc
-from orthokernels.training.probe import new_classifier, train_probe, vectors_of
+from orthokernels.training.probe import (
+    chosen_numbers,
+    new_classifier,
+    train_grid_probe,
+    train_probe,
+    vectors_of,
+)
 from orthokernels.training.records import read_records
 from orthokernels.training.weights_folder import load_denoiser
 from tests.training.toy import data_settings, write_studies, write_weights
@@ -58,6 +65,55 @@ def test_probe_learns_with_every_pooling_and_folding_changes_no_logit(pooling):
     logits = trained.head(vectors_of(trained, own)).detach().numpy()
     assert np.mean([auroc(truth[:, n].numpy(), logits[:, n]) for n in range(2)]) > 0.95
     assert trained.scale is None
+
+
+def test_a_grid_probe_finds_the_cell_that_follows_the_label():
+    draw = torch.Generator().manual_seed(0)
+    truth = (torch.rand(80, 2, generator=draw) < 0.4).float()
+    maps = torch.randn(80, 3, 2, 8, 8, generator=draw)
+    maps[:, 1, 0, 5, 2] += 6 * truth[:, 0]  # one bright voxel: in a maximum of its cell, hardly in any mean over all
+    maps[:, 2, :, :2, :2] += 1.5 * truth[:, 1, None, None, None]
+    own = SlabMaps.of([m[None].half().numpy() for m in maps])
+    arguments = {"channels": 3, "cells": (4, 4), "kept": 2}
+    trained = train_grid_probe(own, truth, torch.ones(80), arguments, QUICK, seed=0)
+    mean, largest = 2 * 16, 3 * 16 + 1 * 16 + 2 * 4 + 1
+    assert mean in trained.pooling.places
+    assert largest in trained.pooling.places
+    assert trained.pooling.out_channels == 4
+    logits = trained.head(vectors_of(trained, own)).detach().numpy()
+    assert min(auroc(truth[:, n].numpy(), logits[:, n]) for n in range(2)) > 0.95
+
+
+def test_a_mirrored_view_gives_the_same_grid():
+    x = torch.randn(2, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    pooling = GridPool(3, cells=(4, 4), kept=20, mirror=True)
+    torch.testing.assert_close(pooling(x), pooling(x.flip(-1)), rtol=0, atol=1e-6)  # means are summed in another order
+    assert not torch.allclose(*(GridPool(3, cells=(4, 4), kept=20)(each) for each in (x, x.flip(-1))))
+
+
+def test_columns_are_chosen_without_repetition_and_fill_up():
+    numbers = torch.zeros(40, 5, dtype=torch.float64)
+    truth = torch.zeros(40, 2)
+    truth[::2] = 1
+    numbers[:, 3] = truth[:, 0] + 0.01 * torch.arange(40) % 3
+    numbers[:, 1] = truth[:, 0] + 0.5 * (torch.arange(40) % 3)
+    assert chosen_numbers(numbers, truth, 1).tolist() == [1, 3]  # both labels want 3; 1 is next
+    truth[:, 1] = float("nan")
+    assert 3 in chosen_numbers(numbers, truth, 1)
+
+
+def test_grid_heads_land_in_the_folder_and_read_frozen_features_alone(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    settings = config(cache, pooling="grid", grid=(4, 4), grid_kept=4)
+    report = diagnose(studies, weights, weights, settings)
+    assert report["fusion"][report["kept_fusion"]]["macro_auroc"] > 0.7
+    loaded = load_weights(str(weights), "ankle")
+    for plane, own in loaded.planes.items():
+        assert isinstance(own.pooling, GridPool)
+        assert own.pooling.mirror == (plane != "sagittal")
+        assert own.pooling.out_channels == 16
+    with pytest.raises(InputError, match="pooling = grid reads frozen features"):
+        diagnose(studies, weights, weights, config(cache, pooling="grid", encoder="finetune"))
 
 
 def test_series_of_a_study_share_its_weight(studies):
