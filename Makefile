@@ -12,7 +12,7 @@ JOBS ?= 2
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
 	$(BIN)/orthokernels phantom --seed 0 --out $(DEMO)/study
-	$(BIN)/orthokernels run $(DEMO)/study --out $(DEMO)/result --weights random:0
+	$(BIN)/orthokernels run $(DEMO)/study --out $(DEMO)/result
 
 test: $(VENV)/installed lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

@@ -73,8 +73,12 @@ def run(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders with one study: DICOM, NIfTI, or both.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; it must be new or empty.")],
     weights: Annotated[
-        str, typer.Option(help="'published' (fetched before), a weights folder, or random:SEED (untrained).")
-    ] = "published",
+        str,
+        typer.Option(
+            help="'demo' (in the package, trained on digital joints), 'published' (fetched before), a weights folder, "
+            "or random:SEED (untrained)."
+        ),
+    ] = "demo",
     planes: Annotated[str, typer.Option(help="Planes to run, separated by commas.")] = ",".join(tasks.PLANES),
     preparation: Annotated[
         str, typer.Option(help="'full' covers every slice; 'published' the centre 16, as the publication does.")

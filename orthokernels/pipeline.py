@@ -68,7 +68,7 @@ def run(
     paths: Sequence[Path | str] | Path | str,
     out: Path | str | None = None,
     *,
-    weights: str | Weights = "published",
+    weights: str | Weights = "demo",
     planes: Sequence[str] = tasks.PLANES,
     preparation: Mode = "full",
     joint: str = "knee",
@@ -83,7 +83,8 @@ def run(
     Args:
         paths: files and folders with the study, DICOM or NIfTI.
         out: folder for label maps, findings, pictures and report; nothing is written where it is None.
-        weights: "published" (fetched before), a weights folder, "random:SEED" (untrained), or loaded weights.
+        weights: "demo" (in the package, trained on digital joints alone), "published" (fetched before), a weights
+            folder, "random:SEED" (untrained), or loaded weights.
         planes: which planes to run; those that the study lacks are skipped.
         preparation: "full" covers every slice, "published" the centre 16 as the publication does.
         joint: "knee", "ankle" or "shoulder": which labels are scored.

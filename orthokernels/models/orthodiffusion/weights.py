@@ -173,7 +173,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANES) -> Weights:
-    """Weights by name: "random:SEED", "published" (fetched before), or a folder.
+    """Weights by name: "demo" (in the package), "published" (fetched before), "random:SEED", or a folder.
 
     Raises:
         InputError: unknown name, missing or damaged file, or a file that does not fit its card.
@@ -185,14 +185,13 @@ def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANE
         if not seed.isdecimal():
             raise InputError(f"--weights {name}: the seed must be a whole number, as in random:0.")
         return random_weights(int(seed), joint, planes)
-    folder = published_folder() if name == "published" else Path(name)
+    folder = {"demo": demo_folder(), "published": published_folder()}.get(name, Path(name))
     if name == "published" and not folder.is_dir():
-        raise InputError(
-            "There are no weights yet. Fetch the published ones with 'orthokernels weights fetch', or run untrained "
-            "with --weights random:0."
-        )
+        raise InputError("The published weights are not here yet. Fetch them with 'orthokernels weights fetch'.")
     if not folder.is_dir():
-        raise InputError(f"--weights {name}: no such folder. Give a weights folder, 'published' or random:SEED.")
+        raise InputError(
+            f"--weights {name}: no such folder. Give a weights folder, 'demo', 'published' or random:SEED."
+        )
     return _load_folder(folder, name, joint, planes)
 
 
@@ -376,6 +375,11 @@ def save_state(state: dict[str, Tensor], path: Path, kind: str, **facts: Any) ->
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror or error}). Choose another place.") from error
     return card
+
+
+def demo_folder() -> Path:
+    """Where the package keeps its demo weights, trained on digital joints; its README.md is their card."""
+    return Path(__file__).parents[1] / "demo"
 
 
 def published_folder() -> Path:
