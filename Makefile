@@ -11,7 +11,7 @@ JOBS ?= 2
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
-	$(BIN)/orthokernels phantom --seed 0 --out $(DEMO)/study
+	$(BIN)/orthokernels phantom --seed 2000000 --out $(DEMO)/study
 	$(BIN)/orthokernels run $(DEMO)/study --out $(DEMO)/result
 
 test: $(VENV)/installed lint types

@@ -162,6 +162,8 @@ def _print_result(result: StudyResult, out: Path) -> None:
         console.print(f"{len(result.left_out)} files or volumes were left out; the report says why.")
     if result.untrained:
         console.print(f"[bold yellow]{result.untrained}[/]")
+    if result.model.notice:
+        console.print(f"[bold yellow]{_plain(result.model.notice)}[/]")
     console.print(tasks.RESEARCH_NOTICE)
     console.print(_plain(f"Report: {out / 'report.html'}"), soft_wrap=True)
 
