@@ -1,10 +1,15 @@
-"""Where tests find the real images, which are not in the repository."""
+"""Where tests find the real images, which are not in the repository; and how kernels run in them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Kernels are interpreted, on the CPU. Triton reads this when it is first imported, and torch imports it too, so it stands
+# before everything else.
+os.environ["TRITON_INTERPRET"] = "1"
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

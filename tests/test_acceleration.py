@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from orthokernels.acceleration import accelerate, restore
 from orthokernels.models.orthodiffusion import UNet
-
-os.environ["TRITON_INTERPRET"] = "1"  # read once, when a kernel is defined
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
