@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Kernels are interpreted, on the CPU. Triton reads this when it is first imported, and torch imports it too, so it stands
-# before everything else.
+# Kernels are interpreted, on the CPU. Triton reads this when it is first imported, and torch imports it too, so it
+# stands before everything else.
 os.environ["TRITON_INTERPRET"] = "1"
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
