@@ -9,6 +9,8 @@ from torch import nn
 from orthokernels.models.orthodiffusion.pooling import POOLINGS, GlobalAveragePool, GlobalLocalPool, SelfAttentionPool
 from tests.models.golden import fill, wave
 
+PUBLISHED = ("local", "none", "selfattn")  # the grid, which is ours, knows where a voxel was
+
 # Float64 sums of at most 256 terms of size 1, a few of them in a row.
 ROUNDING = 1000 * 2**-52
 
@@ -24,7 +26,7 @@ def test_width_of_the_vector_is_the_stated_one(name, x):
     assert pool(x).shape == (2, pool.out_channels)
 
 
-@pytest.mark.parametrize("name", sorted(POOLINGS))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_vector_does_not_know_where_a_voxel_was(name, x):
     pool = fill(POOLINGS[name](32)).double()
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
@@ -32,7 +34,7 @@ def test_vector_does_not_know_where_a_voxel_was(name, x):
     torch.testing.assert_close(pool(shuffled), pool(x), rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", sorted(POOLINGS))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_vector_begins_with_the_mean_over_voxels(name, x):
     mean = x.mean(dim=(2, 3, 4))
     torch.testing.assert_close(fill(POOLINGS[name](32)).double()(x)[:, :32], mean, rtol=0, atol=ROUNDING)
