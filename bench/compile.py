@@ -120,8 +120,11 @@ def _ptxas(ptx: str, target: int) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx)
-        command = [assembler.path, "-v", f"--gpu-name={architecture[1]}", str(file), "-o", os.devnull]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        command = [assembler.path, "-v", f"--gpu-name={architecture[1]}", str(file), "-o", str(Path(folder, "cubin"))]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ptxas ended with {done.returncode}: {done.stderr.strip()}")
+    told = done.stderr
     registers = max(int(found) for found in re.findall(r"Used (\d+) registers", told))
     spilled = sum(int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", told))
     return registers, spilled
