@@ -73,7 +73,7 @@ def accelerate(
     Args:
         model: on the device that it will run on, since kernels are chosen for it. Call again after moving it.
         ops: "auto" for all that a kernel computes there, or names of ``OPS``.
-        memory_format: that parameters are brought into; None leaves them.
+        memory_format: that parameters are brought into, where a module was replaced; None leaves them.
         backend: of the ops: "auto", or one by name, which is then called wherever the model runs.
 
     Returns:
@@ -89,8 +89,6 @@ def accelerate(
     restore(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     reasons = {name: can_accelerate(name, backend, device) for name in wanted}
-    if memory_format is not None:
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]
     report = Report()
     inside: list[str] = []  # of blocks that were looked at: their sequences are theirs
     for name, module in list(model.named_modules()):
@@ -107,6 +105,8 @@ def accelerate(
         else:
             module.__class__ = _subclass(type(module), rule.method, rule.forward, backend)  # type: ignore[arg-type]
             report.rows.append(Row(name, kind, tuple(served)))
+    if memory_format is not None and report.replaced:
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
     return report
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,14 +106,21 @@ def choose(op: str, backend: str, x: Tensor) -> Any:
     """
     if backend == "auto":
         for name in _COMPUTE[op]:
-            if _unable(op, name, x, explicit=False) is None:
+            reason = _unable(op, name, x, explicit=False)
+            if reason is None:
                 return import_module(f"orthokernels.backends.{name}.{op}")
+            _tell_once(op, name, reason)
         return import_module(f"orthokernels.backends.torch.{op}")
     if backend not in (*_COMPUTE[op], "torch"):
         raise ValueError(f"backend: {backend!r}; {op} has auto, torch, {', '.join(_COMPUTE[op])}.")
     if backend != "torch" and (reason := _unable(op, backend, x, explicit=True)):
         raise BackendUnavailable(f"backend: {backend!r} can not compute {op} here: {reason}.")
     return import_module(f"orthokernels.backends.{backend}.{op}")
+
+
+@functools.cache
+def _tell_once(op: str, backend: str, reason: str) -> None:
+    logging.getLogger("orthokernels").info("%s runs in plain PyTorch, not in %s: %s.", op, backend, reason)
 
 
 def can_accelerate(op: str, backend: str, device: torch.device) -> str:

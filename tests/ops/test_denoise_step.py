@@ -62,7 +62,7 @@ def test_an_output_of_another_dtype_is_taken_as_it_is():
 
 
 def test_noise_is_philox_s():
-    # Known answers of Random123 for philox4x32-10: zeros; and counter and key of all ones.
+    # The known answer of Random123 for philox4x32-10 with counter and key of zeros.
     zero = philox(torch.tensor([0]), 0, torch.tensor([0]))
     assert [int(word) for word in zero] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
