@@ -164,7 +164,7 @@ def _outputs(
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     moments = torch.float64 if x.dtype == torch.float64 else torch.float32
     mean, rstd = (x.new_empty((x.shape[0], groups), dtype=moments) for _ in range(2))
-    return empty_volume(x, channels), mean, rstd
+    return empty_volume(x, channels=channels), mean, rstd
 
 
 @torch.library.register_fake(f"orthokernels::{NAME}_backward")
@@ -178,8 +178,8 @@ def _gradients(
         x.new_empty(shape, dtype=mean.dtype if like is None else like.dtype)
         for shape, like in zip(shapes, (weight, bias, shift, scale_shift), strict=True)
     ]
-    dskip = x.new_empty(0) if skip is None else empty_volume(x, skip.shape[1])
-    return empty_volume(x, x.shape[1]), dskip, *small
+    dskip = x.new_empty(0) if skip is None else empty_volume(x, channels=skip.shape[1])
+    return empty_volume(x), dskip, *small
 
 
 @torch.library.impl(f"orthokernels::{NAME}", "default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -19,8 +20,12 @@ def conform(x: Tensor, layout: Layout) -> Tensor:
     return x.contiguous() if layout == "channels_first" else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def empty_volume(x: Tensor, channels: int) -> Tensor:
-    """A new volume like x in dtype, device and layout, with so many channels."""
-    if layout_of(x) == "channels_first":
-        return x.new_empty((x.shape[0], channels, *x.shape[2:]))
-    return x.new_empty((x.shape[0], *x.shape[2:], channels)).movedim(-1, 1)
+def empty_volume(
+    x: Tensor, *, channels: int | None = None, sides: Sequence[int] | None = None, layout: Layout | None = None
+) -> Tensor:
+    """A new volume like x in batch, dtype and device, and in what is not given."""
+    channels = x.shape[1] if channels is None else channels
+    sides = x.shape[2:] if sides is None else sides
+    if (layout or layout_of(x)) == "channels_first":
+        return x.new_empty((x.shape[0], channels, *sides))
+    return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.plane_fusion import mixed
-from orthokernels.ops.layout import conform, layout_of
+from orthokernels.ops.layout import conform, empty_volume, layout_of
 
 NAME = "plane_fusion"
 PLANES = 3
@@ -148,12 +148,6 @@ torch.library.define(
 )
 
 
-def _new(like: Tensor, sides: Sequence[int], layout: str) -> Tensor:
-    if layout == "channels_first":
-        return like.new_empty((*like.shape[:2], *sides))
-    return like.new_empty((like.shape[0], *sides, like.shape[1])).movedim(-1, 1)
-
-
 def _first(*volumes: Tensor | None) -> Tensor:
     return next(volume for volume in volumes if volume is not None)
 
@@ -165,7 +159,7 @@ def _outputs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     first = _first(a, b, c)
     sums = torch.promote_types(first.dtype, torch.float32)
-    return _new(first, gates.shape[3:], layout_of(first)), gates.new_empty(gates.shape, dtype=sums)
+    return empty_volume(first, sides=gates.shape[3:]), gates.new_empty(gates.shape, dtype=sums)
 
 
 @torch.library.register_fake(f"orthokernels::{NAME}_backward")
@@ -174,7 +168,7 @@ def _gradients(
     to_plane: Tensor, to_result: Tensor, boxes: Sequence[int], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     layout = layout_of(_first(a, b, c))
-    own = [dout.new_empty(0) if v is None else _new(v, v.shape[2:], layout) for v in (a, b, c)]
+    own = [dout.new_empty(0) if v is None else empty_volume(v, layout=layout) for v in (a, b, c)]
     return *own, gates.new_empty(gates.shape)
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
-from orthokernels.ops.layout import conform, layout_of
+from orthokernels.ops.layout import conform, empty_volume, layout_of
 
 NAME = "upsample2x_trilinear"
 
@@ -57,13 +57,6 @@ def bytes_moved(x: Tensor) -> int:
     return 9 * x.numel() * x.element_size()
 
 
-def _resized(x: Tensor, sides: list[int]) -> Tensor:
-    """A new volume like x with other sides."""
-    if layout_of(x) == "channels_first":
-        return x.new_empty((*x.shape[:2], *sides))
-    return x.new_empty((x.shape[0], *sides, x.shape[1])).movedim(-1, 1)
-
-
 torch.library.define(f"orthokernels::{NAME}", "(Tensor x, str backend) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 torch.library.define(
     f"orthokernels::{NAME}_backward", "(Tensor dy, str backend) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
@@ -72,12 +65,12 @@ torch.library.define(
 
 @torch.library.register_fake(f"orthokernels::{NAME}")
 def _larger(x: Tensor, backend: str) -> Tensor:
-    return _resized(x, [2 * side for side in x.shape[2:]])
+    return empty_volume(x, sides=[2 * side for side in x.shape[2:]])
 
 
 @torch.library.register_fake(f"orthokernels::{NAME}_backward")
 def _smaller(dy: Tensor, backend: str) -> Tensor:
-    return _resized(dy, [side // 2 for side in dy.shape[2:]])
+    return empty_volume(dy, sides=[side // 2 for side in dy.shape[2:]])
 
 
 @torch.library.impl(f"orthokernels::{NAME}", "default")

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.volumes import wrong_dtype
 
 _AT_ONCE = 256
 _ROWS = 32
@@ -205,11 +206,9 @@ def _width(d: int) -> int:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take tokens, or None."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"its kernels take float32, float16 and bfloat16, not {x.dtype}"
     if x.ndim == 4 and x.shape[-1] > 256:
         return f"its kernels take heads of up to 256 channels, not {x.shape[-1]}"
-    return None
+    return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:

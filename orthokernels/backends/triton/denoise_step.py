@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.volumes import wrong_dtype
 
 _BLOCK = 1024
 _WARPS = 4
@@ -92,9 +92,7 @@ def forward(
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernel can not take a volume, or None."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"its kernel takes float32, float16 and bfloat16, not {x.dtype}"
-    return None
+    return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:

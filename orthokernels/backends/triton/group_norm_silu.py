@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.volumes import wrong_dtype
 
 _TILE = 2048  # elements of a tile, 16 a thread
 _WARPS = 4
@@ -405,9 +406,7 @@ def processors(device: torch.device) -> int:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take a volume, or None."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"its kernels take float32, float16 and bfloat16, not {x.dtype}"
-    return None
+    return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:

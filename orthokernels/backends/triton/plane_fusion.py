@@ -13,23 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.volumes import offset, wrong_dtype
 
 _TILE = 256  # elements of a tile, two a thread: the corners of three planes take registers
 _WARPS = 4
-
-
-@triton.jit
-def _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST: tl.constexpr):
-    """Where channels of voxels are, 64 bits wide: d, h, w are [BV, 1], o_c is [1, BC]."""
-    if CHANNELS_LAST:
-        return (((i_n.to(tl.int64) * D + d) * H + h) * W + w) * C + o_c
-    return (((i_n.to(tl.int64) * C + o_c) * D + d) * H + h) * W + w
 
 
 @triton.jit
@@ -71,7 +63,7 @@ def _sample(p, p_matrix, i_n, o_c, d, h, w, C, D, H, W, mask, CHANNELS_LAST: tl.
     for corner in tl.static_range(8):
         i, j, k = corner // 4, corner // 2 % 2, corner % 2
         share = (fx if i == 1 else 1 - fx) * (fy if j == 1 else 1 - fy) * (fz if k == 1 else 1 - fz)
-        place = _offset(
+        place = offset(
             i_n, o_c, tl.minimum(x0 + i, D - 1), tl.minimum(y0 + j, H - 1), tl.minimum(z0 + k, W - 1), C, D, H, W,
             CHANNELS_LAST,
         )  # fmt: skip
@@ -118,7 +110,7 @@ def _forward(
     total = tl.where(total == 0.0, 1.0, total)
     wa, wb, wc = wa / total, wb / total, wc / total
     out = wa * a + wb * b + wc * c
-    tl.store(p_out + _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST), out.to(p_out.dtype.element_ty), mask)
+    tl.store(p_out + offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST), out.to(p_out.dtype.element_ty), mask)
     if tl.program_id(1) == 0:
         place = p_weights + (i_n.to(tl.int64) * 3 * groups + i_g) * voxels + o_v
         step = tl.cast(groups, tl.int64) * voxels
@@ -141,7 +133,7 @@ def _gate_gradients(
         o_w = (start + tl.arange(0, BC))[None, :]
         o_c = i_g * width + o_w
         mask = (o_v < voxels) & (o_w < width)
-        dout = tl.load(p_dout + _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST), mask, other=0.0).to(tl.float32)
+        dout = tl.load(p_dout + offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST), mask, other=0.0).to(tl.float32)
         if A:
             value, _ = _sample(p_a, p_matrices, i_n, o_c, d, h, w, C, aD, aH, aW, mask, CHANNELS_LAST)
             ua += tl.sum(value * dout, 1)[:, None]
@@ -195,9 +187,9 @@ def _volume_gradient(
                 a, b, c = _place(p_matrix, d, h, w)
                 share = _share(a, v0, pD) * _share(b, v1, pH) * _share(c, v2, pW)
                 weight = tl.load(p_w + (d.to(tl.int64) * H + h) * W + w, there, other=0.0)
-                place = p_dout + _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST)
+                place = p_dout + offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST)
                 total += share * weight * tl.load(place, there & mask, other=0.0).to(tl.float32)
-    place = p_gradient + _offset(i_n, o_c, v0, v1, v2, C, pD, pH, pW, CHANNELS_LAST)
+    place = p_gradient + offset(i_n, o_c, v0, v1, v2, C, pD, pH, pW, CHANNELS_LAST)
     tl.store(place, total.to(p_gradient.dtype.element_ty), mask)
 
 
@@ -273,9 +265,7 @@ def _voxels(x: Tensor) -> int:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take a volume, or None."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"its kernels take float32, float16 and bfloat16, not {x.dtype}"
-    return None
+    return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:

@@ -16,23 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.volumes import offset, wrong_dtype
 
 _TILE = 512  # elements of a tile: 4 a thread, whose 8 sums and 9 neighbours stay in registers
 _WARPS = 4
-
-
-@triton.jit
-def _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST: tl.constexpr):
-    """Where a voxel's channels are, 64 bits wide: d, h, w are [BV, 1], o_c is [1, BC]."""
-    if CHANNELS_LAST:
-        return (((i_n.to(tl.int64) * D + d) * H + h) * W + w) * C + o_c
-    return (((i_n.to(tl.int64) * C + o_c) * D + d) * H + h) * W + w
 
 
 @triton.jit
@@ -91,7 +83,7 @@ def _rows(p_x, i_n, o_c, d, h, w, C, D, H, W, mask, CHANNELS_LAST: tl.constexpr,
 
 @triton.jit
 def _load(p_x, i_n, o_c, d, h, w, C, D, H, W, mask, CHANNELS_LAST: tl.constexpr):
-    return tl.load(p_x + _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST), mask, other=0.0).to(tl.float32)
+    return tl.load(p_x + offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST), mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -101,7 +93,7 @@ def _store_pair(
 ):  # fmt: skip
     """The two outputs along the width, of the large volume's row (d, h)."""
     even, odd = even.to(p_y.dtype.element_ty), odd.to(p_y.dtype.element_ty)
-    place = p_y + _offset(i_n, o_c, d, h, 2 * w, C, 2 * D, 2 * H, 2 * W, CHANNELS_LAST)  # [BV, BC]
+    place = p_y + offset(i_n, o_c, d, h, 2 * w, C, 2 * D, 2 * H, 2 * W, CHANNELS_LAST)  # [BV, BC]
     if CHANNELS_LAST:
         tl.store(place, even, mask)
         tl.store(place + C, odd, mask)
@@ -131,7 +123,7 @@ def _backward(p_dy, p_dx, C, D, H, W, CHANNELS_LAST: tl.constexpr, BV: tl.conste
                 of_row += (0.75 if k == 1 or k == 2 else 0.25) * dy
             of_plane += (0.75 if j == 1 or j == 2 else 0.25) * of_row
         total += (0.75 if i == 1 or i == 2 else 0.25) * of_plane
-    place = p_dx + _offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST)
+    place = p_dx + offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST)
     tl.store(place, total.to(p_dx.dtype.element_ty), mask)
 
 
@@ -164,9 +156,7 @@ def tile_of(C: int, voxels: int, channels_last: bool) -> dict[str, int]:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take a volume, or None."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"its kernels take float32, float16 and bfloat16, not {x.dtype}"
-    return None
+    return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:
