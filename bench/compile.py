@@ -111,16 +111,21 @@ def _short(value: Any) -> str:
 
 def _ptxas(ptx: str, target: int) -> tuple[int, int]:
     """Registers a thread and bytes spilled, as the assembler reports them."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas  # Triton packs several, and which reads what changes
 
-    tools: Any = knobs.nvidia
-    assembler = tools.ptxas_blackwell if target >= 100 else tools.ptxas
     architecture = re.search(r"\.target (sm_\w+)", ptx)
     assert architecture is not None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx)
-        command = [assembler.path, "-v", f"--gpu-name={architecture[1]}", str(file), "-o", str(Path(folder, "cubin"))]
+        command = [
+            get_ptxas(target).path,
+            "-v",
+            f"--gpu-name={architecture[1]}",
+            str(file),
+            "-o",
+            str(Path(folder, "cubin")),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"ptxas ended with {done.returncode}: {done.stderr.strip()}")
