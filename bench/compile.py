@@ -1,19 +1,19 @@
 """Every Triton kernel compiled for GPUs that are not there: registers, spilled bytes, shared memory.
 
-Triton's compiler takes an explicit target, and its own ptxas says what the machine code needs. A kernel that spills, or
-that wants more shared memory than the target's multiprocessor has, fails.
+Triton's compiler takes an explicit target, and its assembler tells what the machine code needs, with the options that
+a launch would give it. A kernel that spills, or that wants more shared memory than the target's multiprocessor has,
+fails.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -87,13 +87,18 @@ def _cell(row: Compiled) -> str:
 
 def compile_one(configuration: Any, target: int) -> Compiled:
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, constants = configuration.signature(), configuration.constants()
     source = ASTSource(configuration.kernel, signature, constants, configuration.divisible())
-    made = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": configuration.warps})
-    registers, spilled = _ptxas(made.asm["ptx"], target)
+    log = io.StringIO()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), redirect_stdout(log):
+        knobs.compilation.always_compile = True  # what is taken from the cache is not assembled, and tells nothing
+        knobs.nvidia.dump_ptxas_log = True
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": configuration.warps})
+    registers, spilled = _resources(log.getvalue())
     return Compiled(
         configuration.op, configuration.name, _first_pointer(signature),
         " ".join(f"{name}={_short(value)}" for name, value in constants.items()), target, registers, spilled,
@@ -109,27 +114,9 @@ def _short(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool | int) else str(value)
 
 
-def _ptxas(ptx: str, target: int) -> tuple[int, int]:
-    """Registers a thread and bytes spilled, as the assembler reports them."""
-    from triton.backends.nvidia.compiler import get_ptxas  # Triton packs several, and which reads what changes
-
-    architecture = re.search(r"\.target (sm_\w+)", ptx)
-    assert architecture is not None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.ptx")
-        file.write_text(ptx)
-        command = [
-            get_ptxas(target).path,
-            "-v",
-            f"--gpu-name={architecture[1]}",
-            str(file),
-            "-o",
-            str(Path(folder, "cubin")),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"ptxas ended with {done.returncode}: {done.stderr.strip()}")
-    told = done.stderr
-    registers = max(int(found) for found in re.findall(r"Used (\d+) registers", told))
-    spilled = sum(int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", told))
-    return registers, spilled
+def _resources(log: str) -> tuple[int, int]:
+    """Registers a thread and bytes spilled, as the assembler told."""
+    registers = [int(found) for found in re.findall(r"Used (\d+) registers", log)]
+    if not registers:
+        raise RuntimeError(f"Triton's assembler told nothing of registers: {log.strip() or 'an empty log'}")
+    return max(registers), sum(int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))

@@ -20,8 +20,6 @@ from orthokernels.backends.triton.configuration import Configuration
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _AT_ONCE = 256
-_ROWS = 32
-_WARPS = 4
 
 
 @triton.jit
@@ -168,7 +166,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, looked_a
     if T <= _AT_ONCE:
         _whole[(N * heads,)](
             q, k, v, out, looked_at, log_sum, *strides, heads, T, d, scale,
-            BQ=_ROWS, BK=max(16, triton.next_power_of_2(T)), BD=_width(d), num_warps=_WARPS,
+            BK=max(16, triton.next_power_of_2(T)), BD=_width(d), **_whole_cut(q.dtype == torch.float32),
         )  # fmt: skip
         return
     tile, warps = tile_of(d, q.dtype == torch.float32)
@@ -193,10 +191,15 @@ def tile_of(d: int, single: bool) -> tuple[dict[str, int], int]:
     """Sides of a tile and warps, the largest at which nothing is spilled; single precision has no matrix units."""
     width = _width(d)
     if single:
-        rows, keys, warps = (32, 32, 8) if width <= 64 else (16, 32, 8)
+        rows, keys, warps = (32, 32, 8) if width <= 64 else (16, 16, 8)
     else:
         rows, keys, warps = (32, 64, 4) if width <= 128 else (32, 32, 8)
     return {"BQ": rows, "BK": keys, "BD": width}, warps
+
+
+def _whole_cut(single: bool) -> dict[str, int]:
+    """Queries at once, and warps, where a program has all keys."""
+    return {"BQ": 16, "num_warps": 8} if single else {"BQ": 32, "num_warps": 4}
 
 
 def _width(d: int) -> int:
@@ -206,16 +209,18 @@ def _width(d: int) -> int:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take tokens, or None."""
-    if x.ndim == 4 and x.shape[-1] > 256:
-        return f"its kernels take heads of up to 256 channels, not {x.shape[-1]}"
+    most = 128 if x.dtype == torch.float32 else 256  # a wider head's keys don't fit into the registers
+    if x.ndim == 4 and x.shape[-1] > most:
+        return f"its kernels take heads of up to {most} channels in {x.dtype}, not {x.shape[-1]}"
     return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:
-    """The published pooling (16 heads of 16 channels, 256 tokens), and 4,096 tokens with heads of 64 and of 256."""
+    """The published pooling (16 heads of 16 channels, 256 tokens), and 4,096 tokens with heads of 64 and the widest."""
     several = (_rows, _columns, _row_gradients, _column_gradients)
     for pointer in ("*fp32", "*bf16"):
-        for d, T, kernels in ((16, 256, (_whole,)), (64, 4096, several), (256, 4096, several)):
+        widest = 128 if pointer == "*fp32" else 256
+        for d, T, kernels in ((16, 256, (_whole,)), (64, 4096, several), (widest, 4096, several)):
             tile, warps = tile_of(d, pointer == "*fp32")
             strides = {"n": 16 * T * d, "h": d, "t": 16 * d, "d": 1}
             named: dict[str, object] = {
@@ -224,8 +229,9 @@ def configurations() -> Iterator[Configuration]:
             named |= dict.fromkeys(("p_looked_at", "p_log_sum", "p_gain", "p_seen", "p_part"), "*fp32")
             named |= {"heads": 16, "T": T, "d": d, "scale": d**-0.5, **tile}
             if kernels == (_whole,):
-                named |= {"BQ": _ROWS, "BK": T}
-                warps = _WARPS
+                cut = _whole_cut(pointer == "*fp32")
+                warps = cut.pop("num_warps")
+                named |= {**cut, "BK": T}
             for kernel in kernels:
                 arguments = {name: named.get(name, pointer) for name in kernel.arg_names}
                 yield Configuration("attention_pool", kernel, arguments, warps)
