@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class InputError(Exception):
     """What was given can not be used. The message says what, where and what to do about it."""
@@ -14,3 +16,9 @@ class MissingExtraError(InputError):
         super().__init__(
             f"{needs} needs {module}, which is not installed. Install it: pip install 'orthokernels[{extra}]'"
         )
+
+
+def need(what: str, module: str, extra: str) -> None:
+    """Raise MissingExtraError unless ``module``, which ``what`` needs and ``extra`` installs, is here."""
+    if find_spec(module) is None:
+        raise MissingExtraError(what, module, extra)

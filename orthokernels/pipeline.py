@@ -2,7 +2,7 @@
 
 Each plane's volume is prepared into slabs; every slab takes one noisy pass through its plane's denoiser; the features
 feed the segmentation head (labels go back to the scanner's grid slab by slab) and the pooling. A volume's pooled vector
-is the mean over its slabs. Planes are fused into findings.
+is made of the mean over its slabs. Planes are fused into findings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orthokernels.data.restore import Restorer
 from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.inference import slab_features, slab_output
+from orthokernels.models.orthodiffusion.inference import series_vector, slab_features, slab_output
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
 from orthokernels.result import (
     Finding,
@@ -214,7 +214,7 @@ def _run_plane(
         if restorer is not None:
             with _timed(seconds, "restore"):
                 restorer.add(logits)
-    own.vector = torch.stack(vectors).mean(dim=0).cpu() if vectors else None
+    own.vector = series_vector(weights, vectors).cpu() if vectors else None
     own.labels = restorer.labels() if restorer is not None else None
     own.labelled_slices = _in_view(prepared.way_back, own.volume)
 

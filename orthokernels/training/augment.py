@@ -9,18 +9,24 @@ from orthokernels.training.series import IGNORED
 
 
 def augment(
-    image: np.ndarray, labels: np.ndarray | None, config: AugmentConfig, rng: np.random.Generator
+    image: np.ndarray,
+    labels: np.ndarray | None,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    around: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Crop, shift, flip and change the contrast of one slab.
 
     Args:
         image: (D, H, W) float32 in [-1, 1].
         labels: (D, H, W) int8, or None; places shifted in from outside are ignored (-1).
+        around: row and column that the crop shall hold (before the shift), or None.
 
     Returns:
         Both, (D, crop, crop) where ``config.crop`` is set. Without any change asked for they are what was given.
     """
-    rows, cols = (_positions(side, config, rng) for side in image.shape[1:])
+    held = around or (None, None)
+    rows, cols = (_positions(side, config, rng, place) for side, place in zip(image.shape[1:], held, strict=True))
     flips = [config.flip and bool(rng.integers(2)) for _ in range(2)]
     rows, cols = (p[::-1] if flip else p for p, flip in zip((rows, cols), flips, strict=True))
     if not (_is_whole(rows, image.shape[1]) and _is_whole(cols, image.shape[2])):
@@ -33,11 +39,14 @@ def augment(
     return _contrast(image, config, rng), labels
 
 
-def _positions(side: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def _positions(side: int, config: AugmentConfig, rng: np.random.Generator, held: int | None) -> np.ndarray:
     """Source index of each output index along one axis; outside [0, side) after a shift."""
     length = min(config.crop or side, side)
     reach = round(config.shift * side)
-    first = int(rng.integers(side - length + 1)) + (int(rng.integers(-reach, reach + 1)) if reach else 0)
+    lowest, highest = 0, side - length
+    if held is not None:
+        lowest, highest = max(lowest, held - length + 1), min(highest, held)
+    first = int(rng.integers(lowest, highest + 1)) + (int(rng.integers(-reach, reach + 1)) if reach else 0)
     return np.arange(first, first + length)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from torch import nn
 
-from orthokernels.errors import MissingExtraError
+from orthokernels.errors import need
 
 
 def unet3d(classes: int) -> nn.Module:
@@ -14,7 +12,7 @@ def unet3d(classes: int) -> nn.Module:
 
     Four levels; sides must be multiples of 8. The depth of 16 allows no more halvings than three.
     """
-    _need()
+    need("The comparison with MONAI", "monai", "train")
     from monai.networks.nets import UNet
 
     return UNet(
@@ -25,12 +23,7 @@ def unet3d(classes: int) -> nn.Module:
 
 def resnet18(labels: int) -> nn.Module:
     """MONAI's 3D ResNet-18: [batch, 1, D, H, W] -> logits [batch, labels]."""
-    _need()
+    need("The comparison with MONAI", "monai", "train")
     from monai.networks.nets import resnet18 as build
 
     return build(spatial_dims=3, n_input_channels=1, num_classes=labels, pretrained=False)
-
-
-def _need() -> None:
-    if find_spec("monai") is None:
-        raise MissingExtraError("The comparison with MONAI", "monai", "train")

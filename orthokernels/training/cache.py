@@ -116,8 +116,7 @@ class PreparedCache:
             raise InputError(f"{error.filename}: can't be read ({error.strerror}).") from error
         if kind == "labels":
             told.append(f"{[number for number, _ in record.masks]} {record.masks_decreasing} {record.masks_mirrored}")
-        digest = hashlib.sha256("\n".join(told).encode()).hexdigest()
-        return self.folder / digest[:2] / f"{digest[2:34]}.{kind}.npy"
+        return entry_path(self.folder, "\n".join(told), kind)
 
     def _read(self, path: Path, kind: str) -> np.ndarray | None:
         """A memory map of an entry; None where it is missing or broken."""
@@ -137,6 +136,12 @@ class PreparedCache:
             labels = prepare_labels(load_labels(record, volume), prepared.way_back)
             write_array(self._path(record, "labels"), labels)
         write_array(self._path(record, "slices"), np.rint(scaled).astype(np.uint16))
+
+
+def entry_path(folder: Path, told: str, kind: str) -> Path:
+    """Where an entry of a cache lies that depends on all of ``told``."""
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    return folder / digest[:2] / f"{digest[2:34]}.{kind}.npy"
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

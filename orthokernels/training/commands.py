@@ -9,13 +9,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthokernels.errors import MissingExtraError
+from orthokernels.errors import need
 
 if TYPE_CHECKING:
     from orthokernels.training.distributed import Processes
@@ -40,8 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 def joined_run(command: str, device: str) -> Iterator[Processes]:
     """This process's part of the run, once everything that training needs is known to be installed."""
     for module in ("torch", "tensorboard", "yaml"):
-        if find_spec(module) is None:
-            raise MissingExtraError(f"orthokernels train {command}", module, "train")
+        need(f"orthokernels train {command}", module, "train")
     from orthokernels.training.distributed import joined
     from orthokernels.training.signals import AskedToStop
 

@@ -66,8 +66,9 @@ class DiagnoseConfig(Section):
             published, or the encoder that was fine-tuned for "segmentation" before.
         pooling: of the feature map, under its published name.
         pooling_heads: attention heads of "selfattn".
-        grid: cells of "grid" along height and width; ``grid_kept`` numbers are kept for each label. It is not
-            published, and reads frozen features alone.
+        grid: cells of "grid" and "structures" along height and width; ``grid_kept`` numbers are kept for each label.
+            "structures" also reads what the segmentation head finds. Neither is published, and both read frozen
+            features alone.
         points: timestep and block by plane, where they are not the weights' own.
         probe: stage I on frozen features.
         finetune: stage I with the encoder, which learns at ``encoder_rate`` times the head's rate, its
@@ -85,7 +86,7 @@ class DiagnoseConfig(Section):
     data: DataConfig = DataConfig()
     encoder: Literal["probe", "finetune"] = "probe"
     start: Literal["denoiser", "segmentation"] = "denoiser"
-    pooling: Literal["selfattn", "local", "none", "grid"] = "selfattn"
+    pooling: Literal["selfattn", "local", "none", "grid", "structures"] = "selfattn"
     pooling_heads: Positive = 16
     grid: tuple[Positive, Positive] = (8, 8)
     grid_kept: Positive = 16
@@ -118,6 +119,10 @@ class SegmentConfig(Section):
         epochs: passes over the training series; ``loop.steps`` counts instead where ``epochs`` is None.
         encoder_rate: rate of encoder and middle as a share of the head's; 0 leaves them as they are.
         cross_entropy: weight of the cross-entropy beside soft Dice.
+        placed: share of the slabs that are placed on a voxel of a structure, drawn evenly from those that a series
+            shows; the others lie at random.
+        whole_share: share of the steps, the last ones, in which nothing is cropped. Small crops teach most in a given
+            time; but a normalisation over a crop sees other means than one over a slice, which the network must meet.
         keep_best: keep the weights of the best validation Dice instead of the last.
         validate_series: at most so many series are validated on.
         half: store tensors as float16.
@@ -132,6 +137,8 @@ class SegmentConfig(Section):
     epochs: Positive | None = 30
     encoder_rate: Share = 0.05
     cross_entropy: Annotated[float, Field(ge=0)] = 0.2
+    placed: Share = 0.0
+    whole_share: Share = 0.0
     optimiser: OptimiserConfig = OptimiserConfig(rate=1e-3, schedule="cosine")
     loop: LoopConfig = LoopConfig(batch=10)
     augment: AugmentConfig = AugmentConfig()

@@ -14,11 +14,11 @@ from orthokernels.models.orthodiffusion.weights import FeaturePoint, load_settin
 from orthokernels.training.baselines import resnet18, unet3d
 from orthokernels.training.config_heads import LabelsConfig, SegmentConfig
 from orthokernels.training.curves import progress
-from orthokernels.training.diagnose import truth_and_weight
 from orthokernels.training.distributed import Processes
 from orthokernels.training.finetune import DiagnosisTask, SlabClassifier, series_logits
 from orthokernels.training.loader import FixedSlabs, TrainingSlabs, covering_slabs, fixed_batches
 from orthokernels.training.loop import Run, train
+from orthokernels.training.plane_heads import truth_and_weight
 from orthokernels.training.probe import new_classifier
 from orthokernels.training.segment import CLASSES, head_arguments, map_of
 from orthokernels.training.segmentation_task import SegmentationNetwork, SegmentationTask, confusion, groups

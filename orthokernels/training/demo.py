@@ -144,15 +144,21 @@ def judge_demo(
 def _told(config: DemoConfig) -> dict[str, str]:
     """What the recipe says, for the card."""
     studies = ", ".join(f"{joint} {count}" for joint, count in config.studies.items())
-    loops = {name: getattr(config, name).loop for name in ("pretrain", "segment")}
     return {
         "trained and chosen on": f"digital studies of three series, {config.matrix} x {config.matrix}: {studies}",
         "tested on": f"{config.test_studies} further studies of each joint, seeds from {FIRST_TEST_SEED}",
-        "pre-training": f"{loops['pretrain'].steps} steps of {loops['pretrain'].batch} slabs a plane, knees only",
-        "segmentation": f"{loops['segment'].steps} steps of {loops['segment'].batch} slabs a plane",
+        "pre-training": f"{_steps(config.pretrain)}, knees only",
+        "segmentation": f"{_steps(config.segment)}, whole slices in the last {config.segment.whole_share:.0%}",
         **{f"diagnosis, {joint}": _diagnosis(own) for joint, own in config.diagnose.items()},
         "licence": "Apache-2.0, as the package",
     }
+
+
+def _steps(config: PretrainConfig | SegmentConfig) -> str:
+    """How long a stage trains on what."""
+    crop = config.augment.crop
+    slabs = "slabs" if crop is None else f"crops of {crop} x {crop}"
+    return f"{config.loop.steps} steps of {config.loop.batch} {slabs} a plane"
 
 
 def _diagnosis(config: DiagnoseConfig) -> str:

@@ -9,43 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import (
-    Settings,
-    load_settings,
-    save_encoder,
-    save_module,
-)
+from orthokernels.models.orthodiffusion.weights import load_settings, save_module
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
-from orthokernels.training.curves import progress
 from orthokernels.training.diagnosis_files import Fused, PlaneResult, write_gates, write_heads, write_thresholds
 from orthokernels.training.distributed import Processes, alone
-from orthokernels.training.features import FeatureStore, SlabMaps
-from orthokernels.training.finetune import finetune_plane
 from orthokernels.training.fusion_training import Vectors, fusion_arguments, train_fusion, train_gate
 from orthokernels.training.metrics import diagnosis_metrics
 from orthokernels.training.patient_table import late_fusion_arguments, read_patient_table, train_late_fusion
-from orthokernels.training.probe import (
-    new_classifier,
-    pooling_arguments,
-    train_grid_probe,
-    train_probe,
-    vectors_of,
-)
-from orthokernels.training.segment import map_of
-from orthokernels.training.selection import Selection, diagnosed, select
+from orthokernels.training.plane_heads import train_plane
+from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import (
-    load_denoiser,
-    load_segmentation_encoder,
-    need_denoisers,
-    remove_module,
-    start_from,
-)
+from orthokernels.training.weights_folder import need_denoisers, start_from
 
 
 def diagnose(
@@ -76,7 +54,7 @@ def diagnose(
     settings, joint = load_settings(out), config.data.joint
     selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
     planes: dict[str, PlaneResult] = {
-        plane: _train_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
+        plane: train_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
         for plane in config.planes
     }
     if not processes.first:
@@ -106,86 +84,6 @@ def diagnose(
 
 def _by_plane(records: Sequence[Record], planes: Sequence[str]) -> dict[str, list[Record]]:
     return {plane: [record for record in records if record.plane == plane] for plane in planes}
-
-
-def _train_plane(
-    plane: str,
-    selection: Selection,
-    out: Path,
-    settings: Settings,
-    config: DiagnoseConfig,
-    processes: Processes,
-    resume: bool,
-    silent: bool,
-) -> PlaneResult:
-    """Stage I of one plane."""
-    joint = config.data.joint
-    unet, card = load_denoiser(out, plane)
-    origin = {"denoiser": card.digest}
-    if config.start == "segmentation":
-        unet, card = load_segmentation_encoder(out, plane, unet)
-        origin["start"] = card.digest
-    point = config.points.get(plane, settings.point(joint, plane))  # type: ignore[call-overload]
-    channels = map_of(unet, point.block)[0]
-    arguments = pooling_arguments(config.pooling, channels, config.pooling_heads)
-    if config.pooling == "grid":
-        if config.encoder == "finetune":
-            raise InputError("pooling = grid reads frozen features. Set encoder=probe, or another pooling.")
-        # The other side's coronal and axial views are mirrored; its sagittal slices come in the opposite order.
-        arguments = {"channels": channels, "cells": list(config.grid), "mirror": plane != "sagittal"}
-    truth, weight = truth_and_weight(selection.train)
-    seed = config.seed + PLANES.index(plane)
-    origin |= {"timestep": str(point.timestep), "block": point.block, "stage": config.encoder}
-    if config.encoder == "finetune":
-        try:
-            classifier = new_classifier(config.pooling, channels, config.pooling_heads, truth.shape[1], seed=seed)
-        except ValueError as error:
-            raise InputError(f"pooling_heads: {error}; choose another number.") from error
-        finetune_plane(
-            unet, classifier, point, selection, truth, weight, config, out / "training" / f"{plane}.{joint}",
-            {"plane": plane, "joint": joint, "pooling": config.pooling, **origin},
-            processes=processes, resume=resume, silent=silent,
-        )  # fmt: skip
-    if processes.first:
-        if config.encoder == "probe" and config.start == "denoiser":
-            remove_module(out, f"{plane}.{joint}.encoder")
-        else:
-            save_encoder(
-                unet, out / f"{plane}.{joint}.encoder.safetensors", half=config.half, plane=plane, joint=joint,
-                origin=origin,
-            )  # fmt: skip
-    folder = config.features or selection.cache.folder.parent / "features"
-    store = FeatureStore(folder, unet, selection.cache, device=processes.device, draws=config.draws)
-    with progress(f"Features, {plane}", 100, silent or not processes.first) as tell:
-        train, validate = (
-            SlabMaps.of(store.maps(records, point.block, point.timestep, tell=lambda d, t: tell(d, t, {})))
-            if records else None
-            for records in (selection.train, selection.validate)
-        )  # fmt: skip
-    assert train is not None
-    if config.pooling == "grid":
-        arguments["kept"] = config.grid_kept
-        classifier = train_grid_probe(train, truth, weight, arguments, config.probe, seed=seed)
-        arguments["kept"] = classifier.pooling.out_channels
-    elif config.encoder == "probe":
-        try:
-            classifier = train_probe(
-                train, truth, weight, config.pooling, config.pooling_heads, config.probe, seed=seed
-            )
-        except ValueError as error:
-            raise InputError(f"pooling_heads: {error}; choose another number.") from error
-    vectors = vectors_of(classifier, train)
-    held = vectors[:0] if validate is None else vectors_of(classifier, validate)
-    return PlaneResult(classifier, arguments, origin, point, vectors, held)
-
-
-def truth_and_weight(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
-    """Findings [series, labels], NaN where unknown, and weights [series]: a study's series of a plane share one."""
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.study] = counts.get(record.study, 0) + 1
-    truth = torch.tensor([record.findings for record in records], dtype=torch.float32)
-    return truth, torch.tensor([1 / counts[record.study] for record in records])
 
 
 def _figures(found: Triplets, probability: np.ndarray, joint: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the network's digest, the prepared volume, block, timestep, seed and draws. It i
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
 from orthokernels.models.orthodiffusion.features import feature_noise
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import digest_of
-from orthokernels.training.cache import PreparedCache, write_array
+from orthokernels.training.cache import PreparedCache, entry_path, write_array
 from orthokernels.training.series import Record
 
 _VERSION = 1
@@ -148,7 +147,7 @@ class FeatureStore:
     def _entries(
         self, records: Sequence[Record], blocks: tuple[str, ...], timestep: int, form: str, tell: Tell
     ) -> dict[str, list[np.ndarray]]:
-        missing = [r for r in records if any(_read(self._path(r, b, timestep, form)) is None for b in blocks)]
+        missing = [r for r in records if any(read_array(self._path(r, b, timestep, form)) is None for b in blocks)]
         done = 0
         for group in self._groups(missing):
             tell(done, len(missing))
@@ -156,7 +155,7 @@ class FeatureStore:
             done += len(group)
         found: dict[str, list[np.ndarray]] = {}
         for block in blocks:
-            entries = [_read(self._path(record, block, timestep, form)) for record in records]
+            entries = [read_array(self._path(record, block, timestep, form)) for record in records]
             assert all(entry is not None for entry in entries)
             found[block] = [entry for entry in entries if entry is not None]
         return found
@@ -187,11 +186,10 @@ class FeatureStore:
 
     def _path(self, record: Record, block: str, timestep: int, form: str) -> Path:
         told = f"{_VERSION} {self.digest} {self.cache.key(record)} {block} {timestep} {self.seed} {self.draws} {form}"
-        digest = hashlib.sha256(told.encode()).hexdigest()
-        return self.folder / digest[:2] / f"{digest[2:34]}.{form}.npy"
+        return entry_path(self.folder, told, form)
 
 
-def _read(path: Path) -> np.ndarray | None:
+def read_array(path: Path) -> np.ndarray | None:
     """An entry; None where it is missing or broken."""
     try:
         return np.load(path, allow_pickle=False)

@@ -41,6 +41,9 @@ class TrainingSlabs:
 
     Every second slab, by chance, lies where inference cuts the volume. With places drawn evenly alone, the first slice
     of a series would be in one slab of a dozen, and what lies at its end, as a fibula does, would hardly be seen.
+    A share of ``placed`` of the slabs (and their crops) holds a random voxel of a structure that is drawn evenly from
+    those that the series shows, as nnU-Net does for classes that random patches seldom meet. From the number
+    ``whole_from`` on nothing is cropped.
 
     Sample: "image" float32 (1, 16, S, S), "number", "file", "record" (index), "start" (first network slice), and with
     ``labelled`` "labels" int64 (16, S, S), -1 = ignored. Where only some slices are labelled, slabs with at least two
@@ -55,8 +58,12 @@ class TrainingSlabs:
         changes: AugmentConfig,
         *,
         labelled: bool = False,
+        placed: float = 0.0,
+        whole_from: int | None = None,
     ) -> None:
         self.cache, self.records, self.seed, self.changes, self.labelled = cache, list(records), seed, changes, labelled
+        self.placed, self.whole_from = placed, whole_from
+        self.whole = changes.model_copy(update={"crop": None})
         self._order = Order(len(self.records), seed)
 
     def __getitem__(self, number: int) -> Batch:
@@ -67,11 +74,26 @@ class TrainingSlabs:
         as_inference = np.intersect1d(starts, slab_starts(self.cache.depth(record)))
         if len(as_inference) and rng.random() < 0.5:
             starts = as_inference
+        around = None
+        if self.placed and rng.random() < self.placed and (voxel := self._voxel(record, rng)) is not None:
+            near = starts[(starts <= voxel[0]) & (voxel[0] < starts + SLAB)]
+            starts, around = (near, voxel[1:]) if len(near) else (starts, None)
         start = int(starts[rng.integers(len(starts))])
         image = self.cache.slices(record, start, start + SLAB)
         labels = self.cache.labels(record, start, start + SLAB) if self.labelled else None
-        image, labels = augment(image, labels, self.changes, rng)
+        whole = self.whole_from is not None and number >= self.whole_from
+        image, labels = augment(image, labels, self.whole if whole else self.changes, rng, around)
         return _sample(number, record, index, start, image, labels)
+
+    def _voxel(self, record: Record, rng: np.random.Generator) -> tuple[int, int, int] | None:
+        """A voxel (slice, row, column) of one of the structures that the record shows; None where it shows none."""
+        labels = self.cache.labels(record)
+        classes = np.flatnonzero(np.bincount(labels[labels > 0]))
+        if not len(classes):
+            return None
+        voxels = np.flatnonzero(labels == classes[rng.integers(len(classes))])
+        place = np.unravel_index(voxels[rng.integers(len(voxels))], labels.shape)
+        return int(place[0]), int(place[1]), int(place[2])
 
     def _starts(self, record: Record) -> np.ndarray:
         starts = np.arange(self.cache.depth(record) - SLAB + 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from orthokernels.data.geometry import spacing
 from orthokernels.data.prepare import Mode, prepare
 from orthokernels.data.restore import Restorer
-from orthokernels.models.orthodiffusion.inference import slab_features, slab_output
+from orthokernels.models.orthodiffusion.inference import series_vector, slab_features, slab_output
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
 from orthokernels.tasks import PLANES
 from orthokernels.training.metrics import dice
@@ -81,7 +81,7 @@ def run_series(
             vectors.append(output.vector)
         if restorer is not None and output.logits is not None:
             restorer.add(output.logits[0].float().cpu().numpy())
-    vector = torch.stack(vectors).mean(dim=0).cpu() if vectors else None
+    vector = series_vector(weights, vectors).cpu() if vectors else None
     if restorer is None or weights.segmentation is None:
         return SeriesOutput(record, vector, None, None), None
     found, truth = restorer.labels(), load_labels(record, volume)

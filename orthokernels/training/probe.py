@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthokernels.models.orthodiffusion.pooling import POOLINGS, GlobalLocalPool, GridPool, SelfAttentionPool
+from orthokernels.models.orthodiffusion.pooling import POOLINGS, GlobalLocalPool, SelfAttentionPool
 from orthokernels.training.config_heads import HeadConfig
 from orthokernels.training.features import SlabMaps, mean_per_series
 from orthokernels.training.fusion_training import Standardisation, fit, seeded
@@ -56,63 +56,6 @@ class PlaneClassifier(nn.Module):
             mean, deviation = mean.repeat(2), deviation.repeat(2)  # a weighted mean is standardised like a mean
         Standardisation(mean, deviation).fold_into(self.head)
         self.scale = None
-
-
-def train_grid_probe(
-    maps: SlabMaps, truth: Tensor, weight: Tensor, arguments: dict[str, Any], config: HeadConfig, *, seed: int
-) -> PlaneClassifier:
-    """Choose a grid's numbers on the training series, and train a head on them.
-
-    For each label those are kept whose mean differs most between series with and without it, in units of the standard
-    error (Welch's t). Hundreds of studies can't tell thousands of numbers apart; they can tell which few follow it.
-
-    Args:
-        arguments: of ``GridPool``; "kept" is a number a label.
-    """
-    pooling = GridPool(**{**arguments, "kept": 1})
-    with torch.no_grad():
-        rows = torch.arange(len(maps)).split(64)
-        numbers = torch.cat([_means_of_slabs(pooling, *maps[chosen]) for chosen in rows])  # [series, numbers]
-    places = chosen_numbers(numbers, truth, int(arguments["kept"]))
-    pooling = GridPool(**{**arguments, "kept": len(places)})
-    pooling.places.copy_(places)
-    classifier = seeded(lambda: PlaneClassifier(pooling, truth.shape[1]), seed)
-    assert isinstance(classifier, PlaneClassifier)
-    inputs = numbers[:, places]
-    scale = Standardisation.of(inputs, enabled=config.standardise)
-    fit(classifier.head, [scale(inputs)], truth, weight, config, seed=seed)
-    scale.fold_into(classifier.head)
-    return classifier
-
-
-def _means_of_slabs(pooling: GridPool, maps: Tensor, owner: Tensor) -> Tensor:
-    return mean_per_series(pooling.every(maps), owner)
-
-
-def chosen_numbers(numbers: Tensor, truth: Tensor, each: int) -> Tensor:
-    """Columns of [series, numbers] with the largest absolute t between a label's values, ``each`` for each label.
-
-    Args:
-        truth: [series, labels]; NaN where unknown.
-
-    Returns:
-        int64, ascending, without repetition: ``each`` times the labels in all. A column that two labels share leaves a
-        place, which goes to the next best of any label.
-    """
-    t = torch.zeros(truth.shape[1], numbers.shape[1], dtype=torch.float64)
-    for row, label in zip(t, truth.T, strict=True):
-        without, having = (numbers[label == value].double() for value in (0, 1))
-        if min(len(without), len(having)) > 1:
-            error = (without.var(dim=0) / len(without) + having.var(dim=0) / len(having)).sqrt()
-            row += (having.mean(dim=0) - without.mean(dim=0)).abs() / error.clamp(min=1e-12)
-    each = min(each, numbers.shape[1] // truth.shape[1])
-    kept = dict.fromkeys(t.topk(each, dim=1).indices.flatten().tolist())
-    rest = t.amax(dim=0).argsort(descending=True, stable=True).tolist()
-    for column in rest:
-        if len(kept) == each * truth.shape[1]:
-            break
-        kept.setdefault(column)
-    return torch.tensor(sorted(kept))
 
 
 def new_classifier(pooling: str, channels: int, heads: int, labels: int, *, seed: int) -> PlaneClassifier:

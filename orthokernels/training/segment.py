@@ -103,8 +103,8 @@ def _segment_plane(
         seed=config.loop.seed,
         processes=processes,
     )
-    run = training_run(out / "training" / f"{plane}.segmentation", selection, config)
-    run.groups, run.processes, run.resume = groups(network, config.encoder_rate), processes, resume
+    run = training_run(out / "training" / f"{plane}.segmentation", selection, config, processes)
+    run.groups, run.resume = groups(network, config.encoder_rate), resume
     run.identity |= {"task": "segment", "plane": plane, "denoiser": card.digest, "head": config.head}
     run.identity |= {f"head.{name}": str(value) for name, value in arguments.items()}
     with progress(f"Segmentation, {plane}", config.loop.log_every, silent or not processes.first) as run.tell:
@@ -117,21 +117,31 @@ def _segment_plane(
     return trained.figures
 
 
-def training_run(out: Path, selection: Selection, config: SegmentConfig) -> Run:
+def training_run(out: Path, selection: Selection, config: SegmentConfig, processes: Processes) -> Run:
     """The loop's run over slabs of the training records."""
     loop = config.loop
     if config.epochs is not None:
         steps = math.ceil(config.epochs * len(selection.train) / (loop.batch * loop.accumulate))
         loop = loop.model_copy(update={"steps": steps})
+    whole_from = round((1 - config.whole_share) * loop.steps) * loop.batch * loop.accumulate * processes.world
     return Run(
         out=out,
-        samples=TrainingSlabs(selection.cache, selection.train, loop.seed, config.augment, labelled=True),
+        samples=TrainingSlabs(
+            selection.cache,
+            selection.train,
+            loop.seed,
+            config.augment,
+            labelled=True,
+            placed=config.placed,
+            whole_from=whole_from,
+        ),
         config=loop,
         optimiser=config.optimiser,
         identity={"training series": selection.identity()},
         best=("dice", "max") if config.keep_best else None,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
+        processes=processes,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import published_folder
+from orthokernels.folders import cache_folder
 from orthokernels.training.cache import PreparedCache
 from orthokernels.training.checks import check_records
 from orthokernels.training.config import DataConfig
@@ -48,7 +48,7 @@ def load_splits(source: Path, data: DataConfig, planes: Sequence[str]) -> dict[s
 
 def prepared_cache(data: DataConfig) -> PreparedCache:
     """The cache that the settings name, by default in the user's cache folder."""
-    folder = data.cache or published_folder().parents[1] / "prepared"
+    folder = data.cache or cache_folder() / "prepared"
     return PreparedCache(folder, data.size, data.preparation)
 
 

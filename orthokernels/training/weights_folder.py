@@ -6,10 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import Card, Settings, load_encoder, load_module, load_settings
+from orthokernels.models.orthodiffusion.weights import (
+    Card,
+    PlaneWeights,
+    Settings,
+    load_encoder,
+    load_module,
+    load_settings,
+)
 
 
 def start_from(weights: Path, out: Path) -> None:
@@ -56,6 +64,28 @@ def load_segmentation_encoder(folder: Path, plane: str, denoiser: UNet) -> tuple
             "segment and an encoder_rate above 0, or set start=denoiser."
         )
     return load_encoder(path, denoiser)
+
+
+def load_segmentation(folder: Path, plane: str, denoiser: UNet, settings: Settings) -> PlaneWeights:
+    """A plane's denoiser with its segmentation head, and the head's own encoder where there is one.
+
+    Raises:
+        InputError: the folder has no such head, or a file is damaged.
+    """
+    path = folder / f"{plane}.segmentation.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: has no {plane} segmentation head, which pooling = structures reads. Make it with orthokernels "
+            "train segment, or set another pooling."
+        )
+    head: Any = load_module(path, None)[0]
+    encoder = folder / f"{plane}.segmentation.encoder.safetensors"
+    return PlaneWeights(
+        denoiser,
+        segmentation=head,
+        segmentation_point=settings.point("segmentation", plane),
+        segmentation_encoder=load_encoder(encoder, denoiser)[0] if encoder.is_file() else None,
+    )
 
 
 def need_denoisers(folder: Path, planes: Sequence[str]) -> None:

@@ -81,9 +81,8 @@ def test_cross_attention_adds_what_each_plane_reads_in_the_next(planes):
     embedded = [p(plane) for p, plane in zip((inner.proj1, inner.proj2, inner.proj3), planes, strict=True)]
     parts = []
     for i, attention in enumerate((inner.cross12, inner.cross23, inner.cross31)):
-        # With a single key the softmax is 1: the attention reads the value, whatever the query.
-        value = embedded[(i + 1) % 3] @ attention.in_proj_weight[16:].T + attention.in_proj_bias[16:]
-        parts.append(inner.norm(embedded[i] + attention.out_proj(value)))
+        query, key = embedded[i][:, None], embedded[(i + 1) % 3][:, None]  # one token each, as published
+        parts.append(inner.norm(query + attention(query, key, key, need_weights=False)[0])[:, 0])
     expected = fusion.head(torch.cat(parts, dim=1))
     torch.testing.assert_close(fusion(*planes), expected, rtol=0, atol=ROUNDING)
 

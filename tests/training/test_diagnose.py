@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 
 import numpy as np
 import pytest
 import torch
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.pooling import GridPool
+from orthokernels.models.orthodiffusion.regional_pooling import GridPool, StructurePool
 from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_settings, load_weights, save_encoder
 from orthokernels.tasks import LABELS, PLANES
-from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig
-from orthokernels.training.diagnose import diagnose, truth_and_weight
+from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig, SegmentConfig
+from orthokernels.training.diagnose import diagnose
+from orthokernels.training.distributed import alone
 from orthokernels.training.features import SlabMaps
 from orthokernels.training.metrics import auroc
-from orthokernels.training.probe import (
-    chosen_numbers,
-    new_classifier,
-    train_grid_probe,
-    train_probe,
-    vectors_of,
-)
+from orthokernels.training.plane_heads import truth_and_weight
+from orthokernels.training.predictions import run_records, study_findings
+from orthokernels.training.probe import new_classifier, train_probe, vectors_of
 from orthokernels.training.records import read_records
+from orthokernels.training.regional_probe import chosen_numbers, grid_numbers_of, train_regional_probe
+from orthokernels.training.segment import segment
+from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.weights_folder import load_denoiser
 from tests.training.toy import data_settings, write_studies, write_weights
 
@@ -67,6 +68,10 @@ def test_probe_learns_with_every_pooling_and_folding_changes_no_logit(pooling):
     assert trained.scale is None
 
 
+def _grid(channels, kept):
+    return GridPool(channels, cells=(4, 4), kept=kept)
+
+
 def test_a_grid_probe_finds_the_cell_that_follows_the_label():
     draw = torch.Generator().manual_seed(0)
     truth = (torch.rand(80, 2, generator=draw) < 0.4).float()
@@ -74,8 +79,9 @@ def test_a_grid_probe_finds_the_cell_that_follows_the_label():
     maps[:, 1, 0, 5, 2] += 6 * truth[:, 0]  # one bright voxel: in a maximum of its cell, hardly in any mean over all
     maps[:, 2, :, :2, :2] += 1.5 * truth[:, 1, None, None, None]
     own = SlabMaps.of([m[None].half().numpy() for m in maps])
-    arguments = {"channels": 3, "cells": (4, 4), "kept": 2}
-    trained = train_grid_probe(own, truth, torch.ones(80), arguments, QUICK, seed=0)
+    numbers = grid_numbers_of(GridPool(3, cells=(4, 4), kept=1), own)
+    build = functools.partial(_grid, 3)
+    trained = train_regional_probe(build, numbers, truth, torch.ones(80), 2, QUICK, seed=0)
     mean, largest = 2 * 16, 3 * 16 + 1 * 16 + 2 * 4 + 1
     assert mean in trained.pooling.places
     assert largest in trained.pooling.places
@@ -114,6 +120,38 @@ def test_grid_heads_land_in_the_folder_and_read_frozen_features_alone(studies, c
         assert own.pooling.out_channels == 16
     with pytest.raises(InputError, match="pooling = grid reads frozen features"):
         diagnose(studies, weights, weights, config(cache, pooling="grid", encoder="finetune"))
+
+
+def test_structure_heads_score_as_the_pipeline_will(tmp_path, cache):
+    studies = write_studies(tmp_path / "knees", 16)
+    weights = write_weights(tmp_path / "weights")
+    settings = config(cache, pooling="structures", grid=(4, 4), grid_kept=4, data=data_settings(cache))
+    with pytest.raises(InputError, match="has no sagittal segmentation head, which pooling = structures reads"):
+        diagnose(studies, weights, weights, settings)
+    trained = SegmentConfig.model_validate(
+        {"data": data_settings(cache), "epochs": None, "head_channels": [8, 8, 8], "loop": {"steps": 2, "batch": 2}}
+    )
+    segment(studies, weights, weights, trained)
+    report = diagnose(studies, weights, weights, settings)
+    assert report["kept_fusion"]
+    found = load_weights(str(weights), "knee")
+    assert isinstance(found.planes["axial"].pooling, StructurePool)
+    assert found.planes["axial"].pooling.out_channels == 32
+    # What the heads were trained on is what the pipeline's way gives: the planes' figures come out again.
+    records = read_records(studies, "knee")
+    held = {r.study for r in select_of(studies, cache)}
+    outputs = run_records([r for r in records if r.study in held], found, surface_distance=False)
+    scored = study_findings(outputs, found)
+    area = np.nanmean([auroc(scored.truth[:, n], scored.single["sagittal"][:, n]) or np.nan for n in range(8)])
+    assert area == pytest.approx(report["planes"]["sagittal"]["macro_auroc"], abs=1e-6)
+    (weights / "sagittal.segmentation.safetensors").unlink()
+    with pytest.raises(InputError, match="the sagittal pooling reads the structures"):
+        load_weights(str(weights), "knee")
+
+
+def select_of(studies, cache):
+    """The validation records of ``data_settings``."""
+    return select(studies, data_settings(cache), 32, PLANES, diagnosed, alone(), silent=True).validate
 
 
 def test_series_of_a_study_share_its_weight(studies):

@@ -120,6 +120,29 @@ def test_training_slabs_start_anywhere_and_validation_slabs_cover_all(cache, tmp
     np.testing.assert_array_equal(sample["image"][0], cache.slices(record)[fixed[1][1] :][:16])
 
 
+def test_placed_slabs_hold_a_voxel_of_each_structure_equally_often(cache, tmp_path):
+    labels = np.zeros((32, 32, 30), np.uint8)
+    labels[:20, :20, 5:25] = 1
+    labels[30, 3, 29] = 4  # one voxel, at the end of the series and the edge of its slices
+    image = write_volume(tmp_path / "deep.nii.gz", depth=30)
+    record = Record("s", "p", "sagittal", image, labels=write_volume(tmp_path / "labels.nii.gz", voxels=labels))
+
+    def seen(placed: float) -> int:
+        slabs = TrainingSlabs(cache, [record], 0, AugmentConfig(crop=16), labelled=True, placed=placed)
+        shown = [set(slabs[n]["labels"].unique().tolist()) for n in range(200)]
+        assert all(4 in one or 1 in one for one in shown) or placed < 1
+        return sum(4 in one for one in shown)
+
+    # Half of the slabs are placed on it; five deviations of a fair coin. Slabs at random meet it in one of fifty.
+    assert abs(seen(1.0) - 100) < 5 * 50**0.5
+    assert seen(0.0) < 20
+
+
+def test_nothing_is_cropped_from_a_given_sample_on(cache, records):
+    slabs = TrainingSlabs(cache, records, 0, AugmentConfig(crop=16), whole_from=5)
+    assert [slabs[n]["image"].shape[-1] for n in (4, 5, 6)] == [16, 32, 32]
+
+
 def test_sparsely_labelled_series_give_slabs_with_labels_in_them(cache, tmp_path):
     image = write_volume(tmp_path / "deep.nii.gz", depth=40)
     masks = []

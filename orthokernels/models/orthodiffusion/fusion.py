@@ -8,6 +8,7 @@ which the published scripts number the planes is not documented; published fusio
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -96,15 +97,17 @@ class _CrossAttention(_Projections):
         )
 
     def _attend(self, attention: nn.MultiheadAttention, query: Tensor, key: Tensor) -> Tensor:
-        query, key = query[:, None], key[:, None]  # one token each
-        return self.norm(query + attention(query, key, key, need_weights=False)[0]).squeeze(1)
+        # A softmax over one key is 1: what is attended is the key's value, and queries and keys have no gradient.
+        width = key.shape[-1]
+        value = F.linear(key, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
+        return self.norm(query + attention.out_proj(value))
 
 
 class CrossAttentionFusion(nn.Module):
     """Each plane's vector refined by attention to the next plane's, then side by side, then a head.
 
-    With one key per query the softmax is 1 and the attention is two linear maps; it is kept as attention so that the
-    published weights load.
+    With one key per query the softmax is 1 and attention is two linear maps, which is how it is computed. Parameters
+    are those of attention, so that the published weights load.
     """
 
     def __init__(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
 from orthokernels.models.orthodiffusion.features import features
+from orthokernels.models.orthodiffusion.regional_pooling import StructurePool
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights
@@ -27,7 +30,7 @@ class SlabOutput:
 
     Attributes:
         logits: of every class, [1, classes, 16, size, size].
-        vector: the pooled vector, [1, width].
+        vector: what the pooling makes of it, [1, width]; ``series_vector`` makes the series' vector of its slabs'.
     """
 
     logits: Tensor | None
@@ -76,7 +79,16 @@ def slab_output(weights: PlaneWeights, found: SlabFeatures, x0: Tensor) -> SlabO
         logits = head(found.segmentation, x0)
     elif head is not None:
         logits = head(found.segmentation[weights.segmentation_point.block])
-    return SlabOutput(
-        logits=logits,
-        vector=None if weights.pooling is None else weights.pooling(found.diagnosis[weights.block]),
-    )
+    vector, pooling = None, weights.pooling
+    if isinstance(pooling, StructurePool):
+        assert logits is not None  # weights are not loaded without the head that this pooling reads
+        vector = pooling(found.diagnosis[weights.block], logits, x0)
+    elif pooling is not None:
+        vector = pooling(found.diagnosis[weights.block])
+    return SlabOutput(logits, vector)
+
+
+def series_vector(weights: PlaneWeights, slabs: Sequence[Tensor]) -> Tensor:
+    """A series' vector, [1, width]: the mean over its slabs', brought to numbers by the pooling where it needs to."""
+    mean = torch.stack(list(slabs)).mean(dim=0)
+    return weights.pooling.of_series(mean) if isinstance(weights.pooling, StructurePool) else mean

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from orthokernels.models.orthodiffusion.regional_pooling import GridPool, StructurePool
+
 
 def global_average(x: Tensor) -> Tensor:
     """Mean over voxels: [batch, channels, depth, height, width] -> [batch, channels]."""
@@ -69,46 +71,10 @@ class GlobalLocalPool(nn.Module):
         return torch.cat([global_average(x), (weights * tokens).sum(dim=1)], dim=1)
 
 
-class GridPool(nn.Module):
-    """Means and maxima of the cells of a grid, and of those the ones that training kept (ours: "grid").
-
-    A mean over all voxels forgets where something was, and a finding is a small thing at a certain place. Depth is
-    pooled over, since slabs of a series lie at different slices.
-
-    Args:
-        channels: of the map.
-        cells: of the grid, along height and width.
-        kept: how many of the 2 x channels x height x width numbers make the vector; ``places`` says which.
-        mirror: a cell is joined with its mirror image along the width, for views in which the other side is mirrored.
-
-    Forward: [batch, C, D, H, W] -> [batch, kept].
-    """
-
-    places: Tensor
-
-    def __init__(
-        self, channels: int = 256, *, cells: tuple[int, int] = (8, 8), kept: int = 128, mirror: bool = False
-    ) -> None:
-        super().__init__()
-        self.cells, self.mirror, self.out_channels = (cells[0], cells[1]), mirror, kept
-        self.register_buffer("places", torch.arange(kept) % (2 * channels * cells[0] * cells[1]))
-
-    def every(self, x: Tensor) -> Tensor:
-        """All numbers [batch, 2 x channels x height x width]: the cells' means, then their maxima."""
-        means = nn.functional.adaptive_avg_pool3d(x, (1, *self.cells))
-        maxima = nn.functional.adaptive_max_pool3d(x, (1, *self.cells))
-        if self.mirror:
-            means = (means + means.flip(-1)) / 2
-            maxima = torch.maximum(maxima, maxima.flip(-1))
-        return torch.cat([means.flatten(1), maxima.flatten(1)], dim=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.every(x).index_select(1, self.places)
-
-
-POOLINGS: dict[str, type[SelfAttentionPool] | type[GlobalLocalPool] | type[GlobalAveragePool] | type[GridPool]] = {
+POOLINGS: dict[str, type[nn.Module]] = {
     "selfattn": SelfAttentionPool,
     "local": GlobalLocalPool,
     "none": GlobalAveragePool,
     "grid": GridPool,
+    "structures": StructurePool,
 }

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orthokernels.models.orthodiffusion.convolution import Conv3d
 from orthokernels.models.orthodiffusion.unet import GroupNorm, UNet, fold, level_starts, unfold
 
 
@@ -18,10 +19,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, groups: int = 8) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            nn.Conv3d(channels, channels, 3, padding=1),
+            Conv3d(channels, channels, 3, padding=1),
             nn.GroupNorm(groups, channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(channels, channels, 3, padding=1),
+            Conv3d(channels, channels, 3, padding=1),
             nn.GroupNorm(groups, channels),
         )
         self.relu = nn.ReLU(inplace=True)
@@ -54,7 +55,7 @@ class SegmentationHead(nn.Module):
             ResidualBlock(64),
             *double(64, 32),
             *double(32, 16),
-            nn.Conv3d(16, classes, 1),
+            Conv3d(16, classes, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,13 +107,13 @@ class MultiscaleSegmentationHead(nn.Module):
         self.input_skip = input_skip
         self.start = _Projection(middle, channels[-1])
         self.skips = nn.ModuleList(map(_Projection, levels, channels))
-        self.ups = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(channels[1:], channels[:-1], strict=True))
+        self.ups = nn.ModuleList(Conv3d(a, b, 1) for a, b in zip(channels[1:], channels[:-1], strict=True))
         self.refine = nn.ModuleList(
             nn.Sequential(*(_Refinement(width) for _ in range(convolutions if level == 0 else 1)))
             for level, width in enumerate(channels)
         )
-        self.volume = nn.Conv3d(folded, channels[0], 3, padding=1) if input_skip else None
-        self.out = nn.Sequential(_norm(channels[0]), nn.SiLU(), nn.Conv3d(channels[0], classes * folded, 1))
+        self.volume = Conv3d(folded, channels[0], 3, padding=1) if input_skip else None
+        self.out = nn.Sequential(_norm(channels[0]), nn.SiLU(), Conv3d(channels[0], classes * folded, 1))
 
     def feature_names(self, unet: UNet) -> tuple[str, ...]:
         """The maps of ``unet`` that ``forward`` needs: the last of each encoder level, finest first, and the middle's.
@@ -168,7 +169,7 @@ class _Projection(nn.Sequential):
     """A feature map to another width. Levels differ in scale by orders of magnitude, so it is normalised first."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(_norm(inputs), nn.Conv3d(inputs, outputs, 1))
+        super().__init__(_norm(inputs), Conv3d(inputs, outputs, 1))
 
     def forward(self, input: Tensor) -> Tensor:
         # A frozen encoder's maps have no gradient, and PyTorch's channels-last group normalisation on the CPU then
@@ -182,7 +183,7 @@ class _Refinement(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(_norm(channels), nn.SiLU(), nn.Conv3d(channels, channels, 3, padding=1))
+        self.block = nn.Sequential(_norm(channels), nn.SiLU(), Conv3d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)

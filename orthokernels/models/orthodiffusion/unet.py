@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from orthokernels.models.orthodiffusion.convolution import Conv3d
+
 
 def timestep_embedding(timesteps: Tensor, dim: int, *, max_period: float = 1000.0) -> Tensor:
     """Sinusoidal embedding of timesteps (Vaswani et al., section 3.5), all cosines first, then all sines.
@@ -60,7 +62,7 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, embed_dim: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            GroupNorm(groups, in_channels), SiLU(), nn.Conv3d(in_channels, out_channels, 3, padding=1)
+            GroupNorm(groups, in_channels), SiLU(), Conv3d(in_channels, out_channels, 3, padding=1)
         )
         # nn.SiLU, not the in-place one: every block reads the same time embedding.
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, out_channels))
@@ -68,9 +70,9 @@ class ResBlock(nn.Module):
             GroupNorm(groups, out_channels),
             SiLU(),
             nn.Dropout(dropout),
-            zero_init(nn.Conv3d(out_channels, out_channels, 3, padding=1)),
+            zero_init(Conv3d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if in_channels == out_channels else Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         # Both sums go into a convolution's fresh output, which no backward pass reads: at full size a new tensor is
@@ -107,7 +109,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv3d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv3d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -122,7 +124,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="trilinear", align_corners=False))
@@ -213,7 +215,7 @@ class UNet(nn.Module):
 
         self.time_embed = nn.Sequential(nn.Linear(base_channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
 
-        encoder = [Block(nn.Conv3d(in_channels * folded, base_channels, 3, padding=1))]
+        encoder = [Block(Conv3d(in_channels * folded, base_channels, 3, padding=1))]
         skips = [base_channels]
         for level, width in enumerate(widths):
             for _ in range(res_blocks):
@@ -244,7 +246,7 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(decoder)
 
         self.out = nn.Sequential(
-            GroupNorm(groups, inputs), SiLU(), zero_init(nn.Conv3d(inputs, out_channels * folded, 3, padding=1))
+            GroupNorm(groups, inputs), SiLU(), zero_init(Conv3d(inputs, out_channels * folded, 3, padding=1))
         )
         self.feature_names = tuple(name for name, _ in self._blocks())
 
@@ -298,7 +300,7 @@ class UNet(nn.Module):
         emb = self._embed(timesteps)
         for name, block in self._blocks()[: last + 1]:
             if name.startswith("out_"):
-                x = torch.cat([x, skips.pop()], dim=1)
+                x = self._join(x, skips.pop())
             size = skips[-1].shape[2:] if skips else None
             if self.checkpoint and torch.is_grad_enabled():
                 x = recompute(_apply, block, x, emb, size, use_reentrant=False)
@@ -309,6 +311,10 @@ class UNet(nn.Module):
             if name in wanted:
                 found[name] = unfold(x, self.patch) if name == "final" else x
         return found
+
+    def _join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """What a block of the decoder is given."""
+        return torch.cat([x, skip], dim=1)
 
     def _embed(self, timesteps: Tensor) -> Tensor:
         dtype = next(self.time_embed.parameters()).dtype

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
-from orthokernels.models.orthodiffusion.pooling import POOLINGS
+from orthokernels.models.orthodiffusion.pooling import SelfAttentionPool
 from orthokernels.models.orthodiffusion.segmentation import SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, ready
@@ -21,7 +21,7 @@ def random_weights(seed: int, joint: str = "knee", planes: tuple[str, ...] = PLA
         found = {}
         # Every plane is drawn, asked for or not, so that a plane's weights do not depend on the others.
         for plane in PLANES:
-            pooling = POOLINGS["selfattn"]()
+            pooling = SelfAttentionPool()
             found[plane] = PlaneWeights(
                 denoiser=_varied(UNet()),
                 segmentation=_following(SegmentationHead(classes=len(STRUCTURES) + 1)),

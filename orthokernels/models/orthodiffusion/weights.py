@@ -33,8 +33,10 @@ from torch import Tensor, nn
 
 from orthokernels.data.prepare import SIZE
 from orthokernels.errors import InputError
+from orthokernels.folders import cache_folder
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.pooling import POOLINGS
+from orthokernels.models.orthodiffusion.regional_pooling import StructurePool
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead, SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.tasks import PLANES
@@ -246,6 +248,11 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
         "head": load(f"{plane}.{joint}.head", "linear"),
         "encoder": load(f"{plane}.{joint}.encoder", "unet_encoder"),
     }
+    if isinstance(own["pooling"], StructurePool) and own["segmentation"] is None:
+        raise InputError(
+            f"{folder}: the {plane} pooling reads the structures that the segmentation finds, and there is no "
+            f"{plane}.segmentation.safetensors. Fetch or train the weights again."
+        )
     return PlaneWeights(
         denoiser, point.timestep, point.block, segmentation_point=settings.point("segmentation", plane), **own
     )
@@ -383,10 +390,8 @@ def demo_folder() -> Path:
 
 
 def published_folder() -> Path:
-    """Where fetched weights live: under ORTHOKERNELS_CACHE, else the user's cache folder."""
-    cache = os.environ.get("ORTHOKERNELS_CACHE")
-    base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthokernels"
-    return base / "weights" / "published"
+    """Where fetched weights live."""
+    return cache_folder() / "weights" / "published"
 
 
 def first_line(error: BaseException) -> str:
