@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +13,8 @@ import typer
 from rich.console import Console
 
 from orthokernels import __version__, tasks
-from orthokernels.errors import InputError, MissingExtraError
+from orthokernels.bench.commands import app as bench_app
+from orthokernels.errors import InputError, need
 from orthokernels.training.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ app = typer.Typer(
 weights_app = typer.Typer(no_args_is_help=True, help="Convert and fetch weights.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
-bench_app = typer.Typer(help="Measure. Without a command: the reference path.")
 app.add_typer(bench_app, name="bench")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -54,11 +53,6 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def _need(what: str, module: str, extra: str) -> None:
-    if find_spec(module) is None:
-        raise MissingExtraError(what, module, extra)
 
 
 @app.callback(invoke_without_command=True)
@@ -92,7 +86,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Segment one study and score its findings; write label maps, findings.json, pictures and report.html."""
-    _need("orthokernels run", "torch", "torch")
+    need("orthokernels run", "torch", "torch")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
     from orthokernels.pipeline import run as run_study
@@ -239,15 +233,47 @@ def _cores() -> int:
 
 
 @app.command()
-def info(as_json: Json = False) -> None:
+def info(
+    as_json: Json = False,
+    ops: Annotated[bool, typer.Option("--ops", help="What each op takes, gives and promises.")] = False,
+) -> None:
     """Print versions, processor, devices, and each backend with the reason where it is unavailable."""
     from orthokernels.system import describe
+
+    if ops:
+        _print_ops(as_json)
+        return
 
     facts = describe()
     if as_json:
         print(json.dumps(facts))
         return
     _print_info(facts)
+
+
+def _print_ops(as_json: bool) -> None:
+    need("orthokernels info --ops", "torch", "torch")
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from orthokernels.ops.capabilities import CAPABILITIES, backends_of
+
+    if as_json:
+        print(json.dumps([{**asdict(row), "backends": backends_of(row.op)} for row in CAPABILITIES]))
+        return
+    for row in CAPABILITIES:
+        where = "\n".join(f"{name}: {_plain(why) if why else 'available'}" for name, why in backends_of(row.op).items())
+        table = Table(title=f"{row.op}: {row.computes}", title_justify="left", show_header=False)
+        table.add_column(style="bold")
+        table.add_column()
+        for name, told in (
+            ("shapes", row.shapes), ("memory", row.memory), ("dtypes", ", ".join(row.dtypes)),
+            ("gradients", row.gradients), ("contract", row.contract),
+            ("backends", where),
+        ):  # fmt: skip
+            table.add_row(name, told)
+        Console(highlight=False).print(table)
 
 
 def _print_info(facts: dict[str, Any]) -> None:
@@ -281,7 +307,7 @@ def weights_convert(
     plane: Annotated[str | None, typer.Option(help="Its plane, where the file name does not say.")] = None,
 ) -> None:
     """Turn a published checkpoint into safetensors with a JSON card, every name and shape checked."""
-    _need("orthokernels weights convert", "torch", "torch")
+    need("orthokernels weights convert", "torch", "torch")
     if plane is not None and plane not in tasks.PLANES:
         raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
     from orthokernels.models.orthodiffusion.published import convert_checkpoint
@@ -296,7 +322,7 @@ def weights_fetch(
     planes: Annotated[str, typer.Option(help="Planes to fetch, separated by commas.")] = ",".join(tasks.PLANES),
 ) -> None:
     """Download the published weights (1.66 GB) from the Hugging Face hub, resumed if cut off, and convert them."""
-    _need("orthokernels weights fetch", "torch", "torch")
+    need("orthokernels weights fetch", "torch", "torch")
     from orthokernels.models.orthodiffusion.published import fetch_published
 
     asked = tuple(plane.strip() for plane in planes.split(","))
@@ -305,53 +331,6 @@ def weights_fetch(
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
     for card in fetch_published(out, asked):
         print(f"{card.plane}: {len(card.shapes)} tensors, digest {card.digest}")
-
-
-@bench_app.callback(invoke_without_command=True)
-def bench(
-    context: typer.Context,
-    series: Annotated[
-        Path | None, typer.Option(help="A folder with one large series, for the reading suite; skipped without.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for reference.json and reference.md.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Counted repetitions, after one that warms up.")] = 7,
-    as_json: Json = False,
-) -> None:
-    """Measure the reference path: feature pass against eager PyTorch, a study's memory, reading a series."""
-    if context.invoked_subcommand is not None:
-        return
-    _need("orthokernels bench", "torch", "bench")
-    from orthokernels.bench.record import markdown, record, write
-    from orthokernels.bench.reference import bench_features, bench_read, bench_study
-
-    rows = bench_features(rounds) + bench_study()
-    if series is not None:
-        rows += bench_read(series, rounds)
-    facts = record(rows, f"orthokernels bench --rounds {rounds}" + (" --series DIR" if series else ""))
-    if out is not None:
-        write(facts, out, "reference")
-    print(json.dumps(facts) if as_json else markdown(facts))
-
-
-@bench_app.command("compile")
-def bench_compile(
-    targets: Annotated[str, typer.Option(help="Compute capabilities times ten, separated by commas.")] = "80,90,100",
-    as_json: Json = False,
-) -> None:
-    """Compile every Triton kernel, without a GPU: registers, spilled bytes, shared memory. Exit 1 if one won't do."""
-    _need("orthokernels bench compile", "triton", "gpu")
-    from orthokernels.bench.compile import SHARED, compile_all, table
-
-    wanted = targets.split(",")
-    if unknown := [target for target in wanted if not target.isdecimal() or int(target) not in SHARED]:
-        raise InputError(f"--targets {unknown[0]}: there are {', '.join(map(str, SHARED))}.")
-    found = list(compile_all(tuple(map(int, wanted))))
-    if as_json:
-        print(json.dumps([{**vars(row), "fault": row.fault} for row in found]))
-    else:
-        Console(width=160).print(table(found))
-    if any(row.fault for row in found):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from orthokernels.acceleration import accelerate, restore
 from orthokernels.models.orthodiffusion import UNet
+from orthokernels.schedulers import DDIMScheduler
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -61,6 +62,43 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+class QKVAttention(nn.Module):
+    """The newer order of guided-diffusion: q, k and v first, then heads."""
+
+    def __init__(self, heads: int, legacy: bool) -> None:
+        super().__init__()
+        self.heads, self.legacy = heads, legacy
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        order = (self.heads, 3, -1) if self.legacy else (3, self.heads, -1)
+        q, k, v = qkv.unflatten(1, order).unbind(2 if self.legacy else 1)
+        weights = (q.transpose(2, 3) @ k * q.shape[2] ** -0.5).softmax(dim=3)
+        return (v @ weights.transpose(2, 3)).flatten(1, 2)
+
+
+class QKVAttentionLegacy(QKVAttention):
+    """Heads first, then q, k and v of each."""
+
+
+class GuidedAttention(nn.Module):
+    """An attention block put together as guided-diffusion does."""
+
+    def __init__(self, channels: int, heads: int, legacy: bool) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.norm = GroupNorm32(4, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.attention = QKVAttentionLegacy(heads, True) if legacy else QKVAttention(heads, False)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        h = self.proj_out(self.attention(self.qkv(self.norm(x.flatten(2)))))
+        return x + h.view(x.shape)
+
+
 def volume(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -73,7 +111,7 @@ def project_unet():
 def monai_unet():
     nets = pytest.importorskip("monai.networks.nets", reason="MONAI is not installed")
     model = nets.DiffusionModelUNet(
-        spatial_dims=3, in_channels=1, out_channels=1, channels=(8, 16), attention_levels=(False, False),
+        spatial_dims=3, in_channels=1, out_channels=1, channels=(8, 16), attention_levels=(False, True),
         num_res_blocks=1, num_head_channels=8, norm_num_groups=4, resblock_updown=True,
     )  # fmt: skip
     return model, (volume(1, 1, 4, 4, 4), torch.tensor([10]))
@@ -93,6 +131,13 @@ def guided(film: bool, updown: bool):
     return GuidedBlock(8, film, updown), (volume(2, 8, 2, 4, 4), volume(2, 12))
 
 
+def attention(legacy: bool, last: bool):
+    x = volume(2, 8, 2, 3, 4)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    # PyTorch's own channels-last normalisation writes a gradient that nobody wants through a null pointer (2.13, CPU).
+    return GuidedAttention(8, 2, legacy), (x.requires_grad_(),)
+
+
 def sequence():
     layers = (
         nn.Conv3d(1, 8, 1),
@@ -107,6 +152,9 @@ def sequence():
 MODELS = {
     "project": project_unet, "monai_unet": monai_unet, "monai_autoencoder": monai_autoencoder, "sequence": sequence,
     **{f"guided_{film}_{up}": lambda film=film, up=up: guided(film, up) for film in (0, 1) for up in (0, 1)},
+    **{
+        f"attention_{old}_{last}": lambda old=old, last=last: attention(old, last) for old in (0, 1) for last in (0, 1)
+    },
 }  # fmt: skip
 
 
@@ -155,6 +203,7 @@ def test_the_report_names_every_module_and_why_one_was_left():
     kinds = {row.kind: row.ops for row in report.replaced}
     assert kinds == {
         "ResBlock": ("group_norm_silu",), "Upsample": ("upsample2x_trilinear",), "Sequential": ("group_norm_silu",),
+        "AttentionBlock": ("attention3d",), "UNet": ("group_norm_silu",),
     }  # fmt: skip
     assert "middle_block.0: ResBlock -> group_norm_silu" in str(report)
     assert not report.left
@@ -166,6 +215,7 @@ def test_on_a_cpu_nothing_is_replaced_and_the_reason_is_told():
     assert not report.replaced
     assert {row.reason for row in report.left} == {
         "no kernel computes group_norm_silu on cpu", "no kernel computes upsample2x_trilinear on cpu",
+        "no kernel computes attention3d on cpu",
     }  # fmt: skip
 
 
@@ -173,7 +223,7 @@ def test_only_what_was_asked_for_is_replaced():
     model, _ = MODELS["project"]()
     report = accelerate(model, ops="upsample2x_trilinear", backend="triton")
     assert {row.kind for row in report.replaced} == {"Upsample"}
-    assert {row.reason for row in report.left} == {"group_norm_silu was not asked for"}
+    assert {row.reason for row in report.left} == {"group_norm_silu was not asked for", "attention3d was not asked for"}
     with pytest.raises(ValueError, match="ops: 'attention'; there are group_norm_silu"):
         accelerate(model, ops="attention")
 
@@ -192,6 +242,102 @@ def test_a_group_norm_of_its_own_kind_is_left_alone():
 
     report = accelerate(nn.Sequential(Scaled(2, 4), nn.SiLU()), backend="triton")
     assert report.left[0].reason == "Scaled is not known to compute what GroupNorm does"
+
+
+def test_the_decoder_s_inputs_are_not_concatenated():
+    model, _ = MODELS["project"]()
+    x, skip = volume(1, 8, 2, 3, 3), volume(1, 8, 2, 3, 3)
+    assert torch.equal(model._join(x, skip), torch.cat([x, skip], dim=1))
+    accelerate(model, backend="triton")
+    assert model._join(x, skip) == (x, skip)
+    restore(model)
+    assert isinstance(model._join(x, skip), Tensor)
+
+
+def test_a_decoder_that_is_not_all_replaced_concatenates():
+    model, inputs = MODELS["project"]()
+    want = randomised(model)(*inputs)
+    model.output_blocks[0][0].in_layers[0].register_forward_hook(lambda *_: None)
+    report = accelerate(model, backend="triton")
+    assert {row.kind: row.reason for row in report.left} == {
+        "ResBlock": "its GroupNorm has a hook, which would not be called",
+        "UNet": "not all blocks of its decoder were replaced, so it concatenates their inputs",
+    }
+    torch.testing.assert_close(model(*inputs), want, rtol=1e-4, atol=1e-4)  # float32 rounding of sums below 100
+
+
+def test_a_hook_on_a_decoder_block_sees_what_it_always_saw():
+    model, inputs = MODELS["project"]()
+    seen: list[Tensor] = []
+    model.output_blocks[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    report = accelerate(model, backend="torch")
+    assert [row.reason for row in report.left] == [
+        "a block of its decoder has a hook, which would see its two inputs apart"
+    ]
+    model(*inputs)
+    assert isinstance(seen[0], Tensor)
+
+
+def test_gradients_under_ddp_are_those_without(tmp_path):
+    model, inputs = MODELS["project"]()
+    want = outcome(copy.deepcopy(randomised(model)), inputs)
+    accelerate(model, backend="torch")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        found = outcome(nn.parallel.DistributedDataParallel(model), inputs)
+    finally:
+        torch.distributed.destroy_process_group()
+    for own, other in zip(found, want, strict=True):
+        # The same sums in another order, as the op's definition takes them.
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-6)
+
+
+def test_monai_s_attention_is_left_where_it_does_more():
+    blocks = pytest.importorskip("monai.networks.blocks.selfattention", reason="MONAI is not installed")
+    for options, reason in (
+        ({"save_attn": True}, "it keeps its attention matrix"),
+        ({"dropout_rate": 0.1}, "it drops attention weights"),
+        ({"causal": True, "sequence_length": 4}, "it is causal"),
+    ):
+        report = accelerate(nn.Sequential(blocks.SABlock(8, 2, **options)), backend="triton")
+        assert report.left[0].reason == reason
+    model, x = blocks.SABlock(8, 2), volume(2, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    want = model(x), model(x, mask)
+    accelerate(nn.Sequential(model), backend="triton")
+    torch.testing.assert_close((model(x), model(x, mask)), want, rtol=1e-5, atol=1e-6)
+
+
+def test_fifty_steps_of_sampling_stay_with_eager():
+    # Of every kind of block the fewest: interpreted kernels take a minute all the same.
+    model = randomised(UNet(base_channels=4, channel_mults=(1,), groups=2, attention_rates=())).eval()
+    x = volume(1, 1, 2, 4, 4)
+
+    @torch.no_grad()
+    def sampled(dtype: torch.dtype) -> Tensor:
+        scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+        scheduler.set_timesteps(50)
+        moving = x
+        for timestep in scheduler.timesteps:
+            output = model.to(dtype)(moving.to(dtype), timestep.expand(1))
+            moving = scheduler.step(output.float(), timestep, moving).prev_sample
+        model.float()
+        return moving
+
+    def psnr(found: Tensor, want: Tensor) -> float:
+        return float(10 * torch.log10((want.max() - want.min()) ** 2 / (found - want).square().mean()))
+
+    eager = sampled(torch.float32)
+    figures = {}
+    for backend in ("torch", "triton"):
+        accelerate(model, backend=backend)
+        figures[backend] = psnr(sampled(torch.float32), eager)
+    accelerate(model, backend="torch")  # the interpreter's bfloat16 is not a GPU's
+    figures["bfloat16"] = psnr(sampled(torch.bfloat16), eager)
+    print({name: f"{figure:.1f} dB" for name, figure in figures.items()})
+    assert figures["torch"] > 60
+    assert figures["triton"] > 60
+    assert figures["bfloat16"] > 20
 
 
 @pytest.mark.parametrize("first", ["compile", "accelerate"])

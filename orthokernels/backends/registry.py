@@ -87,9 +87,17 @@ class BackendUnavailable(ValueError):  # noqa: N818
 
 
 # Who computes an op, in the order of preference; plain PyTorch can always.
-_COMPUTE = dict.fromkeys(
-    ("attention_pool", "denoise_step", "group_norm_silu", "plane_fusion", "upsample2x_trilinear"), ("triton",)
-)
+_COMPUTE: dict[str, tuple[str, ...]] = {
+    "add_noise": ("triton",),
+    "attention3d": ("triton",),
+    "attention_pool": ("triton", "cuda"),
+    "denoise_step": ("triton", "cuda"),
+    "diffusion_loss": ("triton",),
+    "group_norm_silu": ("triton",),
+    "plane_fusion": ("triton",),
+    "plane_gating": ("triton",),
+    "upsample2x_trilinear": ("triton",),
+}
 
 
 def ops_of(backend: str) -> tuple[str, ...]:
@@ -105,12 +113,13 @@ def choose(op: str, backend: str, x: Tensor) -> Any:
         ValueError: there is no such backend.
     """
     if backend == "auto":
+        missed: list[str] = []
         for name in _COMPUTE[op]:
             reason = _unable(op, name, x, explicit=False)
             if reason is None:
-                return import_module(f"orthokernels.backends.{name}.{op}")
-            _tell_once(op, name, reason)
-        return import_module(f"orthokernels.backends.torch.{op}")
+                return _told(op, name, missed)
+            missed.append(f"not in {name}: {reason}")
+        return _told(op, "torch", missed)
     if backend not in (*_COMPUTE[op], "torch"):
         raise ValueError(f"backend: {backend!r}; {op} has auto, torch, {', '.join(_COMPUTE[op])}.")
     if backend != "torch" and (reason := _unable(op, backend, x, explicit=True)):
@@ -118,9 +127,15 @@ def choose(op: str, backend: str, x: Tensor) -> Any:
     return import_module(f"orthokernels.backends.{backend}.{op}")
 
 
+def _told(op: str, backend: str, missed: list[str]) -> Any:
+    if missed:
+        _tell_once(op, "plain PyTorch" if backend == "torch" else backend, "; ".join(missed))
+    return import_module(f"orthokernels.backends.{backend}.{op}")
+
+
 @functools.cache
-def _tell_once(op: str, backend: str, reason: str) -> None:
-    logging.getLogger("orthokernels").info("%s runs in plain PyTorch, not in %s: %s.", op, backend, reason)
+def _tell_once(op: str, where: str, why: str) -> None:
+    logging.getLogger("orthokernels").info("%s runs in %s, %s.", op, where, why)
 
 
 def can_accelerate(op: str, backend: str, device: torch.device) -> str:
@@ -139,9 +154,10 @@ def can_accelerate(op: str, backend: str, device: torch.device) -> str:
 
 def _unable(op: str, backend: str, x: Tensor, *, explicit: bool) -> str | None:
     """Why a backend can not compute an op for a tensor, or None."""
-    interpreted = explicit and os.environ.get("TRITON_INTERPRET") == "1"
+    interpreted = explicit and backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if x.device.type != "cuda" and not (interpreted and find_spec("triton")):
-        return f"the tensor lies on {x.device}, and its kernels need a CUDA device (or TRITON_INTERPRET=1, to try them)"
+        otherwise = " (or TRITON_INTERPRET=1, to try them)" if backend == "triton" else ""
+        return f"the tensor lies on {x.device}, and its kernels need a CUDA device{otherwise}"
     if not interpreted and (reason := _probes()[backend]()):
         return reason
     return import_module(f"orthokernels.backends.{backend}.{op}").can_run(x)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from orthokernels.ops.add_noise import add_noise
+from orthokernels.ops.attention3d import attention3d
 from orthokernels.ops.attention_pool import attention_pool
 from orthokernels.ops.denoise_step import denoise_step
+from orthokernels.ops.diffusion_loss import diffusion_loss
 from orthokernels.ops.group_norm_silu import group_norm_silu
 from orthokernels.ops.plane_fusion import plane_fusion
+from orthokernels.ops.plane_gating import plane_gating
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
-__all__ = ["attention_pool", "denoise_step", "group_norm_silu", "plane_fusion", "upsample2x_trilinear"]
+__all__ = [
+    "add_noise",
+    "attention3d",
+    "attention_pool",
+    "denoise_step",
+    "diffusion_loss",
+    "group_norm_silu",
+    "plane_fusion",
+    "plane_gating",
+    "upsample2x_trilinear",
+]

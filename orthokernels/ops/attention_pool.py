@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
+from orthokernels.ops.layout import check_alike
 
 NAME = "attention_pool"
 
@@ -37,7 +38,7 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
         q, k, v: (N, heads, T, d), of any strides: views into one projection are read where they lie. float32, float16
             or bfloat16, and float64 in plain PyTorch; for the kernels d up to 128 in float32, 256 in half precision.
         scale: of the scores; 1 / sqrt(d) by default.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "triton" or "cuda".
 
     Returns:
         (N, heads, d) in q's dtype; sums are float32. Differentiable once.
@@ -48,10 +49,7 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
     """
     if q.ndim != 4 or not q.is_floating_point() or not q.numel():
         raise ValueError(f"q: {q.dtype} of shape {tuple(q.shape)}; allowed are floating point (N, heads, T, d).")
-    for name, own in (("k", k), ("v", v)):
-        if own.shape != q.shape or own.dtype != q.dtype or own.device != q.device:
-            told = f"{own.dtype} of shape {tuple(own.shape)} on {own.device}"
-            raise ValueError(f"{name}: {told}; must be as q, {q.dtype} of shape {tuple(q.shape)} on {q.device}.")
+    check_alike(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.orthokernels.attention_pool(q, k, v, scale, backend)[0]
 

@@ -1,4 +1,7 @@
-"""Memory formats of volumes (N, C, *voxels): contiguous (channels first) or channels last, at any number of axes."""
+"""Memory formats of volumes (N, C, *voxels): contiguous (channels first) or channels last, at any number of axes.
+
+And what attention asks of its tokens.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,11 @@ def empty_volume(
     if (layout or layout_of(x)) == "channels_first":
         return x.new_empty((x.shape[0], channels, *sides))
     return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
+
+
+def check_alike(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ValueError unless keys and values are as the queries in shape, dtype and device."""
+    for name, own in (("k", k), ("v", v)):
+        if own.shape != q.shape or own.dtype != q.dtype or own.device != q.device:
+            told = f"{own.dtype} of shape {tuple(own.shape)} on {own.device}"
+            raise ValueError(f"{name}: {told}; must be as q, {q.dtype} of shape {tuple(q.shape)} on {q.device}.")

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.philox import unit_noise
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _BLOCK = 1024
@@ -43,29 +44,10 @@ def _step(
     if PREVIOUS:
         found += tl.load(p_coefficients + 5) * tl.load(p_previous + o_v, mask, other=0.0).to(tl.float32)
     if NOISE:
-        found += tl.load(p_coefficients + 6) * _noise(tl.load(p_seed), i_block, step, BLOCK)
+        found += tl.load(p_coefficients + 6) * unit_noise(tl.load(p_seed), i_block, step, BLOCK)
     tl.store(p_found + o_v, found.to(p_found.dtype.element_ty), mask)
     if KEEP:
         tl.store(p_x0 + o_v, x0.to(p_x0.dtype.element_ty), mask)
-
-
-@triton.jit
-def _noise(seed, i_block, step, BLOCK: tl.constexpr):
-    """Unit normal numbers [BLOCK] of a block, four of each counter."""
-    counter = (i_block * (BLOCK // 4)).to(tl.int32) + tl.arange(0, BLOCK // 4)
-    zero = counter * 0
-    w0, w1, w2, w3 = tl.philox(seed, counter, zero + step, zero, zero)
-    n0, n1 = _pair(w0, w1)
-    n2, n3 = _pair(w2, w3)
-    return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
-
-
-@triton.jit
-def _pair(w0, w1):
-    u0, u1 = tl.uint_to_uniform_float(w0), tl.uint_to_uniform_float(w1)
-    radius = tl.sqrt(-2.0 * tl.log(tl.maximum(u0, 1.0e-7)))
-    angle = 6.283185307179586 * u1
-    return radius * tl.cos(angle), radius * tl.sin(angle)
 
 
 def forward(

@@ -4,7 +4,7 @@ A volume is (N, C, L), L voxels. Formulas and names are those of ``ops.group_nor
 
 Bytes, of a volume of B bytes (all else is small):
 
-    forward     2 B read, 1 B written: moments, then the map
+    forward     2 B read, 1 B written: moments, then the map (and each chunk's first tile twice in a row, for its pivot)
     backward    4 B read, 1 B written: x and dy for the sums, both again for the gradient
 
 That is what they move; no time was taken on a GPU yet.
@@ -20,7 +20,7 @@ embedding (``shift``) moves a channel's mean and leaves its deviation, so it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 import torch
@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.tuning import Setting, setting
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _TILE = 2048  # elements of a tile, 16 a thread
@@ -302,21 +303,33 @@ def forward(
     rstd: Tensor,
 ) -> None:
     """Write y, and the groups' mean and reciprocal deviation, float32 [N, groups]. All volumes share one layout."""
-    at = _Shape(x, skip)
+
+    def run(cut: Setting) -> None:
+        _run_forward(cut, x, skip, groups, weight, bias, shift, scale_shift, silu, eps, y, mean, rstd)
+
+    run(_cut("forward", x, skip, _WARPS, run))
+
+
+def _run_forward(
+    cut: Setting, x: Tensor, skip: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None,
+    shift: Tensor | None, scale_shift: Tensor | None, silu: bool, eps: float, y: Tensor, mean: Tensor, rstd: Tensor,
+) -> None:  # fmt: skip
+    at = _Shape(x, skip, cut["TILE"])
     flags = {"CHANNELS_LAST": at.channels_last, "SKIP": skip is not None}
     given = {"AFFINE": weight is not None, "SHIFT": shift is not None, "FILM": scale_shift is not None}
     moments = torch.empty(at.N, at.chunks, at.C, 2, dtype=torch.float32, device=x.device)
     second = x if skip is None else skip
     _moments[(at.chunks, at.blocks, at.N)](
-        x, second, moments, at.C1, at.C2, at.L, at.chunk, at.chunks, **flags, **at.tile, num_warps=_WARPS
-    )
+        x, second, moments, at.C1, at.C2, at.L, at.chunk, at.chunks, **flags, **at.tile,
+        num_warps=cut["num_warps"],
+    )  # fmt: skip
     _group_moments[(groups, at.N)](
         moments, shift if shift is not None else x, mean, rstd, at.C, at.L, groups, at.chunk, at.chunks, eps,
         SHIFT=shift is not None, BLOCK=1024, num_warps=_WARPS,
     )  # fmt: skip
     _forward[(triton.cdiv(at.L, at.tile["BL"]), at.blocks, at.N)](
         x, second, y, mean, rstd, *_or(x, weight, bias, shift, scale_shift), at.C1, at.C2, at.L, groups,
-        **flags, **given, SILU=silu, **at.tile, num_warps=_WARPS,
+        **flags, **given, SILU=silu, **at.tile, num_warps=cut["num_warps"],
     )  # fmt: skip
 
 
@@ -336,7 +349,19 @@ def backward(
     dskip: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Write dx and dskip; returns dweight and dbias [N, C] of each sample, dshift [N, C], dscale_shift [N, 2 C]."""
-    at = _Shape(x, skip)
+
+    def run(cut: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _run_backward(cut, dy, x, skip, groups, weight, bias, shift, scale_shift, silu, mean, rstd, dx, dskip)
+
+    return run(_cut("backward", x, skip, _BACKWARD_WARPS, run))
+
+
+def _run_backward(
+    cut: Setting, dy: Tensor, x: Tensor, skip: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None,
+    shift: Tensor | None, scale_shift: Tensor | None, silu: bool, mean: Tensor, rstd: Tensor, dx: Tensor,
+    dskip: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    at = _Shape(x, skip, cut["TILE"])
     flags = {"CHANNELS_LAST": at.channels_last, "SKIP": skip is not None}
     given = {"AFFINE": weight is not None, "SHIFT": shift is not None, "FILM": scale_shift is not None}
     second = x if skip is None else skip
@@ -359,9 +384,17 @@ def backward(
     )  # fmt: skip
     _backward[(triton.cdiv(at.L, at.tile["BL"]), at.blocks, at.N)](
         x, second, dy, dx, dx if dskip is None else dskip, means, mean, rstd, *per_channel, at.C1, at.C2, at.L, groups,
-        **flags, **given, SILU=silu, **at.tile, num_warps=_BACKWARD_WARPS,
+        **flags, **given, SILU=silu, **at.tile, num_warps=cut["num_warps"],
     )  # fmt: skip
     return small
+
+
+def _cut(what: str, x: Tensor, skip: Tensor | None, warps: int, run: Callable[[Setting], object]) -> Setting:
+    """Elements of a tile and warps: the default, or what was found faster on this device."""
+    sizes = dict.fromkeys([(_TILE, warps), (1024, 4), (2048, 4), (2048, 8), (4096, 8), (8192, 8)])
+    candidates = [{"TILE": tile, "num_warps": own} for tile, own in sizes]
+    kind = (what, *x.shape, 0 if skip is None else skip.shape[1], x.dtype, x.is_contiguous())
+    return setting("group_norm_silu", kind, candidates, x.device, run)
 
 
 def _or(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
@@ -372,24 +405,24 @@ def _or(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
 class _Shape:
     """A volume's sizes, and how it is cut: ``tile`` of [BL, BC], ``blocks`` of channels, ``chunks`` of voxels."""
 
-    def __init__(self, x: Tensor, skip: Tensor | None) -> None:
+    def __init__(self, x: Tensor, skip: Tensor | None, tile: int) -> None:
         self.N, self.C1 = x.shape[:2]
         self.C2 = 0 if skip is None else skip.shape[1]
         self.C = self.C1 + self.C2
         self.L = x[0, 0].numel()
         self.channels_last = not x.is_contiguous()
-        self.tile = tile_of(self.C, self.L, self.channels_last)
+        self.tile = tile_of(self.C, self.L, self.channels_last, tile)
         self.blocks = triton.cdiv(self.C, self.tile["BC"])
         self.chunk, self.chunks = chunks_of(self.N * self.blocks, self.L, self.tile["BL"], processors(x.device))
 
 
-def tile_of(C: int, L: int, channels_last: bool) -> dict[str, int]:
+def tile_of(C: int, L: int, channels_last: bool, elements: int = _TILE) -> dict[str, int]:
     """Sides of a tile, powers of two, the axis that is contiguous in memory first served."""
     if channels_last:
         channels = min(triton.next_power_of_2(C), 256)
-        return {"BL": max(1, _TILE // channels), "BC": channels}
-    voxels = min(triton.next_power_of_2(L), _TILE)
-    return {"BL": voxels, "BC": min(triton.next_power_of_2(C), max(1, _TILE // voxels))}
+        return {"BL": max(1, elements // channels), "BC": channels}
+    voxels = min(triton.next_power_of_2(L), elements)
+    return {"BL": voxels, "BC": min(triton.next_power_of_2(C), max(1, elements // voxels))}
 
 
 def chunks_of(others: int, L: int, tile: int, processors: int) -> tuple[int, int]:

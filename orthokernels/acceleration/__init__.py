@@ -1,0 +1,127 @@
+"""Turns the ops on inside someone's model.
+
+    report = orthokernels.accelerate(model)     # after model.to(device)
+    print(report)                               # what was replaced, and what was not, with the reason
+    orthokernels.restore(model)
+
+A module keeps its place, its parameters and its state dict: it is given a subclass of its own class, whose forward
+calls the ops. Modules are known by what they hold, not by where they come from: residual and attention blocks of
+guided-diffusion (this project's, the published ones), MONAI's residual blocks of ``DiffusionModelUNet`` and
+``AutoencoderKL`` and its self-attention, and any ``nn.Sequential`` in which a GroupNorm is followed by a SiLU. Where
+all of this project's decoder is replaced, it reads its skips where they lie: nothing is concatenated.
+
+No kernel was timed on a GPU yet, so nothing is left out for being slower there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from orthokernels.acceleration import blocks
+from orthokernels.acceleration.rules import is_project_unet, rule_of
+from orthokernels.backends.registry import can_accelerate
+
+OPS = ("group_norm_silu", "upsample2x_trilinear", "attention3d")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module: the ops that it calls now, or the reason why it was left as it is."""
+
+    name: str
+    kind: str
+    ops: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass
+class Report:
+    """What ``accelerate`` did."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def replaced(self) -> list[Row]:
+        return [row for row in self.rows if row.ops]
+
+    @property
+    def left(self) -> list[Row]:
+        return [row for row in self.rows if not row.ops]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.replaced)} modules replaced, {len(self.left)} left as they are"]
+        lines += [f"  {row.name or '(model)'}: {row.kind} -> {', '.join(row.ops)}" for row in self.replaced]
+        lines += [f"  {row.name or '(model)'}: {row.kind}, left: {row.reason}" for row in self.left]
+        return "\n".join(lines)
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    ops: str | Sequence[str] = "auto",
+    memory_format: torch.memory_format | None = torch.channels_last_3d,
+    backend: str = "auto",
+) -> Report:
+    """Let a model's modules call the ops, in place.
+
+    Args:
+        model: on the device that it will run on, since kernels are chosen for it. Call again after moving it.
+        ops: "auto" for all that a kernel computes there, or names of ``OPS``.
+        memory_format: that parameters are brought into, where a module was replaced; None leaves them.
+        backend: of the ops: "auto", or one by name, which is then called wherever the model runs.
+
+    Returns:
+        Every module that an op could serve: replaced, or left with the reason.
+
+    Raises:
+        ValueError: an unknown op.
+        BackendUnavailable: a backend that was asked for by name can not run.
+    """
+    wanted = OPS if ops == "auto" else (ops,) if isinstance(ops, str) else tuple(ops)
+    if unknown := [name for name in wanted if name not in OPS]:
+        raise ValueError(f"ops: {unknown[0]!r}; there are {', '.join(OPS)}, and auto.")
+    restore(model)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    reasons = {name: can_accelerate(name, backend, device) for name in wanted}
+    report = Report()
+    inside: list[str] = []  # of blocks that were looked at: their sequences are theirs
+    # A network's own rule looks at what became of its blocks.
+    modules = sorted(model.named_modules(), key=lambda named: is_project_unet(named[1]))
+    for name, module in modules:
+        rule = rule_of(module)
+        if rule is None or (rule.forward is blocks.sequence and any(name.startswith(block) for block in inside)):
+            continue
+        if not is_project_unet(module):
+            inside.append(f"{name}." if name else "")
+        kind = type(module).__name__
+        served = [op for op in rule.ops if op in wanted]
+        if not served:
+            report.rows.append(Row(name, kind, reason=f"{', '.join(rule.ops)} was not asked for"))
+        elif reason := reasons[served[0]] or rule.unfit(module):
+            report.rows.append(Row(name, kind, reason=reason))
+        else:
+            module.__class__ = _subclass(type(module), rule.method, rule.forward, backend)  # type: ignore[arg-type]
+            report.rows.append(Row(name, kind, tuple(served)))
+    if memory_format is not None and report.replaced:
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    return report
+
+
+def restore(model: nn.Module) -> None:
+    """Undo ``accelerate``: every module has its own class again. The parameters' memory format stays."""
+    for module in model.modules():
+        original = getattr(type(module), "_orthokernels_original", None)
+        if original is not None:
+            module.__class__ = original
+
+
+@functools.cache
+def _subclass(original: type[nn.Module], method: str, forward: Callable[..., Any], backend: str) -> type[nn.Module]:
+    own = {method: forward, "_orthokernels_original": original, "_orthokernels_backend": backend}
+    return type(f"Accelerated{original.__name__}", (original,), own)

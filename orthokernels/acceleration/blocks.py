@@ -1,0 +1,159 @@
+"""What accelerated modules do: their own forward passes, with the ops in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from orthokernels.ops.attention3d import attention3d
+from orthokernels.ops.group_norm_silu import group_norm_silu
+from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
+
+
+def pair_at(layers: Sequence[nn.Module], place: int) -> bool:
+    """Whether a SiLU follows a GroupNorm there."""
+    follower = layers[place + 1] if place + 1 < len(layers) else None
+    return isinstance(layers[place], nn.GroupNorm) and isinstance(follower, nn.SiLU)
+
+
+def _normalise(
+    owner: nn.Module, norm: nn.Module, x: Tensor, *, shift: Tensor | None = None, scale_shift: Tensor | None = None,
+    activation: str | None = "silu", skip: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    assert isinstance(norm, nn.GroupNorm)
+    return group_norm_silu(
+        x, norm.num_groups, norm.weight, norm.bias, shift=shift, scale_shift=scale_shift, eps=norm.eps,
+        activation=activation, skip=skip, backend=owner._orthokernels_backend,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def guided_block(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
+    """guided-diffusion's residual block; in this project's decoder it may be given its two inputs apart."""
+    if isinstance(x, tuple):
+        return _guided_end(self, _normalise(self, self.in_layers[0], x[0], skip=x[1]), _apart(self, *x), emb)
+    h = _normalise(self, self.in_layers[0], x)
+    if getattr(self, "updown", False):
+        h, x = self.h_upd(h), self.x_upd(x)
+    return _guided_end(self, h, self.skip_connection(x), emb)
+
+
+def _guided_end(self: Any, h: Tensor, past: Tensor, emb: Tensor) -> Tensor:
+    """From the first convolution on; ``past`` goes round the block."""
+    h = _rest(self.in_layers, h)
+    embedded = self.emb_layers(emb).to(h.dtype)
+    if getattr(self, "use_scale_shift_norm", False):
+        h = _normalise(self, self.out_layers[0], h, scale_shift=embedded)
+    else:
+        h = _normalise(self, self.out_layers[0], h, shift=embedded)
+    return past + _rest(self.out_layers, h)
+
+
+def _apart(self: Any, x: Tensor, skip: Tensor) -> Tensor:
+    """The 1x1x1 convolution of two volumes side by side, without putting them there."""
+    conv = self.skip_connection
+    own, other = conv.weight.split([x.shape[1], skip.shape[1]], dim=1)
+    return F.conv3d(x, own, conv.bias) + F.conv3d(skip, other)
+
+
+def pair(self: Any, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """This project's U-Net gives a decoder block its two inputs as they lie."""
+    return x, skip
+
+
+def _rest(layers: nn.Sequential, h: Tensor) -> Tensor:
+    """What follows normalisation and activation."""
+    for layer in list(layers)[2:]:
+        h = layer(h)
+    return h
+
+
+def monai_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
+    """The residual block of MONAI's DiffusionModelUNet."""
+    h = _normalise(self, self.norm1, x)
+    resample = self.upsample if self.upsample is not None else self.downsample
+    if resample is not None:
+        h, x = resample(h), resample(x)
+    h = self.conv1(h)
+    h = _normalise(self, self.norm2, h, shift=self.time_emb_proj(self.nonlinearity(emb)).to(h.dtype))
+    return self.skip_connection(x) + self.conv2(h)
+
+
+def autoencoder_block(self: Any, x: Tensor) -> Tensor:
+    """The residual block of MONAI's AutoencoderKL."""
+    h = self.conv1(_normalise(self, self.norm1, x))
+    h = self.conv2(_normalise(self, self.norm2, h))
+    return self.nin_shortcut(x) + h
+
+
+def sequence(self: Any, x: Tensor) -> Tensor:
+    """A sequence, its GroupNorms and the SiLUs behind them in one op."""
+    layers = list(self)
+    place = 0
+    while place < len(layers):
+        if pair_at(layers, place):
+            x = _normalise(self, layers[place], x)
+            place += 2
+        else:
+            x = layers[place](x)
+            place += 1
+    return x
+
+
+def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
+    """This project's ``Upsample``; a skip of an odd side is met by interpolation, as before."""
+    if tuple(size) == tuple(2 * side for side in x.shape[2:]):
+        return self.conv(upsample2x_trilinear(x, backend=self._orthokernels_backend))
+    return self.conv(F.interpolate(x, size=size, mode="trilinear", align_corners=False))
+
+
+def doubling(self: Any, x: Tensor) -> Tensor:
+    """``nn.Upsample`` of factor 2."""
+    return upsample2x_trilinear(x, backend=self._orthokernels_backend)
+
+
+def attention_block(self: Any, x: Tensor) -> Tensor:
+    """guided-diffusion's attention over all voxels, added to its input."""
+    grid = (1, 1, 1, *x.shape[2:])[-3:]
+    tokens = _normalise(self, self.norm, x, activation=None)
+    last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    if last:  # channels last: a linear map of tokens that need not move
+        tokens = tokens.movedim(1, -1).flatten(1, -2)
+        joint = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias).transpose(1, 2)
+    else:
+        joint = self.qkv(tokens.flatten(2))
+    heads = _heads_of(self)
+    if _is_legacy(self):
+        q, k, v = joint.unflatten(1, (heads, 3, -1)).unbind(2)
+    else:
+        q, k, v = joint.unflatten(1, (3, heads, -1)).unbind(1)
+    out = attention3d(q, k, v, grid, backend=self._orthokernels_backend).flatten(1, 2)
+    if last:
+        out = F.linear(out.transpose(1, 2), self.proj_out.weight.flatten(1), self.proj_out.bias).transpose(1, 2)
+    else:
+        out = self.proj_out(out)
+    return x + out.unflatten(2, tuple(x.shape[2:]))
+
+
+def _heads_of(block: Any) -> int:
+    return int(block.heads if hasattr(block, "heads") else block.num_heads)
+
+
+def _is_legacy(block: Any) -> bool:
+    """Whether channels are split into heads first and each head into q, k, v; the newer order is q, k, v first."""
+    return type(getattr(block, "attention", None)).__name__ != "QKVAttention"
+
+
+def monai_attention(self: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """MONAI's self-attention over tokens (N, T, C)."""
+    if attn_mask is not None:
+        return self._orthokernels_original.forward(self, x, attn_mask)
+    if self.use_combined_linear:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+    else:
+        q, k, v = (to(x).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
+    q, k, v = (part.permute(0, 2, 3, 1) for part in (q, k, v))  # (N, heads, d, T), where they lie
+    out = attention3d(q, k, v, (1, 1, x.shape[1]), scale=self.scale, backend=self._orthokernels_backend)
+    return self.drop_output(self.out_proj(out.permute(0, 3, 1, 2).flatten(2)))

@@ -1,0 +1,1 @@
+"""CUDA C++ kernels, compiled by CuPy on first use."""

@@ -1,0 +1,426 @@
+"""Attention over a volume's tokens in Triton, forward and backward, with relative-position bias and windows.
+
+Of T tokens and d channels a head, n of T keys seen: 4 T n d operations forward, 10 T n d backward and 4 more for the
+gradient of the bias; 4 T d numbers are moved forward, 8 T d backward. Nothing of the size T n is stored.
+
+Queries go in blocks of consecutive tokens. Keys are walked plane by plane (all of them as one plane where everything is
+seen), from the first row to the last that the block's windows reach. The bias of a pair is read from the table by the
+difference of two numbers, one of the query and one of the key.
+
+The gradient of the bias sums over all pairs at one distance. A program has one distance in depth and height: for
+each pair of rows at it the gradients of the scores are one small matrix product, and they add up in one tile, whose
+diagonals are the distances in width. So no two programs write one place, and no order of additions is left to chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.tuning import Setting, setting
+from orthokernels.backends.triton.volumes import wrong_dtype
+
+
+@triton.jit
+def _tokens(p, strides_n, strides_h, strides_d, strides_t, i_n, i_h, o_t, o_d, m_t, d):
+    """Tokens [BT, BD] of a head; zeros where m_t does not hold."""
+    place = p + i_n.to(tl.int64) * strides_n + i_h.to(tl.int64) * strides_h
+    place = place + o_t.to(tl.int64)[:, None] * strides_t + o_d.to(tl.int64)[None, :] * strides_d
+    return tl.load(place, m_t[:, None] & (o_d < d)[None, :], other=0.0)
+
+
+@triton.jit
+def _store(p, value, strides_n, strides_h, strides_d, strides_t, i_n, i_h, o_t, o_d, m_t, d):
+    """Tokens [BT, BD] of a head, where m_t holds."""
+    place = p + i_n.to(tl.int64) * strides_n + i_h.to(tl.int64) * strides_h
+    place = place + o_t.to(tl.int64)[:, None] * strides_t + o_d.to(tl.int64)[None, :] * strides_d
+    tl.store(place, value.to(p.dtype.element_ty), m_t[:, None] & (o_d < d)[None, :])
+
+
+@triton.jit
+def _first_seen(at, places, side):
+    """First place that a query sees along an axis."""
+    return tl.minimum(tl.maximum(at - places // 2, 0), side - places)
+
+
+@triton.jit
+def _first_seer(at, places):
+    """First query that sees a key along an axis."""
+    return tl.where(at < places, 0, at - places + 1 + places // 2)
+
+
+@triton.jit
+def _last_seer(at, places, side):
+    """Last query that sees a key along an axis, plus one."""
+    return tl.where(at >= side - places, side, at + places // 2 + 1)
+
+
+@triton.jit
+def _code(o_t, H, W):
+    """Number of a token, such that the difference of two is a place in the table of the bias."""
+    return ((o_t // (H * W)) * (2 * H - 1) + o_t // W % H) * (2 * W - 1) + o_t % W
+
+
+@triton.jit
+def _axis_seen(q, k, places, side):
+    first = _first_seen(q, places, side)[:, None]
+    return (k[None, :] >= first) & (k[None, :] < first + places)
+
+
+@triton.jit
+def _scores(
+    b_q, b_k, o_q, o_k, m_q, m_k, p_bias, i_h, scale, D, H, W, wd, wh, ww, BIAS: tl.constexpr, WINDOW: tl.constexpr
+):
+    """Scores [BQ, BK] of tokens; float32 is multiplied as such, not as TF32."""
+    products = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+    return _masked(products * scale, o_q, o_k, m_q, m_k, p_bias, i_h, D, H, W, wd, wh, ww, BIAS, WINDOW)
+
+
+@triton.jit
+def _masked(
+    scores, o_q, o_k, m_q, m_k, p_bias, i_h, D, H, W, wd, wh, ww, BIAS: tl.constexpr, WINDOW: tl.constexpr
+):  # fmt: skip
+    """Scores with the bias; minus infinity where a query does not see a key."""
+    m = m_q[:, None] & m_k[None, :]
+    if BIAS:
+        zero = ((D - 1) * (2 * H - 1) + H - 1) * (2 * W - 1) + W - 1
+        table = p_bias + i_h.to(tl.int64) * ((2 * D - 1) * (2 * H - 1) * (2 * W - 1))
+        place = _code(o_q, H, W)[:, None] - _code(o_k, H, W)[None, :] + zero
+        scores += tl.load(table + place, m, other=0.0).to(tl.float32)
+    if WINDOW:
+        m &= _axis_seen(o_q // (H * W), o_k // (H * W), wd, D)
+        m &= _axis_seen(o_q // W % H, o_k // W % H, wh, H)
+        m &= _axis_seen(o_q % W, o_k % W, ww, W)
+    return tl.where(m, scores, -float("inf"))
+
+
+@triton.jit
+def _reach_of_queries(first, last, D, H, W, wd, wh, WINDOW: tl.constexpr):
+    """Planes, then rows, of the keys that the queries from first to last see; then the size of a plane and of a row.
+
+    Where everything is seen, all tokens are one row of one plane.
+    """
+    if WINDOW:
+        plane, last_plane = first // (H * W), last // (H * W)
+        planes = _first_seen(plane, wd, D), _first_seen(last_plane, wd, D) + wd
+        row, last_row = first // W % H, last // W % H
+        alike = plane == last_plane
+        rows_0 = tl.where(alike, _first_seen(row, wh, H), 0)
+        rows_1 = tl.where(alike, _first_seen(last_row, wh, H) + wh, H)
+        return planes[0], planes[1], rows_0 * W, rows_1 * W, H * W
+    return 0, 1, 0, D * H * W, D * H * W
+
+
+@triton.jit
+def _reach_of_keys(first, last, D, H, W, wd, wh, WINDOW: tl.constexpr):
+    """The same for the queries that see the keys from first to last."""
+    if WINDOW:
+        plane, last_plane = first // (H * W), last // (H * W)
+        row, last_row = first // W % H, last // W % H
+        alike = plane == last_plane
+        rows_0 = tl.where(alike, _first_seer(row, wh), 0)
+        rows_1 = tl.where(alike, _last_seer(last_row, wh, H), H)
+        return _first_seer(plane, wd), _last_seer(last_plane, wd, D), rows_0 * W, rows_1 * W, H * W
+    return 0, 1, 0, D * H * W, D * H * W
+
+
+@triton.jit
+def _attend(
+    p_q, p_k, p_v, p_bias, p_out, p_log_sum, qn, qh, qd, qt, kn, kh, kd, kt, vn, vh, vd, vt, on, oh, od, ot,
+    heads, D, H, W, d, wd, wh, ww, scale,
+    BIAS: tl.constexpr, WINDOW: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Attended tokens of a block of queries, and the logarithms of their denominators."""
+    i_nh, T = tl.program_id(1), D * H * W
+    i_n, i_h = i_nh // heads, i_nh % heads
+    o_q, o_d = tl.program_id(0) * BQ + tl.arange(0, BQ), tl.arange(0, BD)
+    m_q = o_q < T
+    b_q = _tokens(p_q, qn, qh, qd, qt, i_n, i_h, o_q, o_d, m_q, d)
+    largest = tl.full((BQ,), -float("inf"), tl.float32)
+    total = tl.zeros((BQ,), tl.float32)
+    out = tl.zeros((BQ, BD), tl.float32)
+    first = tl.program_id(0) * BQ
+    plane_0, plane_1, start_0, start_1, size = _reach_of_queries(
+        first, tl.minimum(first + BQ, T) - 1, D, H, W, wd, wh, WINDOW
+    )
+    for plane in range(plane_0, plane_1):
+        for start in range(start_0, start_1, BK):
+            o_k = plane * size + start + tl.arange(0, BK)
+            m_k = start + tl.arange(0, BK) < start_1
+            b_k = _tokens(p_k, kn, kh, kd, kt, i_n, i_h, o_k, o_d, m_k, d)
+            scores = _scores(b_q, b_k, o_q, o_k, m_q, m_k, p_bias, i_h, scale, D, H, W, wd, wh, ww, BIAS, WINDOW)
+            larger = tl.maximum(largest, tl.max(scores, 1))
+            base = tl.where(larger == -float("inf"), 0.0, larger)  # a block may hold nothing that a query sees
+            p = tl.exp(scores - base[:, None])
+            kept = tl.exp(largest - base)
+            b_v = _tokens(p_v, vn, vh, vd, vt, i_n, i_h, o_k, o_d, m_k, d)
+            total = total * kept + tl.sum(p, 1)
+            out = out * kept[:, None] + tl.dot(p.to(b_v.dtype), b_v, input_precision="ieee")
+            largest = larger
+    total = tl.where(m_q, total, 1.0)
+    tl.store(p_log_sum + i_nh.to(tl.int64) * T + o_q, largest + tl.log(total), m_q)
+    _store(p_out, out / total[:, None], on, oh, od, ot, i_n, i_h, o_q, o_d, m_q, d)
+
+
+@triton.jit
+def _query_gradients(
+    p_dout, p_q, p_k, p_v, p_bias, p_log_sum, p_met, p_dq, gn, gh, gd, gt, qn, qh, qd, qt, kn, kh, kd, kt,
+    vn, vh, vd, vt, on, oh, od, ot, heads, D, H, W, d, wd, wh, ww, scale,
+    BIAS: tl.constexpr, WINDOW: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """dq of a block of queries."""
+    i_nh, T = tl.program_id(1), D * H * W
+    i_n, i_h = i_nh // heads, i_nh % heads
+    o_q, o_d = tl.program_id(0) * BQ + tl.arange(0, BQ), tl.arange(0, BD)
+    m_q = o_q < T
+    b_q = _tokens(p_q, qn, qh, qd, qt, i_n, i_h, o_q, o_d, m_q, d)
+    b_g = _tokens(p_dout, gn, gh, gd, gt, i_n, i_h, o_q, o_d, m_q, d)
+    log_sum = tl.load(p_log_sum + i_nh.to(tl.int64) * T + o_q, m_q, other=0.0)
+    met = tl.load(p_met + i_nh.to(tl.int64) * T + o_q, m_q, other=0.0)
+    dq = tl.zeros((BQ, BD), tl.float32)
+    first = tl.program_id(0) * BQ
+    plane_0, plane_1, start_0, start_1, size = _reach_of_queries(
+        first, tl.minimum(first + BQ, T) - 1, D, H, W, wd, wh, WINDOW
+    )
+    for plane in range(plane_0, plane_1):
+        for start in range(start_0, start_1, BK):
+            o_k = plane * size + start + tl.arange(0, BK)
+            m_k = start + tl.arange(0, BK) < start_1
+            b_k = _tokens(p_k, kn, kh, kd, kt, i_n, i_h, o_k, o_d, m_k, d)
+            scores = _scores(b_q, b_k, o_q, o_k, m_q, m_k, p_bias, i_h, scale, D, H, W, wd, wh, ww, BIAS, WINDOW)
+            p = tl.exp(scores - log_sum[:, None])
+            b_v = _tokens(p_v, vn, vh, vd, vt, i_n, i_h, o_k, o_d, m_k, d)
+            ds = p * (tl.dot(b_g, tl.trans(b_v), input_precision="ieee") - met[:, None])
+            dq += tl.dot(ds.to(b_k.dtype), b_k, input_precision="ieee")
+    _store(p_dq, dq * scale, on, oh, od, ot, i_n, i_h, o_q, o_d, m_q, d)
+
+
+@triton.jit
+def _key_gradients(
+    p_dout, p_q, p_k, p_v, p_bias, p_log_sum, p_met, p_dk, p_dv, gn, gh, gd, gt, qn, qh, qd, qt, kn, kh, kd, kt,
+    vn, vh, vd, vt, on, oh, od, ot, un, uh, ud, ut, heads, D, H, W, d, wd, wh, ww, scale,
+    BIAS: tl.constexpr, WINDOW: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a block of keys."""
+    i_nh, T = tl.program_id(1), D * H * W
+    i_n, i_h = i_nh // heads, i_nh % heads
+    o_k, o_d = tl.program_id(0) * BK + tl.arange(0, BK), tl.arange(0, BD)
+    m_k = o_k < T
+    b_k = _tokens(p_k, kn, kh, kd, kt, i_n, i_h, o_k, o_d, m_k, d)
+    b_v = _tokens(p_v, vn, vh, vd, vt, i_n, i_h, o_k, o_d, m_k, d)
+    dk = tl.zeros((BK, BD), tl.float32)
+    dv = tl.zeros((BK, BD), tl.float32)
+    first = tl.program_id(0) * BK
+    plane_0, plane_1, start_0, start_1, size = _reach_of_keys(
+        first, tl.minimum(first + BK, T) - 1, D, H, W, wd, wh, WINDOW
+    )
+    for plane in range(plane_0, plane_1):
+        for start in range(start_0, start_1, BQ):
+            o_q = plane * size + start + tl.arange(0, BQ)
+            m_q = start + tl.arange(0, BQ) < start_1
+            b_q = _tokens(p_q, qn, qh, qd, qt, i_n, i_h, o_q, o_d, m_q, d)
+            b_g = _tokens(p_dout, gn, gh, gd, gt, i_n, i_h, o_q, o_d, m_q, d)
+            log_sum = tl.load(p_log_sum + i_nh.to(tl.int64) * T + o_q, m_q, other=0.0)
+            met = tl.load(p_met + i_nh.to(tl.int64) * T + o_q, m_q, other=0.0)
+            scores = _scores(b_q, b_k, o_q, o_k, m_q, m_k, p_bias, i_h, scale, D, H, W, wd, wh, ww, BIAS, WINDOW)
+            p = tl.exp(scores - log_sum[:, None])
+            dv += tl.dot(tl.trans(p.to(b_g.dtype)), b_g, input_precision="ieee")
+            ds = p * (tl.dot(b_g, tl.trans(b_v), input_precision="ieee") - met[:, None])
+            dk += tl.dot(tl.trans(ds.to(b_q.dtype)), b_q, input_precision="ieee")
+    _store(p_dk, dk * scale, on, oh, od, ot, i_n, i_h, o_k, o_d, m_k, d)
+    _store(p_dv, dv, un, uh, ud, ut, i_n, i_h, o_k, o_d, m_k, d)
+
+
+@triton.jit
+def _bias_gradients(
+    p_dout, p_q, p_k, p_v, p_bias, p_log_sum, p_met, p_part, gn, gh, gd, gt, qn, qh, qd, qt, kn, kh, kd, kt,
+    vn, vh, vd, vt, N, heads, D, H, W, d, wd, wh, ww, scale,
+    WINDOW: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The bias's gradient at one distance in depth and height, from one block of a row's queries and one of keys.
+
+    Into [heads, 2 D - 1, 2 H - 1, blocks, blocks, 2 BW]: the sums of the tile's diagonals, the last place is unused.
+    """
+    i_away, i_h, i_blocks = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    away_d, away_h = i_away // (2 * H - 1) - (D - 1), i_away % (2 * H - 1) - (H - 1)
+    blocks = tl.cdiv(W, BW)
+    w_q, w_k = i_blocks // blocks * BW + tl.arange(0, BW), i_blocks % blocks * BW + tl.arange(0, BW)
+    gradients = tl.zeros((BW, BW), tl.float32)
+    for i_n in range(N):
+        for q_d in range(tl.maximum(away_d, 0), D + tl.minimum(away_d, 0)):
+            for q_h in range(tl.maximum(away_h, 0), H + tl.minimum(away_h, 0)):
+                o_q, o_k = (q_d * H + q_h) * W + w_q, ((q_d - away_d) * H + q_h - away_h) * W + w_k
+                m_q, m_k = w_q < W, w_k < W
+                n = tl.full((), i_n, tl.int64)
+                products = tl.zeros((BW, BW), tl.float32)
+                met_values = tl.zeros((BW, BW), tl.float32)  # dout . v
+                for channel in range(0, d, BD):
+                    o_d = channel + tl.arange(0, BD)
+                    b_q = _tokens(p_q, qn, qh, qd, qt, n, i_h, o_q, o_d, m_q, d)
+                    b_k = _tokens(p_k, kn, kh, kd, kt, n, i_h, o_k, o_d, m_k, d)
+                    products += tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+                    b_g = _tokens(p_dout, gn, gh, gd, gt, n, i_h, o_q, o_d, m_q, d)
+                    b_v = _tokens(p_v, vn, vh, vd, vt, n, i_h, o_k, o_d, m_k, d)
+                    met_values += tl.dot(b_g, tl.trans(b_v), input_precision="ieee")
+                row = (n * heads + i_h) * (D * H * W)
+                log_sum = tl.load(p_log_sum + row + o_q, m_q, other=0.0)
+                met = tl.load(p_met + row + o_q, m_q, other=0.0)
+                scores = _masked(products * scale, o_q, o_k, m_q, m_k, p_bias, i_h, D, H, W, wd, wh, ww, True, WINDOW)
+                gradients += tl.exp(scores - log_sum[:, None]) * (met_values - met[:, None])
+    place = p_part + ((i_h * tl.num_programs(0) + i_away).to(tl.int64) * (blocks * blocks) + i_blocks) * (2 * BW)
+    apart = tl.arange(0, BW)[:, None] - tl.arange(0, BW)[None, :] + BW - 1
+    for diagonal in range(2 * BW - 1):
+        tl.store(place + diagonal, tl.sum(tl.sum(tl.where(apart == diagonal, gradients, 0.0), 1), 0))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, grid: list[int], bias: Tensor | None, window: list[int], scale: float,
+    out: Tensor, log_sum: Tensor,
+) -> None:  # fmt: skip
+    """Write the attended tokens and the logarithms of the softmax's denominators."""
+    N, heads, d, T = q.shape
+    strides = *q.stride(), *k.stride(), *v.stride(), *out.stride()
+
+    def run(cut: Setting) -> None:
+        _attend[(triton.cdiv(T, cut["BQ"]), N * heads)](
+            q, k, v, q if bias is None else bias, out, log_sum, *strides, heads, *grid, d, *window, scale,
+            BIAS=bias is not None, WINDOW=window != grid, **cut,
+        )  # fmt: skip
+
+    run(_cut("forward", q, grid, window, bias, tile_of("attend", d, q.dtype == torch.float32), run))
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, log_sum: Tensor, met: Tensor, grid: list[int], bias: Tensor | None,
+    window: list[int], scale: float, dq: Tensor, dk: Tensor, dv: Tensor, dbias: Tensor | None,
+) -> None:  # fmt: skip
+    """Write all gradients; ``met`` is r of the formulas, (N, heads, T)."""
+    N, heads, d, T = q.shape
+    single = q.dtype == torch.float32
+    tensors = dout, q, k, v, q if bias is None else bias, log_sum, met
+    strides = *dout.stride(), *q.stride(), *k.stride(), *v.stride()
+    rest = *grid, d, *window, scale
+    ways = {"BIAS": bias is not None, "WINDOW": window != grid}
+
+    def of_queries(cut: Setting) -> None:
+        _query_gradients[(triton.cdiv(T, cut["BQ"]), N * heads)](
+            *tensors, dq, *strides, *dq.stride(), heads, *rest, **ways, **cut
+        )
+
+    def of_keys(cut: Setting) -> None:
+        _key_gradients[(triton.cdiv(T, cut["BK"]), N * heads)](
+            *tensors, dk, dv, *strides, *dk.stride(), *dv.stride(), heads, *rest, **ways, **cut
+        )
+
+    of_queries(_cut("queries", q, grid, window, bias, tile_of("queries", d, single), of_queries))
+    of_keys(_cut("keys", q, grid, window, bias, tile_of("keys", d, single), of_keys))
+    if dbias is None:
+        return
+    D, H, W = grid
+    tile, warps = row_tile_of(d, single)
+    width = tile["BW"]
+    blocks = triton.cdiv(W, width)
+    part = q.new_empty((heads, 2 * D - 1, 2 * H - 1, blocks, blocks, 2 * width), dtype=torch.float32)
+    _bias_gradients[((2 * D - 1) * (2 * H - 1), heads, blocks * blocks)](
+        *tensors, part, *strides, N, heads, *rest, WINDOW=window != grid, **tile, num_warps=warps
+    )
+    dbias.copy_(_by_distance(part, W))
+
+
+def _cut(
+    what: str, q: Tensor, grid: list[int], window: list[int], bias: Tensor | None, default: tuple[dict[str, int], int],
+    run: Callable[[Setting], object],
+) -> Setting:  # fmt: skip
+    """Sides of a tile and warps: the default, or what was found faster on this device."""
+    tile, warps = default
+    sides = [
+        (tile["BQ"], tile["BK"], warps),
+        (32, 32, 4),
+        (32, 64, 4),
+        (64, 32, 4),
+        (64, 64, 4),
+        (64, 64, 8),
+        (128, 64, 8),
+    ]
+    candidates = [
+        {"BQ": rows, "BK": keys, "BD": tile["BD"], "num_warps": own} for rows, keys, own in dict.fromkeys(sides)
+    ]
+    kind = (what, *q.shape, *grid, *window, bias is not None, q.dtype, q.stride(3) == 1)
+    return setting("attention3d", kind, candidates, q.device, run)
+
+
+def _by_distance(part: Tensor, W: int) -> Tensor:
+    """The tiles' diagonals [..., blocks, blocks, 2 BW], added up by distance, [..., 2 W - 1]."""
+    width, blocks = part.shape[-1] // 2, part.shape[-2]
+    reach = width * blocks  # distances from 1 - reach to reach - 1; those beyond W hold nothing
+    found = part.new_zeros((*part.shape[:-3], 2 * reach - 1))
+    for i in range(blocks):
+        for j in range(blocks):
+            first = (i - j) * width - (width - 1) + reach - 1
+            found[..., first : first + 2 * width - 1] += part[..., i, j, :-1]
+    return found[..., reach - W : reach + W - 1]
+
+
+# Queries, keys and warps of a program by the kernel and the widest head, the largest found at which no target spills.
+_TILES = {
+    ("attend", True): {64: (32, 32, 8), 128: (32, 16, 8)},
+    ("queries", True): {32: (32, 16, 8), 64: (32, 32, 8), 128: (16, 16, 4)},
+    ("keys", True): {64: (32, 32, 8), 128: (16, 16, 8)},
+    ("attend", False): {32: (64, 64, 8), 64: (64, 32, 8), 256: (32, 16, 8)},
+    ("queries", False): {64: (64, 64, 8), 256: (32, 16, 8)},
+    ("keys", False): {32: (64, 64, 8), 64: (64, 32, 8), 256: (16, 32, 8)},
+}
+
+
+def tile_of(kernel: str, d: int, single: bool) -> tuple[dict[str, int], int]:
+    """Sides of a tile of queries and keys, and warps, for "attend", "queries" or "keys" and a head's channels."""
+    width = _width(d)
+    queries, keys, warps = next(tile for widest, tile in _TILES[kernel, single].items() if width <= widest)
+    return {"BQ": queries, "BK": keys, "BD": width}, warps
+
+
+def row_tile_of(d: int, single: bool) -> tuple[dict[str, int], int]:
+    """Sides of the square tile of a row's queries and keys, channels at once, and warps."""
+    channels = min(_width(d), 32)
+    return {"BW": 16, "BD": channels}, 4 if single and channels == 16 else 8
+
+
+def _width(d: int) -> int:
+    """Channels of a tile: a matrix product's sides are powers of two, and 16 at least."""
+    return max(16, triton.next_power_of_2(d))
+
+
+def can_run(x: Tensor) -> str | None:
+    """Why the kernels can not take tokens, or None."""
+    most = 128 if x.dtype == torch.float32 else 256  # a wider head's tiles don't fit into the registers
+    if x.ndim == 4 and x.shape[2] > most:
+        return f"its kernels take heads of up to {most} channels in {x.dtype}, not {x.shape[2]}"
+    return wrong_dtype(x)
+
+
+def configurations() -> Iterator[Configuration]:
+    """16 x 16 x 16 tokens with and without bias, 16 x 32 x 32 in windows of 1 x 7 x 7; narrow, usual, widest heads."""
+    for pointer in ("*fp32", "*bf16"):
+        single = pointer == "*fp32"
+        for d in (8, 64, 128 if single else 256):
+            for grid, window, bias in (((16, 16, 16), None, True), ((16, 32, 32), (1, 7, 7), False)):
+                T = grid[0] * grid[1] * grid[2]
+                strides = {"n": 8 * d * T, "h": d * T, "d": T, "t": 1}
+                named: dict[str, object] = {f"{x}{axis}": stride for x in "gqkvou" for axis, stride in strides.items()}
+                named |= dict.fromkeys(("p_log_sum", "p_met", "p_part"), "*fp32")
+                named |= dict(zip(("wd", "wh", "ww"), window or grid, strict=True))
+                named |= dict(zip("DHW", grid, strict=True))
+                named |= {"N": 2, "heads": 8, "d": d, "scale": d**-0.5, "BIAS": bias, "WINDOW": window is not None}
+                cuts = {_attend: tile_of("attend", d, single), _query_gradients: tile_of("queries", d, single)}
+                cuts |= {_key_gradients: tile_of("keys", d, single)}
+                if bias:
+                    cuts[_bias_gradients] = row_tile_of(d, single)
+                for kernel, (tile, warps) in cuts.items():
+                    own = {**named, **tile}
+                    arguments = {name: own.get(name, pointer) for name in kernel.arg_names}
+                    yield Configuration("attention3d", kernel, arguments, warps)

@@ -1,0 +1,95 @@
+"""Which of several settings of a kernel is fastest on a device: tried once, kept on disk.
+
+Nothing is tried unless ORTHOKERNELS_TUNE=1: a first call then costs what later ones do, and a sum has the same order on
+every device. With it, the first call of a new kind times every candidate and writes the best to
+<cache>/tuning/<device>.json, by Triton's version; from then on every process uses it, with the variable or without.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+import torch
+import triton
+
+from orthokernels.folders import cache_folder
+
+Setting = dict[str, int]
+
+
+def setting(
+    op: str,
+    kind: Sequence[Hashable],
+    candidates: Sequence[Setting],
+    device: torch.device,
+    run: Callable[[Setting], object],
+) -> Setting:
+    """The candidate to run with: the fastest that was found on this device, or the first.
+
+    Args:
+        op: whose kernel it is.
+        kind: all that the best candidate depends on besides the device: sizes, dtype, memory format.
+        candidates: the default first.
+        run: launches the kernel with a candidate; called only to time it. One that fails is no candidate.
+    """
+    if device.type != "cuda" or len(candidates) == 1:
+        return candidates[0]
+    return _found(op, kind, candidates, _file(torch.cuda.get_device_name(device)), run)
+
+
+def _found(
+    op: str, kind: Sequence[Hashable], candidates: Sequence[Setting], file: Path, run: Callable[[Setting], object]
+) -> Setting:
+    name = " ".join(map(str, (triton.__version__, op, *kind)))
+    known = _read(file).get(name)
+    if known is not None and known in candidates:  # not one that an earlier version of the package knew
+        return known
+    if os.environ.get("ORTHOKERNELS_TUNE") != "1":
+        return candidates[0]
+    times = {place: _milliseconds(run, candidate) for place, candidate in enumerate(candidates)}
+    best = candidates[min(times, key=lambda place: times[place])]
+    _write(file, name, best)
+    return best
+
+
+def _milliseconds(run: Callable[[Setting], object], candidate: Setting) -> float:
+    """Median time of a candidate; infinite where it does not compile or wants more than the device has."""
+    try:
+        return float(triton.testing.do_bench(lambda: run(candidate), return_mode="median"))
+    except (RuntimeError, triton.runtime.errors.OutOfResources, triton.compiler.CompilationError):
+        return float("inf")
+
+
+def _file(device: str) -> Path:
+    return cache_folder() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
+
+
+@functools.lru_cache(maxsize=8)
+def _read(file: Path) -> dict[str, Setting]:
+    """What is on disk; nothing where there is no file, or a broken one."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(file: Path, name: str, best: Setting) -> None:
+    """Add a line, in one piece, to whatever other processes wrote meanwhile; a read-only disk is no error."""
+    _read.cache_clear()
+    table = {**_read(file), name: best}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".writing-", delete=False) as beside:
+            beside.write(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        os.replace(beside.name, file)
+    except OSError:
+        return
+    finally:
+        _read.cache_clear()

@@ -1,0 +1,72 @@
+"""What is found faster on a device is kept on disk, read again, and never trusted blindly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+tuning = pytest.importorskip("orthokernels.backends.triton.tuning", reason="Triton is not installed")
+
+CANDIDATES = [{"TILE": 1, "num_warps": 4}, {"TILE": 2, "num_warps": 4}, {"TILE": 4, "num_warps": 8}]
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    tuning._read.cache_clear()
+    monkeypatch.setattr(tuning, "_milliseconds", lambda run, candidate: {1: 3.0, 2: 1.0, 4: 2.0}[candidate["TILE"]])
+    return tmp_path / "tuning" / "device.json"
+
+
+def found(file, kind=("forward", 8), candidates=CANDIDATES):
+    return tuning._found("op", kind, candidates, file, lambda candidate: None)
+
+
+def test_nothing_is_tried_unless_asked_for(file, monkeypatch):
+    monkeypatch.delenv("ORTHOKERNELS_TUNE", raising=False)
+    assert found(file) == CANDIDATES[0]
+    assert not file.exists()
+
+
+def test_the_fastest_is_kept_and_read_by_who_does_not_tune(file, monkeypatch):
+    monkeypatch.setenv("ORTHOKERNELS_TUNE", "1")
+    assert found(file) == CANDIDATES[1]
+    assert found(file, ("backward", 8)) == CANDIDATES[1]
+    assert len(json.loads(file.read_text())) == 2
+    monkeypatch.delenv("ORTHOKERNELS_TUNE")
+    tuning._read.cache_clear()
+    assert found(file) == CANDIDATES[1]
+    assert found(file, ("forward", 9)) == CANDIDATES[0]  # of another size nothing is known
+
+
+def test_what_is_no_candidate_any_more_is_not_used(file, monkeypatch):
+    monkeypatch.setenv("ORTHOKERNELS_TUNE", "1")
+    found(file)
+    monkeypatch.delenv("ORTHOKERNELS_TUNE")
+    assert found(file, candidates=[CANDIDATES[0], CANDIDATES[2]]) == CANDIDATES[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_broken_file_is_as_none(file, content, monkeypatch):
+    monkeypatch.delenv("ORTHOKERNELS_TUNE", raising=False)
+    file.parent.mkdir()
+    file.write_text(content)
+    assert found(file) == CANDIDATES[0]
+
+
+def test_a_candidate_that_does_not_run_is_none(monkeypatch):
+    def run(candidate):
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(tuning.triton.testing, "do_bench", lambda call, **options: call() or 1.0)
+    assert tuning._milliseconds(run, CANDIDATES[0]) == float("inf")
+
+
+def test_on_a_cpu_the_default_runs():
+    assert tuning.setting("op", (), CANDIDATES, torch.device("cpu"), print) == CANDIDATES[0]
+
+
+def test_a_device_s_file_has_its_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path))
+    assert tuning._file("NVIDIA H200 (MIG 1g)") == tmp_path / "tuning" / "NVIDIA-H200-MIG-1g-.json"
