@@ -1,8 +1,8 @@
-"""Every Triton kernel compiled for GPUs that are not there: registers, spilled bytes, shared memory.
+"""Every kernel compiled for GPUs that are not there: registers, spilled bytes, shared memory.
 
 Triton's compiler takes an explicit target, and its assembler tells what the machine code needs, with the options that
-a launch would give it. A kernel that spills, or that wants more shared memory than the target's multiprocessor has,
-fails.
+a launch would give it. CUDA C++ goes to nvcc, where there is one. A kernel that spills, or that wants more shared
+memory than the target's multiprocessor has, fails.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from orthokernels.backends.cuda import sources
+from orthokernels.backends.cuda.launch import TYPES
 from orthokernels.backends.registry import ops_of
 from orthokernels.errors import InputError
 
@@ -37,6 +43,7 @@ class Compiled:
     registers: int
     spilled: int
     shared: int
+    backend: str = "triton"
 
     @property
     def fault(self) -> str | None:
@@ -48,10 +55,10 @@ class Compiled:
 
 
 def compile_all(targets: tuple[int, ...] = tuple(SHARED)) -> Iterator[Compiled]:
-    """Compile every kernel's default configurations for every target.
+    """Compile every kernel's default configurations for every target; CUDA C++ only where nvcc is on the path.
 
     Raises:
-        InputError: Triton is missing, or is interpreting.
+        InputError: Triton is missing, or is interpreting, or nvcc refuses a source or a target.
     """
     try:
         import triton  # noqa: F401
@@ -63,15 +70,25 @@ def compile_all(targets: tuple[int, ...] = tuple(SHARED)) -> Iterator[Compiled]:
         for configuration in import_module(f"orthokernels.backends.triton.{op}").configurations():
             for target in targets:
                 yield compile_one(configuration, target)
+    if no_nvcc() is None:
+        for op in ops_of("cuda"):
+            for target in targets:
+                yield from compile_cuda(op, target)
+
+
+def no_nvcc() -> str | None:
+    """Why CUDA C++ is not compiled here, or None."""
+    return None if shutil.which("nvcc") else "nvcc is not on PATH: the CUDA C++ kernels were not compiled."
 
 
 def table(found: Sequence[Compiled]) -> Table:
     """A row for each kernel and setting, the targets side by side."""
     targets = sorted({row.target for row in found})
-    made = Table("op", "kernel", "types", "constants", *(f"sm_{target}" for target in targets), title=_TITLE)
-    rows: dict[tuple[str, str, str, str], dict[int, Compiled]] = {}
+    columns = ("backend", "op", "kernel", "types", "constants", *(f"sm_{target}" for target in targets))
+    made = Table(*columns, title=_TITLE, caption=no_nvcc())
+    rows: dict[tuple[str, ...], dict[int, Compiled]] = {}
     for row in found:
-        rows.setdefault((row.op, row.kernel, row.types, row.constants), {})[row.target] = row
+        rows.setdefault((row.backend, row.op, row.kernel, row.types, row.constants), {})[row.target] = row
     for key, own in rows.items():
         made.add_row(*key, *(_cell(own[target]) for target in targets))
     return made
@@ -106,6 +123,30 @@ def compile_one(configuration: Any, target: int) -> Compiled:
     )  # fmt: skip
 
 
+def compile_cuda(op: str, target: int) -> Iterator[Compiled]:
+    """Every kernel of an op's CUDA C++ source, in the order of nvcc's report.
+
+    Raises:
+        InputError: nvcc refuses the source or the target.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["nvcc", *sources.OPTIONS, f"-arch=sm_{target}", "-cubin", "--resource-usage"]
+        command += ["-o", str(Path(folder) / "cubin"), str(sources.folder() / f"{op}.cu")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = done.stdout + done.stderr
+    if done.returncode:
+        raise InputError(f"nvcc can't compile {op} for sm_{target}: {told.strip()}")
+    for entry in re.split(r"Compiling entry function '", told)[1:]:
+        words = entry[: entry.index("'")].removeprefix(f"{op}_").split("_")
+        kernel, types = ([word for word in words if (word in TYPES) == wanted] for wanted in (False, True))
+        registers, spilled = _resources(entry)
+        shared = re.search(r"(\d+) bytes smem", entry)
+        yield Compiled(
+            op, "_".join(kernel) or op.split("_")[-1], " ".join(types), "", target, registers, spilled,
+            int(shared[1]) if shared else 0, "cuda",
+        )  # fmt: skip
+
+
 def _first_pointer(signature: dict[str, str]) -> str:
     return next(kind.lstrip("*") for kind in signature.values() if kind.startswith("*"))
 
@@ -118,5 +159,5 @@ def _resources(log: str) -> tuple[int, int]:
     """Registers a thread and bytes spilled, as the assembler told."""
     registers = [int(found) for found in re.findall(r"Used (\d+) registers", log)]
     if not registers:
-        raise RuntimeError(f"Triton's assembler told nothing of registers: {log.strip() or 'an empty log'}")
+        raise RuntimeError(f"The assembler told nothing of registers: {log.strip() or 'an empty log'}")
     return max(registers), sum(int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))

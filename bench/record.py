@@ -33,16 +33,20 @@ class Row:
         return statistics.median(self.values)
 
 
-def record(rows: list[Row], command: str) -> dict[str, Any]:
-    """Rows with everything a reader needs to repeat them."""
+def circumstances(command: str) -> dict[str, Any]:
+    """Everything a reader needs to repeat a measurement: date, command, commit, machine and versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
         "commit": _commit(),
         "processor": processor(),
         "versions": versions(),
-        "rows": [{**asdict(row), "median": row.median} for row in rows],
     }
+
+
+def record(rows: list[Row], command: str) -> dict[str, Any]:
+    """Rows with their circumstances."""
+    return {**circumstances(command), "rows": [{**asdict(row), "median": row.median} for row in rows]}
 
 
 def markdown(facts: dict[str, Any]) -> str:
@@ -58,7 +62,7 @@ def markdown(facts: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in facts["rows"]:
-        low, high = _percentiles(row["values"])
+        low, high = percentiles(row["values"])
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         limit = "" if row["limit"] is None else f"{row['limit']:g} {row['unit']}"
         lines.append(
@@ -77,7 +81,8 @@ def write(facts: dict[str, Any], folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _percentiles(values: list[float]) -> tuple[float, float]:
+def percentiles(values: list[float]) -> tuple[float, float]:
+    """The 20th and the 80th percentile."""
     if len(values) < 2:
         return values[0], values[0]
     cuts = statistics.quantiles(values, n=5, method="inclusive")

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from orthokernels.bench.record import Row
-from torch import Tensor
+from torch import Tensor, nn
 
 from orthokernels.models.orthodiffusion import GaussianDiffusion, UNet, features
-from orthokernels.models.orthodiffusion.unet import ResBlock
+from orthokernels.models.orthodiffusion.unet import ResBlock, Upsample, fold, unfold
 
 SHAPE = (1, 1, 16, 256, 256)
 TIMESTEP, BLOCK = 100, "mid_2"
@@ -63,6 +63,36 @@ def _eager_residual(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     h = convolution(F.silu(norm(x))) + block.emb_layers(emb)[:, :, None, None, None]
     norm, _, dropout, convolution = block.out_layers
     return block.skip_connection(x) + convolution(dropout(F.silu(norm(h))))
+
+
+class Eager(nn.Module):
+    """The denoiser as the published forward pass puts it together: nothing in place, every skip kept."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        unet, emb = self.unet, self.unet._embed(timesteps)
+        x, skips = fold(x, unet.patch), []
+        for block in unet.input_blocks:
+            x = _layers(block, x, emb, None)
+            skips.append(x)
+        x = _layers(unet.middle_block, x, emb, None)
+        for block in unet.output_blocks:
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = _layers(block, x, emb, skips[-1].shape[2:] if skips else None)
+        norm, _, convolution = unet.out
+        return unfold(convolution(F.silu(norm(x))), unet.patch)
+
+
+def _layers(block: Any, x: Tensor, emb: Tensor, size: torch.Size | None) -> Tensor:
+    for layer in block:
+        if isinstance(layer, ResBlock):
+            x = _eager_residual(layer, x, emb)
+        else:
+            x = layer(x, size) if isinstance(layer, Upsample) else layer(x)
+    return x
 
 
 def bench_features(rounds: int) -> list[Row]:

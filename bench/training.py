@@ -16,18 +16,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import typer
 from orthokernels.bench.record import Row, markdown, record, write
-from orthokernels.bench.reference import _eager_residual
-from torch import Tensor, nn
+from orthokernels.bench.reference import Eager
+from torch import nn
 
 from orthokernels.data.phantom.dataset import Recipe, write_studies
 from orthokernels.models.orthodiffusion import GaussianDiffusion, UNet
-from orthokernels.models.orthodiffusion.unet import ResBlock, Upsample, fold, unfold
 from orthokernels.training.config import PretrainConfig, load_config
 from orthokernels.training.demo import RECIPE, DemoConfig
 from orthokernels.training.distributed import alone
@@ -36,36 +34,6 @@ from orthokernels.training.pretrain import fill, load_splits, prepared_cache
 
 WAITING_LIMIT = 0.05
 SIZES = {"demo network, 4 x 1 x 16 x 64 x 64": (4, 64), "published network, 1 x 1 x 16 x 64 x 64": (1, 64)}
-
-
-class Eager(nn.Module):
-    """The denoiser as the published forward pass puts it together: nothing in place, every skip kept."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        unet, emb = self.unet, self.unet._embed(timesteps)
-        x, skips = fold(x, unet.patch), []
-        for block in unet.input_blocks:
-            x = _layers(block, x, emb, None)
-            skips.append(x)
-        x = _layers(unet.middle_block, x, emb, None)
-        for block in unet.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = _layers(block, x, emb, skips[-1].shape[2:] if skips else None)
-        norm, _, convolution = unet.out
-        return unfold(convolution(F.silu(norm(x))), unet.patch)
-
-
-def _layers(block: Any, x: Tensor, emb: Tensor, size: torch.Size | None) -> Tensor:
-    for layer in block:
-        if isinstance(layer, ResBlock):
-            x = _eager_residual(layer, x, emb)
-        else:
-            x = layer(x, size) if isinstance(layer, Upsample) else layer(x)
-    return x
 
 
 class Step:

@@ -1,0 +1,135 @@
+"""``orthokernels bench``: heavy imports are inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from orthokernels.errors import InputError, need
+
+app = typer.Typer(help="Measure. Without a command: the reference path.")
+
+Suite = Literal["ops", "model", "training"]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    series: Annotated[
+        Path | None, typer.Option(help="A folder with one large series, for the reading suite; skipped without.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for reference.json and reference.md.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Counted repetitions, after one that warms up.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Measure the reference path: feature pass against eager PyTorch, a study's memory, reading a series."""
+    if context.invoked_subcommand is not None:
+        return
+    need("orthokernels bench", "torch", "bench")
+    from orthokernels.bench.record import markdown, record, write
+    from orthokernels.bench.reference import bench_features, bench_read, bench_study
+
+    rows = bench_features(rounds) + bench_study()
+    if series is not None:
+        rows += bench_read(series, rounds)
+    facts = record(rows, f"orthokernels bench --rounds {rounds}" + (" --series DIR" if series else ""))
+    if out is not None:
+        write(facts, out, "reference")
+    print(json.dumps(facts) if as_json else markdown(facts))
+
+
+@app.command("compile")
+def compile_kernels(
+    targets: Annotated[str, typer.Option(help="Compute capabilities times ten, separated by commas.")] = "80,90,100",
+    as_json: Json = False,
+) -> None:
+    """Compile every kernel, without a GPU: registers, spilled bytes, shared memory. Exit 1 if one won't do."""
+    need("orthokernels bench compile", "triton", "gpu")
+    from orthokernels.bench.compile import SHARED, compile_all, table
+
+    wanted = targets.split(",")
+    if unknown := [target for target in wanted if not target.isdecimal() or int(target) not in SHARED]:
+        raise InputError(f"--targets {unknown[0]}: there are {', '.join(map(str, SHARED))}.")
+    found = list(compile_all(tuple(map(int, wanted))))
+    if as_json:
+        print(json.dumps([{**vars(row), "fault": row.fault} for row in found]))
+    else:
+        Console(width=160).print(table(found))
+    if any(row.fault for row in found):
+        raise typer.Exit(1)
+
+
+def _suite(suite: Suite, what: str, device_help: str = "cuda[:N], or cpu with --tiny, to try the machinery.") -> None:
+    """Add the command of a GPU suite."""
+
+    @app.command(suite, help=what)
+    def command(
+        out: Annotated[
+            Path | None, typer.Option("--out", "-o", help="Folder for the suite's JSON, CSV, Markdown and pictures.")
+        ] = None,
+        device: str = typer.Option("cuda", help=device_help),  # an annotation could not see the suite's own help
+        tiny: Annotated[
+            bool, typer.Option("--tiny", help="Small shapes, which say nothing about the kernels.")
+        ] = False,
+        minutes: Annotated[
+            float | None, typer.Option(min=0.0, help="After which no other case begins; by default 3, 2.5 and 2.")
+        ] = None,
+        as_json: Json = False,
+    ) -> None:
+        need(f"orthokernels bench {suite}", "torch", "bench")
+        if suite == "training" and device == "cpu" and not tiny:
+            from orthokernels.bench.training import main as measure_on_cpu
+
+            measure_on_cpu(out)
+        else:
+            _run_suite(suite, out, device, tiny, minutes, as_json)
+
+
+_suite("ops", "Measure the ops on a GPU, beside PyTorch, torch.compile and other people's kernels.")
+_suite("model", "Measure networks on a GPU: feature pass, full denoiser and sampling, this U-Net and MONAI's.")
+_suite(
+    "training",
+    "Measure training steps on a GPU, their time and memory; with --device cpu those of a CPU, and the loader.",
+    "cuda[:N]; cpu measures step, memory and loader there; cpu --tiny tries the machinery.",
+)
+
+
+def _run_suite(
+    suite: Suite, out: Path | None, device: str, tiny: bool, minutes: float | None, as_json: bool
+) -> None:  # fmt: skip
+    from orthokernels.bench.gpu import plots, report
+    from orthokernels.bench.gpu.setting import setting_for
+    from orthokernels.bench.gpu.suite import run_suite
+
+    setting = setting_for(device, tiny)
+    console = Console(width=200, highlight=False, emoji=False, markup=False, quiet=as_json)
+    shown = 0
+
+    def told(facts: dict[str, Any]) -> None:
+        nonlocal shown
+        if not facts["rows"] and not shown:
+            console.print(report.device_told(facts))
+            console.print(report.ceilings_told(facts))
+        elif len(facts["rows"]) > shown:
+            console.print(report.last_table(facts))
+        shown = len(facts["rows"])
+        if out is not None:
+            report.write(facts, out)
+
+    command = f"orthokernels bench {suite} --device {device}" + (" --tiny" if tiny else "")
+    command += "" if minutes is None else f" --minutes {minutes:g}"
+    facts = run_suite(suite, setting, command, minutes=minutes, told=told)
+    written = [] if out is None else [*report.write(facts, out), *plots.draw(facts, out)]
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console.print(report.summary([facts]))
+    for case in facts["left_out"]:
+        console.print(f"Left out: {case}")
+    for path in written:
+        console.print(str(path))

@@ -1,0 +1,1 @@
+"""What the ops, the networks and the training steps take on a GPU, beside what they are compared with, in one run."""
