@@ -1,10 +1,15 @@
-#include <pybind11/pybind11.h>
+#include "bindings/module.h"
+
 #include <pybind11/stl.h>
 
+#include "cpu/isa.h"
 #include "cpu/processor.h"
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of orthokernels";
   module.def("processor_features", &orthokernels::cpu::processor_features,
              "Vector extensions as (name, supported) pairs, in ascending order.");
+  module.def("instruction_set", [] { return orthokernels::cpu::name_of(orthokernels::cpu::best_isa()); },
+             "The instruction set that kernels use: avx512, avx2 or portable; ORTHOKERNELS_ISA asks for a lower one.");
+  orthokernels::bindings::add_conv3d(module);
 }

@@ -1,0 +1,79 @@
+// What Python hands in, looked at before anything is done with it: rank, shape, type, order in memory, alignment.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace orthokernels::bindings {
+
+namespace py = pybind11;
+
+constexpr std::int64_t kAny = -1;  // a side that may be anything from 1 on
+
+[[noreturn]] inline void refuse(const char* name, const std::string& why) {
+  throw py::value_error(std::string(name) + ": " + why);
+}
+
+inline std::string told(const std::vector<std::int64_t>& shape) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + (shape[i] == kAny ? std::string("any") : std::to_string(shape[i]));
+  }
+  return text + ")";
+}
+
+// A positive number that the arithmetic on places in memory can't overflow with.
+inline std::int64_t size_from(const char* name, std::int64_t value, std::int64_t least = 1) {
+  if (value < least || value > std::numeric_limits<std::int32_t>::max())
+    refuse(name, std::to_string(value) + "; allowed are " + std::to_string(least) + " to 2147483647.");
+  return value;
+}
+
+inline void check(const char* name, const py::array& array, const std::vector<std::int64_t>& shape) {
+  if (!py::dtype::of<float>().equal(array.dtype()))
+    refuse(name, "type " + py::str(array.dtype()).cast<std::string>() + "; must be float32.");
+  std::vector<std::int64_t> own(array.shape(), array.shape() + array.ndim());
+  bool fits = own.size() == shape.size();
+  for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] == kAny ? own[i] > 0 : own[i] == shape[i];
+  if (!fits) refuse(name, "shape " + told(own) + "; must be " + told(shape) + ".");
+  if (!(array.flags() & py::array::c_style)) refuse(name, "is not contiguous, the last axis fastest.");
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) != 0) refuse(name, "is not aligned to 4 bytes.");
+}
+
+inline const float* read(const char* name, const py::array& array, const std::vector<std::int64_t>& shape) {
+  check(name, array, shape);
+  return static_cast<const float*>(array.data());
+}
+
+// None is null.
+inline const float* read_optional(const char* name, const py::object& given, const std::vector<std::int64_t>& shape) {
+  if (given.is_none()) return nullptr;
+  if (!py::isinstance<py::array>(given)) refuse(name, "must be a NumPy array or None.");
+  return read(name, given.cast<py::array>(), shape);
+}
+
+inline float* write(const char* name, py::array& array, const std::vector<std::int64_t>& shape) {
+  check(name, array, shape);
+  if (!array.writeable()) refuse(name, "is read-only.");
+  return static_cast<float*>(array.mutable_data());
+}
+
+inline float* write_optional(const char* name, const py::object& given, const std::vector<std::int64_t>& shape) {
+  if (given.is_none()) return nullptr;
+  if (!py::isinstance<py::array>(given)) refuse(name, "must be a NumPy array or None.");
+  py::array array = given.cast<py::array>();
+  return write(name, array, shape);
+}
+
+inline bool overlap(const float* a, std::int64_t a_count, const float* b, std::int64_t b_count) {
+  return a < b + b_count && b < a + a_count;
+}
+
+}  // namespace orthokernels::bindings

@@ -1,0 +1,123 @@
+#include "cpu/conv3d.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+
+#include "bindings/arrays.h"
+#include "bindings/module.h"
+
+
+namespace orthokernels::bindings {
+namespace {
+
+using cpu::Algorithm;
+using cpu::Conv3d;
+
+constexpr Algorithm kAlgorithms[] = {Algorithm::direct, Algorithm::winograd222, Algorithm::winograd144,
+                                     Algorithm::winograd244, Algorithm::winograd444};
+
+Algorithm algorithm_from(const std::string& name) {
+  for (Algorithm algorithm : kAlgorithms)
+    if (name == cpu::name_of(algorithm)) return algorithm;
+  std::string allowed;
+  for (Algorithm algorithm : kAlgorithms) allowed += std::string(allowed.empty() ? "" : ", ") + cpu::name_of(algorithm);
+  refuse("algorithm", "'" + name + "'; there are " + allowed + ".");
+}
+
+cpu::Sides sides_from(const std::vector<std::int64_t>& sides) {
+  if (sides.size() != 3) refuse("sides", told(sides) + "; must be depth, height and width.");
+  cpu::Sides made{size_from("sides", sides[0]), size_from("sides", sides[1]), size_from("sides", sides[2])};
+  if (made.depth > (std::int64_t{1} << 40) / made.height / made.width) refuse("sides", told(sides) + " are too many.");
+  return made;
+}
+
+int threads_from(std::int64_t threads) {
+  if (threads < 1 || threads > 1024) refuse("threads", std::to_string(threads) + "; allowed are 1 to 1024.");
+  return static_cast<int>(threads);
+}
+
+std::unique_ptr<Conv3d> make(const py::array& weight, std::int64_t stride, const std::vector<std::int64_t>& sides,
+                             const std::string& algorithm, std::int64_t tiles) {
+  check("weight", weight, {kAny, kAny, kAny, kAny, kAny});
+  const std::int64_t out = weight.shape(0), in = weight.shape(1), kernel = weight.shape(2);
+  if ((kernel != 1 && kernel != 3) || weight.shape(3) != kernel || weight.shape(4) != kernel)
+    refuse("weight", "kernels of 1 x 1 x 1 and 3 x 3 x 3 are allowed.");
+  if (stride != 1 && stride != 2) refuse("stride", std::to_string(stride) + "; allowed are 1 and 2.");
+  if (out > (1 << 16) || in > (1 << 16)) refuse("weight", "more than 65536 channels.");
+  const cpu::Sides volume = sides_from(sides);
+  const Algorithm chosen = algorithm_from(algorithm);
+  size_from("tiles", tiles, 0);
+  if (tiles > 4096) refuse("tiles", std::to_string(tiles) + "; allowed are 0 to 4096.");
+  const float* values = static_cast<const float*>(weight.data());
+  py::gil_scoped_release released;
+  return std::make_unique<Conv3d>(values, out, in, static_cast<int>(kernel), static_cast<int>(stride), volume, chosen,
+                                  cpu::best_isa(), static_cast<int>(tiles));
+}
+
+void run(const Conv3d& conv, const py::array& x, py::array& y, const py::object& skip, const py::object& scale,
+         const py::object& shift, const py::object& bias, const py::object& residual, const py::object& moments,
+         std::int64_t threads) {
+  const cpu::Sides in = conv.in_sides(), out = conv.out_sides();
+  const std::int64_t outputs = conv.out_channels();
+  check("x", x, {in.depth, in.height, in.width, kAny});
+  const std::int64_t channels = x.shape(3), rest = conv.in_channels() - channels;
+  cpu::ConvInput input{static_cast<const float*>(x.data()), channels};
+  if (skip.is_none() ? rest != 0 : rest < 1)
+    refuse("x", std::to_string(channels) + " channels; the weights have " + std::to_string(conv.in_channels()) + ".");
+  input.skip = read_optional("skip", skip, {in.depth, in.height, in.width, rest});
+  input.skip_channels = input.skip != nullptr ? rest : 0;
+  input.scale = read_optional("scale", scale, {conv.in_channels()});
+  input.shift = read_optional("shift", shift, {conv.in_channels()});
+  if ((input.scale == nullptr) != (input.shift == nullptr)) refuse("shift", "scale and shift go together.");
+  if (const char* reason = conv.unfit_input(input)) refuse("x", reason);
+  cpu::ConvOutput output{write("y", y, {out.depth, out.height, out.width, outputs})};
+  output.bias = read_optional("bias", bias, {outputs});
+  output.residual = read_optional("residual", residual, {out.depth, out.height, out.width, outputs});
+  output.moments = write_optional("moments", moments, {conv.moment_blocks(), 3, outputs});
+  if (overlap(output.y, out.voxels() * outputs, input.x, in.voxels() * channels) ||
+      (input.skip != nullptr && overlap(output.y, out.voxels() * outputs, input.skip, in.voxels() * rest)))
+    refuse("y", "overlaps what is read.");
+  const int count = threads_from(threads);
+  py::gil_scoped_release released;
+  const cpu::Floats workspace(static_cast<std::size_t>(conv.workspace_floats(count)));
+  conv.run(input, output, workspace.data(), count);
+}
+
+}  // namespace
+
+void add_conv3d(py::module_& module) {
+  py::class_<Conv3d>(module, "Conv3d",
+                     "A 3D convolution's weights, packed for one shape of volume and one algorithm; channels last.")
+      .def(py::init(&make), py::arg("weight"), py::arg("stride"), py::arg("sides"), py::arg("algorithm"),
+           py::arg("tiles") = 0)
+      .def("run", &run, py::arg("x"), py::arg("y"), py::kw_only(), py::arg("skip") = py::none(),
+           py::arg("scale") = py::none(), py::arg("shift") = py::none(), py::arg("bias") = py::none(),
+           py::arg("residual") = py::none(), py::arg("moments") = py::none(), py::arg("threads") = 1,
+           "Convolve x [depth, height, width, channels] into y; silu(x scale + shift) where scale is given.")
+      .def_property_readonly("out_sides",
+                             [](const Conv3d& conv) {
+                               const cpu::Sides out = conv.out_sides();
+                               return py::make_tuple(out.depth, out.height, out.width);
+                             })
+      .def_property_readonly("moment_blocks", &Conv3d::moment_blocks)
+      .def("workspace_bytes", [](const Conv3d& conv, std::int64_t threads) {
+        return conv.workspace_floats(threads_from(threads)) * 4;
+      }, py::arg("threads") = 1);
+  module.def(
+      "conv3d_algorithms",
+      [](std::int64_t out, std::int64_t in, std::int64_t kernel, std::int64_t stride,
+         const std::vector<std::int64_t>& sides) {
+        std::vector<std::string> names;
+        for (Algorithm algorithm : kAlgorithms)
+          if (Conv3d::unfit(algorithm, out, in, static_cast<int>(kernel), static_cast<int>(stride), sides_from(sides),
+                            cpu::best_isa()) == nullptr)
+            names.emplace_back(cpu::name_of(algorithm));
+        return names;
+      },
+      py::arg("out"), py::arg("in_"), py::arg("kernel"), py::arg("stride"), py::arg("sides"),
+      "Names of the algorithms that can take a convolution, the exact one first.");
+}
+
+}  // namespace orthokernels::bindings

@@ -1,0 +1,10 @@
+// Each op adds what it offers to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace orthokernels::bindings {
+
+void add_conv3d(pybind11::module_& module);
+
+}  // namespace orthokernels::bindings

@@ -1,0 +1,220 @@
+// What all instruction sets share: which algorithm fits, how weights are packed, and moments folded.
+#include "cpu/conv3d.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace orthokernels::cpu {
+namespace {
+
+// How far F(m, 3) goes along one axis, and what the kernel's three taps become at each of its points.
+struct Axis {
+  std::int64_t made;                 // m
+  std::vector<std::vector<double>> g;  // [m + 2][3]
+};
+
+// Row of a point p of a polynomial whose other roots are `others`: (1, p, p^2) over the product of (p - q).
+std::vector<double> row_of(double p, const std::vector<double>& others) {
+  double product = 1;
+  for (double q : others) product *= p - q;
+  return {1 / product, p / product, p * p / product};
+}
+
+Axis axis_of(std::int64_t made) {
+  if (made == 1) return {1, {{0, 1, 0}}};
+  const double a = made == 2 ? 1.0 : 2.0 / 3, b = 1.5;
+  const std::vector<double> points = made == 2 ? std::vector<double>{0, a, -a} : std::vector<double>{0, a, -a, b, -b};
+  Axis axis{made, {}};
+  for (double p : points) {
+    std::vector<double> others;
+    for (double q : points)
+      if (q != p) others.push_back(q);
+    axis.g.push_back(row_of(p, others));
+  }
+  if (made == 2) axis.g[0] = {1, 0, 0};  // Line<2> has that point's sign the other way round
+  axis.g.push_back({0, 0, 1});
+  return axis;
+}
+
+struct Variant {
+  const char* name;
+  std::int64_t depth, plane;  // voxels that a tile makes; 0 for direct
+};
+
+Variant variant_of(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::direct: return {"direct", 0, 0};
+    case Algorithm::winograd222: return {"F(2,2,2)", 2, 2};
+    case Algorithm::winograd144: return {"F(1,4,4)", 1, 4};
+    case Algorithm::winograd244: return {"F(2,4,4)", 2, 4};
+    case Algorithm::winograd444: return {"F(4,4,4)", 4, 4};
+  }
+  throw std::invalid_argument("algorithm: unknown");
+}
+
+std::int64_t up(std::int64_t value, std::int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+constexpr std::int64_t kRowsOfPanel = 6;  // vector.h, kRows
+
+std::int64_t columns_of(Isa isa) { return isa == Isa::avx512 ? 4 : 2; }  // vector.h, kColumns
+
+// Transformed places of a tile.
+std::int64_t places_of(Algorithm algorithm) {
+  const Variant variant = variant_of(algorithm);
+  const std::int64_t deep = variant.depth == 1 ? 1 : variant.depth + 2, plane = variant.plane + 2;
+  return deep * plane * plane;
+}
+
+// Tiles of a block: enough products for each piece of weights that is fetched, few enough for the caches.
+std::int64_t tiles_of(std::int64_t in, std::int64_t out, std::int64_t places) {
+  constexpr std::int64_t kBytes = std::int64_t{5} << 20;
+  const std::int64_t fit = kBytes / (places * (in + out) * 4);
+  return std::clamp(fit / kRowsOfPanel * kRowsOfPanel, std::int64_t{12}, std::int64_t{96});
+}
+
+// Places where a weight of output k and input c goes: panels of columns, inside them c, inside it k.
+struct Panels {
+  std::int64_t out, in, lanes, columns;
+  std::int64_t place(std::int64_t k, std::int64_t c, std::int64_t taps, std::int64_t tap) const {
+    const std::int64_t wide = lanes * columns, panel = k / wide;
+    const std::int64_t own = std::min(columns, up(out - panel * wide, lanes)) * lanes;
+    return panel * wide * in * taps + (tap * in + c) * own + k % wide;
+  }
+};
+
+Floats packed_direct(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa) {
+  const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
+  Floats packed(static_cast<std::size_t>(up(out, panels.lanes) * panels.lanes * in * taps));
+  std::fill_n(packed.data(), packed.size(), 0.0f);
+  for (std::int64_t k = 0; k < out; ++k)
+    for (std::int64_t c = 0; c < in; ++c)
+      for (std::int64_t tap = 0; tap < taps; ++tap)
+        packed.data()[panels.place(k, c, taps, tap)] = weight[(k * in + c) * taps + tap];
+  return packed;
+}
+
+Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, Algorithm algorithm, Isa isa) {
+  const Variant variant = variant_of(algorithm);
+  const Axis deep = axis_of(variant.depth), plane = axis_of(variant.plane);
+  const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
+  const std::int64_t side = static_cast<std::int64_t>(plane.g.size());
+  Floats packed(static_cast<std::size_t>(places_of(algorithm) * in * out));
+  std::vector<double> along_w(9 * side), along_h(3 * side * side);
+  for (std::int64_t k = 0; k < out; ++k) {
+    for (std::int64_t c = 0; c < in; ++c) {
+      const float* g = weight + (k * in + c) * 27;
+      for (std::int64_t row = 0; row < 9; ++row)
+        for (std::int64_t w = 0; w < side; ++w)
+          along_w[row * side + w] =
+              plane.g[w][0] * g[row * 3] + plane.g[w][1] * g[row * 3 + 1] + plane.g[w][2] * g[row * 3 + 2];
+      for (std::int64_t d = 0; d < 3; ++d)
+        for (std::int64_t h = 0; h < side; ++h)
+          for (std::int64_t w = 0; w < side; ++w) {
+            double sum = 0;
+            for (std::int64_t tap = 0; tap < 3; ++tap) sum += plane.g[h][tap] * along_w[(d * 3 + tap) * side + w];
+            along_h[(d * side + h) * side + w] = sum;
+          }
+      for (std::size_t d = 0; d < deep.g.size(); ++d)
+        for (std::int64_t at = 0; at < side * side; ++at) {
+          double sum = 0;
+          for (std::int64_t tap = 0; tap < 3; ++tap) sum += deep.g[d][tap] * along_h[tap * side * side + at];
+          const std::int64_t place = static_cast<std::int64_t>(d) * side * side + at;
+          packed.data()[place * in * out + panels.place(k, c, 1, 0)] = static_cast<float>(sum);
+        }
+    }
+  }
+  return packed;
+}
+
+}  // namespace
+
+const char* name_of(Algorithm algorithm) { return variant_of(algorithm).name; }
+
+const char* Conv3d::unfit(Algorithm algorithm, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
+                          Isa isa) {
+  if (algorithm == Algorithm::direct) return nullptr;
+  if (kernel != 3 || stride != 1) return "it takes 3 x 3 x 3 kernels of stride 1";
+  if (out % lanes_of(isa) != 0 || in % lanes_of(isa) != 0) return "the vectors' lanes do not divide the channels";
+  if (algorithm == Algorithm::winograd144 && sides.depth != 1) return "it takes volumes of one slice";
+  return nullptr;
+}
+
+Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
+               Algorithm algorithm, Isa isa, int tiles)
+    : in_(sides), out_channels_(out), in_channels_(in), kernel_(kernel), stride_(stride), algorithm_(algorithm),
+      isa_(isa) {
+  if (const char* reason = unfit(algorithm, out, in, kernel, stride, sides, isa))
+    throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
+  out_ = {up(sides.depth, stride), up(sides.height, stride), up(sides.width, stride)};
+  if (algorithm == Algorithm::direct) {
+    tiles_ = 0;
+    weights_ = packed_direct(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
+  } else {
+    const std::int64_t wanted = tiles > 0 ? up(tiles, kRowsOfPanel) * kRowsOfPanel
+                                          : tiles_of(in, out, places_of(algorithm));
+    tiles_ = static_cast<int>(wanted);
+    weights_ = packed_winograd(weight, out, in, algorithm, isa);
+  }
+}
+
+const char* Conv3d::unfit_input(const ConvInput& input) const {
+  if (algorithm_ == Algorithm::direct)
+    return input.scale != nullptr ? "the direct algorithm reads its input as it is, without scale and shift" : nullptr;
+  return input.channels % lanes_of(isa_) != 0 || input.skip_channels % lanes_of(isa_) != 0
+             ? "the vectors' lanes do not divide its channels"
+             : nullptr;
+}
+
+std::int64_t Conv3d::workspace_floats(int threads) const {
+  if (algorithm_ == Algorithm::direct) return 0;
+  return threads * places_of(algorithm_) * (tiles_ * (in_channels_ + out_channels_) + 32);
+}
+
+std::int64_t Conv3d::moment_blocks() const {
+  if (algorithm_ == Algorithm::direct) return out_.depth * out_.height;
+  const Variant variant = variant_of(algorithm_);
+  const std::int64_t tiles =
+      up(out_.depth, variant.depth) * up(out_.height, variant.plane) * up(out_.width, variant.plane);
+  return up(tiles, tiles_);
+}
+
+void Conv3d::run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const {
+  const ConvTask task{in_,    out_,    in_channels_,    out_channels_, kernel_, stride_,
+                      tiles_, threads, weights_.data(), workspace,     input,   output};
+  const ConvKernels& kernels = conv3d_for(isa_);
+  if (algorithm_ == Algorithm::direct) kernels.direct(task);
+  else kernels.winograd(algorithm_, task);
+}
+
+void fold_group_norm(const std::vector<ChannelMoments>& parts, std::int64_t groups, const float* weight,
+                     const float* bias, float eps, float* scale, float* shift) {
+  std::int64_t channels = 0;
+  for (const ChannelMoments& part : parts) channels += part.channels;
+  std::vector<double> count(groups, 0), mean(groups, 0), squares(groups, 0);
+  const std::int64_t width = channels / groups;
+  std::int64_t channel = 0;
+  for (const ChannelMoments& part : parts) {
+    for (std::int64_t c = 0; c < part.channels; ++c, ++channel) {
+      const std::int64_t group = channel / width;
+      for (std::int64_t block = 0; block < part.blocks; ++block) {
+        // Chan, Golub & LeVeque: two sets' moments together.
+        const float* own = part.moments + block * 3 * part.channels + c;
+        const double n = own[0], whole = count[group] + n, apart = own[part.channels] - mean[group];
+        mean[group] += apart * n / whole;
+        squares[group] += own[2 * part.channels] + apart * apart * count[group] * n / whole;
+        count[group] = whole;
+      }
+    }
+  }
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const std::int64_t group = c / width;
+    const double rstd = 1 / std::sqrt(std::max(squares[group] / count[group], 0.0) + eps);
+    const double slope = rstd * (weight != nullptr ? weight[c] : 1.0f);
+    scale[c] = static_cast<float>(slope);
+    shift[c] = static_cast<float>((bias != nullptr ? bias[c] : 0.0f) - mean[group] * slope);
+  }
+}
+
+}  // namespace orthokernels::cpu

@@ -1,0 +1,120 @@
+// 3D convolution, channels last, float32: 3 x 3 x 3 or 1 x 1 x 1, stride 1 or 2, zeros around.
+//
+// Stride 1 and 3 x 3 x 3 can go by minimal multiplication in all three dimensions (Winograd's algorithm; Lavin & Gray,
+// arXiv 1509.09308; points after Barabasz et al., arXiv 1803.10986): F(d, h, w) makes d x h x w voxels at once from
+// (d + 2)(h + 2)(w + 2) products for each pair of channels instead of 27 d h w.
+//
+//   variant    products a voxel   relative L2 error to float64, at most, for 64 channels of unit variance
+//   direct     27                 1e-6   (errors grow as the square root of the channels)
+//   F(2,2,2)   8                  8e-7
+//   F(1,4,4)   2.25 (of 9)        2e-6   volumes of one slice only: the outer taps see zeros
+//   F(2,4,4)   4.5                2e-6
+//   F(4,4,4)   3.375              4e-6
+//
+// What surrounds a convolution in a residual block is part of it: group normalisation's affine map and SiLU are applied
+// as the input is read, a second volume is read as if concatenated, bias and residual are added as the output is
+// written, and the output's moments by channel are gathered on the way, for the normalisation that follows.
+//
+// The order of all sums depends on shapes and instruction set alone: the same bytes at any number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+
+namespace orthokernels::cpu {
+
+enum class Algorithm { direct, winograd222, winograd144, winograd244, winograd444 };
+
+const char* name_of(Algorithm algorithm);
+
+struct Sides {
+  std::int64_t depth, height, width;
+  std::int64_t voxels() const { return depth * height * width; }
+};
+
+// What is read. [depth, height, width, channels], and [.., skip_channels] behind it where skip is not null.
+struct ConvInput {
+  const float* x;
+  std::int64_t channels;
+  const float* skip = nullptr;
+  std::int64_t skip_channels = 0;
+  // [channels + skip_channels] each, or null: silu(value * scale + shift) is convolved, zeros around it.
+  const float* scale = nullptr;
+  const float* shift = nullptr;
+};
+
+// What is written. y and residual are [depth, height, width, out]; they may be the same memory.
+struct ConvOutput {
+  float* y;
+  const float* bias = nullptr;      // [out]
+  const float* residual = nullptr;  // added last
+  float* moments = nullptr;         // [blocks][3][out]: count, mean, sum of squared distances to it
+};
+
+// One block of the output: geometry that all instruction sets share.
+struct ConvTask {
+  Sides in, out;
+  std::int64_t in_channels, out_channels;  // of both inputs together
+  int kernel, stride;
+  int tiles;     // Winograd: tiles of a block
+  int threads;
+  const float* weights;  // packed for the algorithm and the instruction set
+  float* workspace;      // workspace_floats() of them
+  ConvInput input;
+  ConvOutput output;
+};
+
+struct ConvKernels {
+  void (*direct)(const ConvTask&);
+  void (*winograd)(Algorithm, const ConvTask&);
+};
+ORTHOKERNELS_TABLES(ConvKernels, conv3d)
+
+// A convolution's weights, packed for one algorithm and instruction set, to be run on one shape.
+class Conv3d {
+ public:
+  // weight: [out, in, kernel, kernel, kernel]. Throws std::invalid_argument where the algorithm does not fit.
+  Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
+         Algorithm algorithm, Isa isa, int tiles = 0);
+
+  // Why an algorithm can not take a convolution, or null.
+  static const char* unfit(Algorithm algorithm, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
+                           Isa isa);
+
+  // Why two inputs' channels or an activation do not fit the algorithm, or null.
+  const char* unfit_input(const ConvInput& input) const;
+
+  Sides in_sides() const { return in_; }
+  Sides out_sides() const { return out_; }
+  std::int64_t in_channels() const { return in_channels_; }
+  std::int64_t out_channels() const { return out_channels_; }
+  Algorithm algorithm() const { return algorithm_; }
+  std::int64_t workspace_floats(int threads) const;
+  std::int64_t moment_blocks() const;
+  std::int64_t weight_bytes() const { return static_cast<std::int64_t>(weights_.size()) * 4; }
+
+  void run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const;
+
+ private:
+  Sides in_, out_;
+  std::int64_t out_channels_, in_channels_;
+  int kernel_, stride_, tiles_;
+  Algorithm algorithm_;
+  Isa isa_;
+  Floats weights_;
+};
+
+// A group's mean and 1 / sqrt(variance + eps) from the moments of its channels, folded with weight and bias into
+// scale and shift of each channel: (x - mean) rstd weight + bias = x scale + shift.
+// first, blocks, channels: two volumes side by side may have moments of their own.
+struct ChannelMoments {
+  const float* moments;
+  std::int64_t blocks, channels;
+};
+void fold_group_norm(const std::vector<ChannelMoments>& parts, std::int64_t groups, const float* weight,
+                     const float* bias, float eps, float* scale, float* shift);
+
+}  // namespace orthokernels::cpu

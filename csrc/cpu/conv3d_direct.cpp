@@ -1,0 +1,155 @@
+// Direct convolution, compiled for each instruction set: one row of output voxels and one panel of output channels at a
+// time, kRows voxels of it in registers. Any number of channels on either side.
+#include <cstdint>
+
+#include "cpu/conv3d.h"
+#include "cpu/vector.h"
+
+namespace orthokernels::cpu::ORTHOKERNELS_ISA {
+
+void winograd(Algorithm algorithm, const ConvTask& task);
+
+namespace {
+
+// One tap of the kernel on one row: where it reads, for each of the row's voxels, is `first + voxel * step`.
+struct Tap {
+  const float* row[2];  // of x and skip, at depth and height of the tap
+  std::int64_t offset;  // of the tap along width
+  const float* weights;
+};
+
+// Adds one tap for kR voxels from `voxel` on. Outside the row it reads zeros.
+template <int kR, int kC>
+inline void add_tap(const ConvTask& task, const Tap& tap, int part, std::int64_t channels, const float* weights,
+                    std::int64_t voxel, Vector (&sum)[kR][kC]) {
+  static const float zeros[64] = {};
+  const float* from[kR];
+  std::int64_t steps[kR];
+  for (int i = 0; i < kR; ++i) {
+    const std::int64_t w = (voxel + i) * task.stride + tap.offset;
+    const bool inside = w >= 0 && w < task.in.width;
+    from[i] = inside ? tap.row[part] + w * channels : zeros;
+    steps[i] = inside ? 1 : 0;
+  }
+  for (std::int64_t c = 0; c < channels; ++c) {
+    Vector weight[kC];
+    for (int j = 0; j < kC; ++j) weight[j] = load(weights + (c * kC + j) * kLanes);
+    for (int i = 0; i < kR; ++i) {
+      const Vector value = splat(from[i][c * steps[i]]);
+      for (int j = 0; j < kC; ++j) sum[i][j] += value * weight[j];
+    }
+  }
+}
+
+// kR voxels from `voxel` on, kC vectors of channels of which the last may be partly beyond the output's channels.
+template <int kR, int kC>
+void make_voxels(const ConvTask& task, const Tap* taps, int tap_count, std::int64_t channel, std::int64_t row_start,
+                 std::int64_t voxel) {
+  Vector sum[kR][kC] = {};
+  const ConvInput& input = task.input;
+  for (int n = 0; n < tap_count; ++n) {
+    add_tap<kR, kC>(task, taps[n], 0, input.channels, taps[n].weights, voxel, sum);
+    if (input.skip != nullptr)
+      add_tap<kR, kC>(task, taps[n], 1, input.skip_channels, taps[n].weights + input.channels * kC * kLanes, voxel,
+                      sum);
+  }
+  const ConvOutput& output = task.output;
+  for (int j = 0; j < kC; ++j) {
+    const std::int64_t k = channel + j * kLanes;
+    const int count = task.out_channels - k < kLanes ? static_cast<int>(task.out_channels - k) : kLanes;
+    const bool whole = count == kLanes;
+    Vector bias = {};
+    if (output.bias != nullptr) bias = whole ? load(output.bias + k) : load_first(output.bias + k, count);
+    for (int i = 0; i < kR; ++i) {
+      const std::int64_t at = (row_start + voxel + i) * task.out_channels + k;
+      Vector value = sum[i][j] + bias;
+      if (output.residual != nullptr) {
+        value += whole ? load(output.residual + at) : load_first(output.residual + at, count);
+      }
+      if (whole) store(output.y + at, value);
+      else store_first(output.y + at, value, count);
+    }
+  }
+}
+
+template <int kC>
+void make_row(const ConvTask& task, const Tap* taps, int tap_count, std::int64_t channel, std::int64_t row_start) {
+  std::int64_t voxel = 0;
+  for (; voxel + kRows <= task.out.width; voxel += kRows)
+    make_voxels<kRows, kC>(task, taps, tap_count, channel, row_start, voxel);
+  for (; voxel < task.out.width; ++voxel) make_voxels<1, kC>(task, taps, tap_count, channel, row_start, voxel);
+}
+
+// The row's moments, of the panel's channels.
+void gather(const ConvTask& task, std::int64_t row, std::int64_t first, std::int64_t last) {
+  const std::int64_t out = task.out_channels, width = task.out.width;
+  const float* y = task.output.y + row * width * out;
+  float* moments = task.output.moments + row * 3 * out;
+  const float n = static_cast<float>(width);
+  for (std::int64_t k = first; k < last; k += kLanes) {
+    const int count = last - k < kLanes ? static_cast<int>(last - k) : kLanes;
+    const bool whole = count == kLanes;
+    const Vector pivot = whole ? load(y + k) : load_first(y + k, count);
+    Vector sum = {}, squares = {};
+    for (std::int64_t w = 0; w < width; ++w) {
+      const Vector value = whole ? load(y + w * out + k) : load_first(y + w * out + k, count);
+      sum += value - pivot;
+      squares += (value - pivot) * (value - pivot);
+    }
+    const Vector rows[3] = {splat(n), pivot + sum / n, squares - sum * sum / n};
+    for (int i = 0; i < 3; ++i) {
+      if (whole) store(moments + i * out + k, rows[i]);
+      else store_first(moments + i * out + k, rows[i], count);
+    }
+  }
+}
+
+void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
+  constexpr std::int64_t kWide = kColumns * kLanes;
+  const int kernel = task.kernel, before = kernel / 2;
+  const std::int64_t first = panel * kWide, left = (task.out_channels - first + kLanes - 1) / kLanes;
+  const std::int64_t columns = left < kColumns ? left : kColumns;
+  const std::int64_t d = row / task.out.height, h = row % task.out.height;
+  const float* panel_weights = task.weights + first * kernel * kernel * kernel * task.in_channels;
+  const ConvInput& input = task.input;
+  Tap taps[27];
+  int count = 0;
+  for (int i = 0; i < kernel; ++i) {
+    const std::int64_t from_d = d * task.stride + i - before;
+    if (from_d < 0 || from_d >= task.in.depth) continue;
+    for (int j = 0; j < kernel; ++j) {
+      const std::int64_t from_h = h * task.stride + j - before;
+      if (from_h < 0 || from_h >= task.in.height) continue;
+      const std::int64_t start = (from_d * task.in.height + from_h) * task.in.width;
+      for (int k = 0; k < kernel; ++k) {
+        Tap& tap = taps[count++];
+        tap.row[0] = input.x + start * input.channels;
+        tap.row[1] = input.skip != nullptr ? input.skip + start * input.skip_channels : nullptr;
+        tap.offset = k - before;
+        tap.weights = panel_weights + ((i * kernel + j) * kernel + k) * task.in_channels * columns * kLanes;
+      }
+    }
+  }
+  const std::int64_t row_start = row * task.out.width;
+  if (columns == 1) make_row<1>(task, taps, count, first, row_start);
+  if (columns == 2) make_row<2>(task, taps, count, first, row_start);
+  if (kColumns > 2 && columns == 3) make_row<3>(task, taps, count, first, row_start);
+  if (kColumns > 3 && columns == 4) make_row<4>(task, taps, count, first, row_start);
+  if (task.output.moments != nullptr) {
+    const std::int64_t last = first + columns * kLanes;
+    gather(task, row, first, last < task.out_channels ? last : task.out_channels);
+  }
+}
+
+void direct(const ConvTask& task) {
+  const std::int64_t rows = task.out.depth * task.out.height;
+  const std::int64_t panels = (task.out_channels + kColumns * kLanes - 1) / (kColumns * kLanes);
+#pragma omp parallel for schedule(dynamic, 4) num_threads(task.threads)
+  for (std::int64_t unit = 0; unit < rows * panels; ++unit) make_unit(task, unit / rows, unit % rows);
+}
+
+}  // namespace
+
+const ConvKernels conv3d = {direct, winograd};
+
+}  // namespace orthokernels::cpu::ORTHOKERNELS_ISA

@@ -1,0 +1,52 @@
+// One source, compiled once per instruction set into a namespace of its own; the best that runs here is chosen once.
+//
+// A kernel's file is compiled with ORTHOKERNELS_ISA set to portable, avx2 or avx512 (see CMakeLists.txt) and defines a
+// table of functions in orthokernels::cpu::ORTHOKERNELS_ISA. Such files use no inline function of the standard library:
+// the linker might keep the copy of the wider instruction set for everyone.
+#pragma once
+
+#include <stdexcept>
+
+namespace orthokernels::cpu {
+
+enum class Isa { portable, avx2, avx512 };
+
+// The widest that processor and operating system support and that was compiled, or a lower one that was asked for in
+// the environment variable ORTHOKERNELS_ISA. Throws std::invalid_argument where that can not run here.
+Isa best_isa();
+
+const char* name_of(Isa isa);
+
+// Vector registers hold so many floats.
+inline int lanes_of(Isa isa) { return isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
+
+// The table of a kernel for an instruction set. Tables that were not compiled here are null.
+template <typename Table>
+const Table& table_for(Isa isa, const Table* portable, const Table* avx2, const Table* avx512) {
+  const Table* found = isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : portable;
+  if (found == nullptr) throw std::invalid_argument("this instruction set was not compiled");
+  return *found;
+}
+
+}  // namespace orthokernels::cpu
+
+// Declares a kernel's tables, and a function that picks one.
+#if defined(__x86_64__)
+#define ORTHOKERNELS_TABLES(Table, name)                                                            \
+  namespace portable {                                                                              \
+  extern const Table name;                                                                          \
+  }                                                                                                 \
+  namespace avx2 {                                                                                  \
+  extern const Table name;                                                                          \
+  }                                                                                                 \
+  namespace avx512 {                                                                                \
+  extern const Table name;                                                                          \
+  }                                                                                                 \
+  inline const Table& name##_for(Isa isa) { return table_for<Table>(isa, &portable::name, &avx2::name, &avx512::name); }
+#else
+#define ORTHOKERNELS_TABLES(Table, name) \
+  namespace portable {                   \
+  extern const Table name;               \
+  }                                      \
+  inline const Table& name##_for(Isa isa) { return table_for<Table>(isa, &portable::name, nullptr, nullptr); }
+#endif

@@ -1,0 +1,74 @@
+// Vectors of floats in the width of the instruction set that this translation unit is compiled for.
+//
+// GCC's and Clang's vector extensions: the same source is SSE2, AVX2, AVX-512 or NEON. Products that are added become
+// fused multiply-adds where the target has them (-ffp-contract=fast).
+#pragma once
+
+#include <cstdint>
+
+namespace orthokernels::cpu::ORTHOKERNELS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kColumns = 4;  // vectors of output channels that a micro-kernel keeps in registers, beside kRows voxels
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kColumns = 2;
+#else
+constexpr int kLanes = 4;
+constexpr int kColumns = 2;
+#endif
+constexpr int kRows = 6;  // kRows * kColumns sums, kColumns weights and one value fit the registers of each target
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedVector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef std::int32_t Integers __attribute__((vector_size(kLanes * 4)));
+
+static inline Vector load(const float* p) { return *reinterpret_cast<const UnalignedVector*>(p); }
+static inline void store(float* p, Vector v) { *reinterpret_cast<UnalignedVector*>(p) = v; }
+static inline Vector splat(float value) { return value - Vector{}; }
+
+// The first `count` lanes; the others are zero, and are not read.
+static inline Vector load_first(const float* p, int count) {
+  float lanes[kLanes] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+static inline void store_first(float* p, Vector v, int count) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+static inline Vector select(Integers mask, Vector yes, Vector no) {
+  return reinterpret_cast<Vector>((mask & reinterpret_cast<Integers>(yes)) | (~mask & reinterpret_cast<Integers>(no)));
+}
+
+// e^x within 2 units in the last place for x in [-87, 88]; beyond, the value at the bound.
+static inline Vector exponential(Vector x) {
+  const Vector low = splat(-87.0f), high = splat(88.0f);
+  x = select(x < low, low, x);
+  x = select(x > high, high, x);
+  // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer.
+  const Vector magic = splat(12582912.0f);
+  const Vector shifted = x * 1.44269504088896341f + magic;
+  const Vector n = shifted - magic;
+  Vector r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  // Minimax polynomial of degree 5 for (e^r - 1 - r) / r^2 (Cephes, expf).
+  Vector p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Integers power = (reinterpret_cast<Integers>(shifted) - reinterpret_cast<Integers>(magic) + 127) << 23;
+  return p * reinterpret_cast<Vector>(power);
+}
+
+static inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+static inline Vector silu(Vector x) { return x * sigmoid(x); }
+
+}  // namespace orthokernels::cpu::ORTHOKERNELS_ISA

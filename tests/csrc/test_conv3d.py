@@ -1,0 +1,177 @@
+"""The native convolution: every algorithm, on any shape, with all that stands around it; and what bad input gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+native = pytest.importorskip("orthokernels._native")
+
+# Relative L2 error to float64 of 64 channels of unit variance (csrc/cpu/conv3d.h). n products added one by one: the
+# k-th sum, of the size sqrt(k), is rounded by 2^-24 / sqrt(3) of itself, together 2^-24 sqrt(n / 6); 1e-6 for 27 x 64.
+BOUNDS = {"direct": 1e-6, "F(2,2,2)": 8e-7, "F(1,4,4)": 2e-6, "F(2,4,4)": 2e-6, "F(4,4,4)": 4e-6}
+
+SIDES = [(3, 5, 7), (1, 16, 16), (16, 9, 12), (4, 4, 4), (2, 1, 1), (5, 13, 6)]
+
+
+def inputs(out: int, channels: int, sides: tuple[int, ...], kernel: int = 3, skip: int = 0):
+    rng = np.random.default_rng([out, channels, *sides, kernel, skip])
+    x = rng.standard_normal((*sides, channels), dtype=np.float32)
+    weight = rng.standard_normal((out, channels + skip, kernel, kernel, kernel), dtype=np.float32)
+    return rng, x, weight / np.float32(np.sqrt(weight[0].size))
+
+
+def definition(x, weight, *, stride=1, skip=None, scale=None, shift=None, bias=None, residual=None):
+    """In float64, [depth, height, width, channels]."""
+    joint = torch.from_numpy(x if skip is None else np.concatenate([x, skip], axis=-1)).double()
+    if scale is not None:
+        joint = torch.nn.functional.silu(joint * torch.from_numpy(scale) + torch.from_numpy(shift))
+    kernel = weight.shape[-1]
+    own = None if bias is None else torch.from_numpy(bias).double()
+    weights = torch.from_numpy(weight).double()
+    y = torch.nn.functional.conv3d(joint.permute(3, 0, 1, 2)[None], weights, own, stride=stride, padding=kernel // 2)
+    y = y[0].permute(1, 2, 3, 0).numpy()
+    return y if residual is None else y + residual
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def bound(algorithm: str, channels: int) -> float:
+    return BOUNDS[algorithm] * max(1, channels / 64) ** 0.5
+
+
+def poisoned(*shape: int):
+    return np.full(shape, np.nan, dtype=np.float32)
+
+
+def algorithms(out: int, channels: int, kernel: int, stride: int, sides) -> list[str]:
+    return native.conv3d_algorithms(out, channels, kernel, stride, list(sides))
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+@pytest.mark.parametrize(("out", "channels"), [(16, 16), (64, 32), (48, 80)])
+def test_every_algorithm_is_within_its_bound(out, channels, sides):
+    _, x, weight = inputs(out, channels, sides)
+    expected = definition(x, weight)
+    for algorithm in algorithms(out, channels, 3, 1, sides):
+        y = poisoned(*sides, out)
+        native.Conv3d(weight, 1, sides, algorithm).run(x, y)
+        assert relative(y, expected) < bound(algorithm, channels), algorithm
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("out", "channels"), [(1, 64), (64, 1), (3, 5), (24, 8), (33, 17)])
+def test_direct_takes_any_channels_kernel_and_stride(out, channels, kernel, stride):
+    sides = (3, 5, 7)
+    _, x, weight = inputs(out, channels, sides, kernel)
+    conv = native.Conv3d(weight, stride, sides, "direct")
+    assert conv.out_sides == tuple(-(-side // stride) for side in sides)
+    y = poisoned(*conv.out_sides, out)
+    conv.run(x, y)
+    assert relative(y, definition(x, weight, stride=stride)) < bound("direct", channels)
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+def test_what_stands_around_a_convolution_in_a_block(sides):
+    out, channels, behind = 32, 16, 48
+    rng, x, weight = inputs(out, channels, sides, skip=behind)
+    given = {
+        "skip": rng.standard_normal((*sides, behind), dtype=np.float32),
+        "bias": rng.standard_normal(out, dtype=np.float32),
+        "residual": rng.standard_normal((*sides, out), dtype=np.float32),
+    }
+    film = {name: rng.standard_normal(channels + behind, dtype=np.float32) for name in ("scale", "shift")}
+    for algorithm in algorithms(out, channels, 3, 1, sides):
+        own = given if algorithm == "direct" else {**given, **film}
+        conv = native.Conv3d(weight, 1, sides, algorithm, tiles=12)
+        y, moments = poisoned(*sides, out), poisoned(conv.moment_blocks, 3, out)
+        conv.run(x, y, moments=moments, threads=2, **own)
+        assert relative(y, definition(x, weight, **own)) < 2 * bound(algorithm, channels + behind), algorithm
+        count, mean, squares = moments.astype(np.float64).swapaxes(0, 1)
+        assert (count.sum(0) == np.prod(sides)).all()
+        whole = (count * mean).sum(0) / count.sum(0)
+        variance = (squares + count * (mean - whole) ** 2).sum(0) / count.sum(0)
+        np.testing.assert_allclose(whole, y.mean((0, 1, 2), dtype=np.float64), atol=1e-6)  # unit variance, 24 bits
+        np.testing.assert_allclose(variance, y.var((0, 1, 2), dtype=np.float64), rtol=1e-5, atol=1e-7)
+
+
+def test_moments_of_a_large_mean_keep_their_digits():
+    sides, out = (4, 8, 8), 16
+    _, x, weight = inputs(out, 16, sides)
+    bias = np.full(out, 100, dtype=np.float32)
+    for algorithm in algorithms(out, 16, 3, 1, sides):
+        conv = native.Conv3d(weight * np.float32(0.1), 1, sides, algorithm)
+        y, moments = poisoned(*sides, out), poisoned(conv.moment_blocks, 3, out)
+        conv.run(x, y, bias=bias, moments=moments)
+        count, mean, squares = moments.astype(np.float64).swapaxes(0, 1)
+        whole = (count * mean).sum(0) / count.sum(0)
+        variance = (squares + count * (mean - whole) ** 2).sum(0) / count.sum(0)
+        # The differences to the pivot are exact; their squares' sum of 256 values loses at most 256 roundings.
+        np.testing.assert_allclose(variance, y.astype(np.float64).var((0, 1, 2)), rtol=256 * 2**-24)
+
+
+def test_any_number_of_threads_gives_the_same_bytes():
+    sides, channels = (5, 13, 30), 32
+    _, x, weight = inputs(channels, channels, sides)
+    for algorithm in algorithms(channels, channels, 3, 1, sides):
+        conv = native.Conv3d(weight, 1, sides, algorithm)
+        made = set()
+        for threads in (1, 2, 3, 7):
+            y, moments = poisoned(*sides, channels), poisoned(conv.moment_blocks, 3, channels)
+            conv.run(x, y, moments=moments, threads=threads)
+            made.add(y.tobytes() + moments.tobytes())
+        assert len(made) == 1, algorithm
+
+
+def test_the_sum_may_be_written_over_the_residual():
+    sides = (4, 6, 8)
+    rng, x, weight = inputs(16, 16, sides)
+    residual = rng.standard_normal((*sides, 16), dtype=np.float32)
+    expected = definition(x, weight, residual=residual)
+    for algorithm in algorithms(16, 16, 3, 1, sides):
+        y = residual.copy()
+        native.Conv3d(weight, 1, sides, algorithm).run(x, y, residual=y)
+        assert relative(y, expected) < 2 * bound(algorithm, 16)
+
+
+def test_bad_input_gets_a_sentence():
+    sides = (4, 6, 8)
+    _, x, weight = inputs(16, 16, sides)
+    conv = native.Conv3d(weight, 1, sides, "F(4,4,4)")
+    y = poisoned(*sides, 16)
+    frozen = y.copy()
+    frozen.setflags(write=False)
+    unaligned = np.frombuffer(bytearray(x.nbytes + 1), dtype=np.uint8)[1:].view(np.float32).reshape(x.shape)
+    for arguments, told in [
+        ((x.astype(np.float64), y), "x: type float64; must be float32."),
+        ((x[0], y), r"x: shape \(6, 8, 16\); must be \(4, 6, 8, any\)."),
+        ((x[..., ::-1], y), "x: is not contiguous"),
+        ((unaligned, y), "x: is not aligned"),
+        ((x[..., :8].copy(), y), "x: 8 channels; the weights have 16."),
+        ((x, y[:3]), r"y: shape \(3, 6, 8, 16\)"),
+        ((x, frozen), "y: is read-only."),
+        ((x, x), "y: overlaps what is read."),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            conv.run(*arguments)
+    with pytest.raises(ValueError, match="shift: scale and shift go together"):
+        conv.run(x, y, scale=np.ones(16, np.float32))
+    with pytest.raises(ValueError, match=r"threads: 0; allowed are 1 to 1024\."):
+        conv.run(x, y, threads=0)
+    assert np.isnan(y).all()  # nothing was written
+    for arguments, told in [
+        ((weight[..., 0], 1, sides, "direct"), "weight: shape"),
+        ((weight[..., :2].copy(), 1, sides, "direct"), "weight: kernels of"),
+        ((weight, 3, sides, "direct"), "stride: 3; allowed are 1 and 2."),
+        ((weight, 1, (4, -6, 8), "direct"), "sides: -6; allowed are 1 to 2147483647."),
+        ((weight, 1, (2**30, 2**30, 2**30), "direct"), "are too many"),
+        ((weight, 1, sides, "F(9,9,9)"), "algorithm: 'F.9,9,9.'; there are direct"),
+        ((weight, 2, sides, "F(4,4,4)"), "algorithm: F.4,4,4.: it takes 3 x 3 x 3 kernels of stride 1"),
+        ((weight[:5].copy(), 1, sides, "F(4,4,4)"), "the vectors' lanes do not divide the channels"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            native.Conv3d(*arguments)
