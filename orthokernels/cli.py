@@ -81,6 +81,9 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that features are computed with.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Noise draws that features are averaged over.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="What computes the features: torch, or native, the package's own C++ on the CPU.")
+    ] = "torch",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -89,6 +92,8 @@ def run(
     need("orthokernels run", "torch", "torch")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
+    if engine not in ("torch", "native"):
+        raise InputError(f"there is no engine {engine!r}; choose torch or native.")
     from orthokernels.pipeline import run as run_study
 
     with _progress(quiet or as_json) as tell:
@@ -102,6 +107,7 @@ def run(
             seed=seed,
             draws=draws,
             device=device,
+            engine="native" if engine == "native" else "torch",
             overwrite=overwrite,
             progress=tell,
         )

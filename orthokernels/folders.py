@@ -1,9 +1,13 @@
-"""Where the package keeps what it can make or fetch again."""
+"""Where the package keeps what it can make or fetch again, and tables of what was found out there."""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -11,3 +15,28 @@ def cache_folder() -> Path:
     if own := os.environ.get("ORTHOKERNELS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthokernels"
+
+
+@functools.lru_cache(maxsize=8)
+def read_table(file: Path) -> dict[str, Any]:
+    """A table that ``add_to_table`` wrote; empty where there is no file, or a broken one."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def add_to_table(file: Path, name: str, value: Any) -> None:
+    """Add a line, in one piece, to whatever other processes wrote meanwhile; a read-only disk is no error."""
+    read_table.cache_clear()
+    table = {**read_table(file), name: value}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".writing-", delete=False) as beside:
+            beside.write(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        os.replace(beside.name, file)
+    except OSError:
+        return
+    finally:
+        read_table.cache_clear()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from orthokernels.data.restore import Restorer
 from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.features import Network
 from orthokernels.models.orthodiffusion.inference import series_vector, slab_features, slab_output
+from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
 from orthokernels.result import (
     Finding,
@@ -38,6 +41,8 @@ from orthokernels.result import (
 from orthokernels.system import peak_memory_mb, versions
 
 DEFAULT_THRESHOLD = 0.5  # the published evaluation's
+
+Engine = Literal["torch", "native"]
 
 # Told of each step: what is being done, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
@@ -75,6 +80,7 @@ def run(
     seed: int = 0,
     draws: int = 1,
     device: str = "auto",
+    engine: Engine = "torch",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> StudyRun:
@@ -91,6 +97,7 @@ def run(
         seed: of the noise that features are computed with.
         draws: noise draws that features are averaged over.
         device: "auto", "cpu" or "cuda[:N]".
+        engine: what computes the features: "torch", or "native", the package's own C++ on the CPU.
         overwrite: replace an earlier result in ``out``.
         progress: called with each step.
 
@@ -104,7 +111,7 @@ def run(
     tell = progress or (lambda what, done, total: None)
     seconds: dict[str, float] = {}
     folder = OutputFolder(out, overwrite=overwrite) if out is not None else None
-    target = _device(device)
+    target = _device(device, engine)
 
     with _timed(seconds, "read"):
         tell("Reading the study", 0, 1)
@@ -121,7 +128,9 @@ def run(
             if plane not in weights.planes:
                 own.warnings.append(f"the weights have no {plane} denoiser")
                 continue
-            _run_plane(plane, own, weights.planes[plane], preparation, weights.size, seed, draws, target, seconds, tell)
+            _run_plane(
+                plane, own, weights.planes[plane], preparation, weights.size, seed, draws, target, engine, seconds, tell
+            )
         with _timed(seconds, "findings"):
             findings = _findings(weights, runs)
     result = _result(study, weights, runs, findings, preparation, seed, seconds)
@@ -145,7 +154,13 @@ def _check_options(planes: Sequence[str], joint: str, draws: int) -> None:
         raise InputError(f"at least 1 noise draw is needed, not {draws}.")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, engine: Engine) -> torch.device:
+    if engine == "native":
+        if name not in ("auto", "cpu"):
+            raise InputError(f"the native engine runs on the CPU, not on {name!r}. Leave --device out.")
+        return torch.device("cpu")
+    if engine != "torch":
+        raise InputError(f"there is no engine {engine!r}; choose torch or native.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -188,6 +203,7 @@ def _run_plane(
     seed: int,
     draws: int,
     device: torch.device,
+    engine: Engine,
     seconds: dict[str, float],
     tell: Progress,
 ) -> None:
@@ -198,13 +214,14 @@ def _run_plane(
     vectors = []
     for module in weights.modules().values():
         module.to(device)
+    engines = _engines(weights, engine)
     for unet in weights.networks():
         unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for number, start in enumerate(prepared.way_back.starts):
         tell(f"{plane.capitalize()}: features", number, slabs)
         x0 = _slab_tensor(prepared, number, device)
         with _timed(seconds, "features"):
-            found = slab_features(weights, x0, seed=seed, draws=draws, sample=start)
+            found = slab_features(weights, x0, seed=seed, draws=draws, sample=start, engines=engines)
         with _timed(seconds, "heads"):
             output = slab_output(weights, found, x0)
             if output.vector is not None:
@@ -217,6 +234,15 @@ def _run_plane(
     own.vector = series_vector(weights, vectors).cpu() if vectors else None
     own.labels = restorer.labels() if restorer is not None else None
     own.labelled_slices = _in_view(prepared.way_back, own.volume)
+
+
+def _engines(weights: PlaneWeights, engine: Engine) -> dict[UNet, Network]:
+    """What computes the networks' features, where not they themselves."""
+    if engine == "torch":
+        return {}
+    from orthokernels.models.orthodiffusion.native import NativeUNet
+
+    return {unet: NativeUNet(unet) for unet in weights.networks()}
 
 
 def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:

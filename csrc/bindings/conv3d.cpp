@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bindings/arrays.h"
+#include "bindings/convert.h"
 #include "bindings/module.h"
 
 
@@ -15,45 +16,18 @@ namespace {
 using cpu::Algorithm;
 using cpu::Conv3d;
 
-constexpr Algorithm kAlgorithms[] = {Algorithm::direct, Algorithm::winograd222, Algorithm::winograd144,
-                                     Algorithm::winograd244, Algorithm::winograd444};
-
-Algorithm algorithm_from(const std::string& name) {
-  for (Algorithm algorithm : kAlgorithms)
-    if (name == cpu::name_of(algorithm)) return algorithm;
-  std::string allowed;
-  for (Algorithm algorithm : kAlgorithms) allowed += std::string(allowed.empty() ? "" : ", ") + cpu::name_of(algorithm);
-  refuse("algorithm", "'" + name + "'; there are " + allowed + ".");
-}
-
-cpu::Sides sides_from(const std::vector<std::int64_t>& sides) {
-  if (sides.size() != 3) refuse("sides", told(sides) + "; must be depth, height and width.");
-  cpu::Sides made{size_from("sides", sides[0]), size_from("sides", sides[1]), size_from("sides", sides[2])};
-  if (made.depth > (std::int64_t{1} << 40) / made.height / made.width) refuse("sides", told(sides) + " are too many.");
-  return made;
-}
-
-int threads_from(std::int64_t threads) {
-  if (threads < 1 || threads > 1024) refuse("threads", std::to_string(threads) + "; allowed are 1 to 1024.");
-  return static_cast<int>(threads);
-}
-
 std::unique_ptr<Conv3d> make(const py::array& weight, std::int64_t stride, const std::vector<std::int64_t>& sides,
                              const std::string& algorithm, std::int64_t tiles) {
-  check("weight", weight, {kAny, kAny, kAny, kAny, kAny});
+  check_weight(weight);
+  check_stride(stride);
   const std::int64_t out = weight.shape(0), in = weight.shape(1), kernel = weight.shape(2);
-  if ((kernel != 1 && kernel != 3) || weight.shape(3) != kernel || weight.shape(4) != kernel)
-    refuse("weight", "kernels of 1 x 1 x 1 and 3 x 3 x 3 are allowed.");
-  if (stride != 1 && stride != 2) refuse("stride", std::to_string(stride) + "; allowed are 1 and 2.");
-  if (out > (1 << 16) || in > (1 << 16)) refuse("weight", "more than 65536 channels.");
   const cpu::Sides volume = sides_from(sides);
   const Algorithm chosen = algorithm_from(algorithm);
-  size_from("tiles", tiles, 0);
-  if (tiles > 4096) refuse("tiles", std::to_string(tiles) + "; allowed are 0 to 4096.");
+  const int block = tiles_from(tiles);
   const float* values = static_cast<const float*>(weight.data());
   py::gil_scoped_release released;
   return std::make_unique<Conv3d>(values, out, in, static_cast<int>(kernel), static_cast<int>(stride), volume, chosen,
-                                  cpu::best_isa(), static_cast<int>(tiles));
+                                  cpu::best_isa(), block);
 }
 
 void run(const Conv3d& conv, const py::array& x, py::array& y, const py::object& skip, const py::object& scale,
@@ -97,10 +71,7 @@ void add_conv3d(py::module_& module) {
            py::arg("residual") = py::none(), py::arg("moments") = py::none(), py::arg("threads") = 1,
            "Convolve x [depth, height, width, channels] into y; silu(x scale + shift) where scale is given.")
       .def_property_readonly("out_sides",
-                             [](const Conv3d& conv) {
-                               const cpu::Sides out = conv.out_sides();
-                               return py::make_tuple(out.depth, out.height, out.width);
-                             })
+                             [](const Conv3d& conv) { return sides_told(conv.out_sides()); })
       .def_property_readonly("moment_blocks", &Conv3d::moment_blocks)
       .def("workspace_bytes", [](const Conv3d& conv, std::int64_t threads) {
         return conv.workspace_floats(threads_from(threads)) * 4;

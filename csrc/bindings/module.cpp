@@ -12,4 +12,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("instruction_set", [] { return orthokernels::cpu::name_of(orthokernels::cpu::best_isa()); },
              "The instruction set that kernels use: avx512, avx2 or portable; ORTHOKERNELS_ISA asks for a lower one.");
   orthokernels::bindings::add_conv3d(module);
+  orthokernels::bindings::add_plan(module);
 }

@@ -6,5 +6,6 @@
 namespace orthokernels::bindings {
 
 void add_conv3d(pybind11::module_& module);
+void add_plan(pybind11::module_& module);
 
 }  // namespace orthokernels::bindings

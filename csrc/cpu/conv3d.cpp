@@ -69,9 +69,9 @@ std::int64_t places_of(Algorithm algorithm) {
 
 // Tiles of a block: enough products for each piece of weights that is fetched, few enough for the caches.
 std::int64_t tiles_of(std::int64_t in, std::int64_t out, std::int64_t places) {
-  constexpr std::int64_t kBytes = std::int64_t{5} << 20;
+  constexpr std::int64_t kBytes = std::int64_t{3} << 19;
   const std::int64_t fit = kBytes / (places * (in + out) * 4);
-  return std::clamp(fit / kRowsOfPanel * kRowsOfPanel, std::int64_t{12}, std::int64_t{96});
+  return std::clamp(fit / kRowsOfPanel * kRowsOfPanel, kRowsOfPanel, std::int64_t{96});
 }
 
 // Places where a weight of output k and input c goes: panels of columns, inside them c, inside it k.
@@ -173,11 +173,23 @@ std::int64_t Conv3d::workspace_floats(int threads) const {
 }
 
 std::int64_t Conv3d::moment_blocks() const {
-  if (algorithm_ == Algorithm::direct) return out_.depth * out_.height;
+  return algorithm_ == Algorithm::direct ? out_.depth * out_.height : up(tiles_of_volume(), tiles_);
+}
+
+std::int64_t Conv3d::tiles_of_volume() const {
   const Variant variant = variant_of(algorithm_);
-  const std::int64_t tiles =
-      up(out_.depth, variant.depth) * up(out_.height, variant.plane) * up(out_.width, variant.plane);
-  return up(tiles, tiles_);
+  return up(out_.depth, variant.depth) * up(out_.height, variant.plane) * up(out_.width, variant.plane);
+}
+
+double Conv3d::operations() const {
+  const double pairs = static_cast<double>(in_channels_) * static_cast<double>(out_channels_);
+  return 2.0 * kernel_ * kernel_ * kernel_ * pairs * static_cast<double>(out_.voxels());
+}
+
+double Conv3d::operations_done() const {
+  if (algorithm_ == Algorithm::direct) return operations();
+  const double pairs = static_cast<double>(in_channels_) * static_cast<double>(out_channels_);
+  return 2.0 * pairs * static_cast<double>(places_of(algorithm_) * tiles_of_volume());
 }
 
 void Conv3d::run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const {

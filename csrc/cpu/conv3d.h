@@ -94,11 +94,15 @@ class Conv3d {
   Algorithm algorithm() const { return algorithm_; }
   std::int64_t workspace_floats(int threads) const;
   std::int64_t moment_blocks() const;
+  double operations() const;       // multiplications and additions of the definition
+  double operations_done() const;  // of the algorithm's products
   std::int64_t weight_bytes() const { return static_cast<std::int64_t>(weights_.size()) * 4; }
 
   void run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const;
 
  private:
+  std::int64_t tiles_of_volume() const;
+
   Sides in_, out_;
   std::int64_t out_channels_, in_channels_;
   int kernel_, stride_, tiles_;

@@ -8,6 +8,7 @@
 #endif
 
 #include "cpu/conv3d.h"
+#include "cpu/products.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -152,42 +153,6 @@ void transform_volume(const ConvTask& task, Place place, const float* x, std::in
   }
 }
 
-// sums[rows][columns vectors] = a[rows][channels] b[channels][columns vectors]
-template <int kR, int kC>
-void multiply(const float* a, const float* b, float* sums, std::int64_t channels, std::int64_t outputs) {
-  Vector sum[kR][kC] = {};
-  for (std::int64_t c = 0; c < channels; ++c) {
-    Vector weight[kC];
-    for (int j = 0; j < kC; ++j) weight[j] = load(b + (c * kC + j) * kLanes);
-    for (int i = 0; i < kR; ++i) {
-      const Vector value = splat(a[i * channels + c]);
-      for (int j = 0; j < kC; ++j) sum[i][j] += value * weight[j];
-    }
-  }
-  for (int i = 0; i < kR; ++i)
-    for (int j = 0; j < kC; ++j) store(sums + i * outputs + j * kLanes, sum[i][j]);
-}
-
-// All tiles of a block, at one place, for one panel of kC vectors of outputs. Tiles come in whole kRows: those behind
-// the block's last one are computed from what the workspace holds, and never read.
-template <int kC>
-void multiply_panel(const float* v, const float* u, float* m, std::int64_t tiles, std::int64_t channels,
-                    std::int64_t outputs) {
-  for (std::int64_t t = 0; t < tiles; t += kRows)
-    multiply<kRows, kC>(v + t * channels, u, m + t * outputs, channels, outputs);
-}
-
-void multiply_place(const float* v, const float* u, float* m, std::int64_t tiles, std::int64_t channels,
-                    std::int64_t outputs) {
-  std::int64_t first = 0;
-  for (; first + kColumns * kLanes <= outputs; first += kColumns * kLanes)
-    multiply_panel<kColumns>(v, u + first * channels, m + first, tiles, channels, outputs);
-  const std::int64_t rest = (outputs - first) / kLanes;
-  if (rest == 1) multiply_panel<1>(v, u + first * channels, m + first, tiles, channels, outputs);
-  if (kColumns > 2 && rest == 2) multiply_panel<2>(v, u + first * channels, m + first, tiles, channels, outputs);
-  if (kColumns > 3 && rest == 3) multiply_panel<3>(v, u + first * channels, m + first, tiles, channels, outputs);
-}
-
 // Moments of a block's output for kLanes channels: values less a pivot, the first of them, so that a large mean costs
 // no digits.
 struct Gathered {
@@ -260,7 +225,7 @@ void block(const ConvTask& task, std::int64_t number, std::int64_t first, std::i
       transform_volume<D, P>(task, place, input.skip, input.skip_channels, input.channels, v + t * in, v_step);
   }
   for (int place = 0; place < kPlaces; ++place)
-    multiply_place(v + place * v_step, task.weights + place * in * out, m + place * m_step, count, in, out);
+    multiply({v + place * v_step, in}, task.weights + place * in * out, {m + place * m_step, out}, count, in, out);
   // The input's transform is done with: its place holds the moments.
   Gathered* gathered = task.output.moments != nullptr ? reinterpret_cast<Gathered*>(v) : nullptr;
   std::int64_t voxels = 0;

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from orthokernels.folders import read_table
+
 tuning = pytest.importorskip("orthokernels.backends.triton.tuning", reason="Triton is not installed")
 
 CANDIDATES = [{"TILE": 1, "num_warps": 4}, {"TILE": 2, "num_warps": 4}, {"TILE": 4, "num_warps": 8}]
@@ -14,7 +16,7 @@ CANDIDATES = [{"TILE": 1, "num_warps": 4}, {"TILE": 2, "num_warps": 4}, {"TILE":
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    tuning._read.cache_clear()
+    read_table.cache_clear()
     monkeypatch.setattr(tuning, "_milliseconds", lambda run, candidate: {1: 3.0, 2: 1.0, 4: 2.0}[candidate["TILE"]])
     return tmp_path / "tuning" / "device.json"
 
@@ -35,7 +37,7 @@ def test_the_fastest_is_kept_and_read_by_who_does_not_tune(file, monkeypatch):
     assert found(file, ("backward", 8)) == CANDIDATES[1]
     assert len(json.loads(file.read_text())) == 2
     monkeypatch.delenv("ORTHOKERNELS_TUNE")
-    tuning._read.cache_clear()
+    read_table.cache_clear()
     assert found(file) == CANDIDATES[1]
     assert found(file, ("forward", 9)) == CANDIDATES[0]  # of another size nothing is known
 

@@ -7,18 +7,15 @@ every device. With it, the first call of a new kind times every candidate and wr
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import torch
 import triton
 
-from orthokernels.folders import cache_folder
+from orthokernels.folders import add_to_table, cache_folder, read_table
 
 Setting = dict[str, int]
 
@@ -47,14 +44,14 @@ def _found(
     op: str, kind: Sequence[Hashable], candidates: Sequence[Setting], file: Path, run: Callable[[Setting], object]
 ) -> Setting:
     name = " ".join(map(str, (triton.__version__, op, *kind)))
-    known = _read(file).get(name)
+    known = read_table(file).get(name)
     if known is not None and known in candidates:  # not one that an earlier version of the package knew
         return known
     if os.environ.get("ORTHOKERNELS_TUNE") != "1":
         return candidates[0]
     times = {place: _milliseconds(run, candidate) for place, candidate in enumerate(candidates)}
     best = candidates[min(times, key=lambda place: times[place])]
-    _write(file, name, best)
+    add_to_table(file, name, best)
     return best
 
 
@@ -68,28 +65,3 @@ def _milliseconds(run: Callable[[Setting], object], candidate: Setting) -> float
 
 def _file(device: str) -> Path:
     return cache_folder() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
-
-
-@functools.lru_cache(maxsize=8)
-def _read(file: Path) -> dict[str, Setting]:
-    """What is on disk; nothing where there is no file, or a broken one."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(file: Path, name: str, best: Setting) -> None:
-    """Add a line, in one piece, to whatever other processes wrote meanwhile; a read-only disk is no error."""
-    _read.cache_clear()
-    table = {**_read(file), name: best}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".writing-", delete=False) as beside:
-            beside.write(json.dumps(table, indent=1, sort_keys=True) + "\n")
-        os.replace(beside.name, file)
-    except OSError:
-        return
-    finally:
-        _read.cache_clear()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
-from orthokernels.models.orthodiffusion.unet import UNet
 
 # Odd 64-bit constants that spread neighbouring (seed, draw, sample) over the generator's seeds (splitmix64's).
 _SPREAD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+class Network(Protocol):
+    """What computes feature maps: a ``UNet``, or a ``NativeUNet``."""
+
+    def features(self, x: Tensor, timesteps: Tensor, names: Iterable[str]) -> dict[str, Tensor]: ...
 
 
 def feature_noise(shape: tuple[int, ...], *, seed: int, draw: int = 0, sample: int = 0) -> Tensor:
@@ -21,7 +27,7 @@ def feature_noise(shape: tuple[int, ...], *, seed: int, draw: int = 0, sample: i
 
 
 def features(
-    unet: UNet,
+    unet: Network,
     diffusion: GaussianDiffusion,
     x0: Tensor,
     names: Iterable[str] = ("mid_2",),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
-from orthokernels.models.orthodiffusion.features import features
+from orthokernels.models.orthodiffusion.features import Network, features
 from orthokernels.models.orthodiffusion.regional_pooling import StructurePool
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
@@ -44,7 +44,15 @@ def segmentation_blocks(weights: PlaneWeights, unet: UNet) -> tuple[str, ...]:
     return (weights.segmentation_point.block,)
 
 
-def slab_features(weights: PlaneWeights, x0: Tensor, *, seed: int, draws: int = 1, sample: int = 0) -> SlabFeatures:
+def slab_features(
+    weights: PlaneWeights,
+    x0: Tensor,
+    *,
+    seed: int,
+    draws: int = 1,
+    sample: int = 0,
+    engines: Mapping[UNet, Network] | None = None,
+) -> SlabFeatures:
     """The feature maps that the heads read; those of the diagnosis where there is no head at all.
 
     Tasks that read the same network at the same timestep share a pass; a fine-tuned encoder costs a pass of its own.
@@ -53,6 +61,7 @@ def slab_features(weights: PlaneWeights, x0: Tensor, *, seed: int, draws: int = 
         x0: [1, 1, 16, size, size], values in [-1, 1].
         seed, draws: of the features' noise, as in ``features``.
         sample: which noise this slab gets; the pipeline gives the number of its first slice.
+        engines: what computes a network's features, where not the network itself.
     """
     for_segmentation = (weights.segmentation_encoder or weights.denoiser, weights.segmentation_point.timestep)
     for_diagnosis = (weights.encoder or weights.denoiser, weights.timestep)
@@ -65,8 +74,9 @@ def slab_features(weights: PlaneWeights, x0: Tensor, *, seed: int, draws: int = 
     diffusion = GaussianDiffusion()
     maps: dict[tuple[UNet, int], dict[str, Tensor]] = {}
     for (unet, timestep), names in wanted.items():
+        engine = (engines or {}).get(unet, unet)
         maps[unet, timestep] = features(
-            unet, diffusion, x0, sorted(names), timestep=timestep, seed=seed, draws=draws, first_sample=sample
+            engine, diffusion, x0, sorted(names), timestep=timestep, seed=seed, draws=draws, first_sample=sample
         )
     shared = maps.get(for_segmentation, {})
     return SlabFeatures({name: shared[name] for name in blocks}, maps.get(for_diagnosis, {}))

@@ -199,6 +199,7 @@ class UNet(nn.Module):
         if any(width % groups for width in [base_channels, *widths]):
             raise ValueError(f"groups={groups} does not divide every width: {base_channels} at first, levels {widths}")
         self.base_channels = base_channels
+        self.heads, self.head_channels, self.groups = heads, head_channels, groups
         self.patch = (patch[0], patch[1], patch[2])
         self.checkpoint = checkpoint
         folded = math.prod(self.patch)

@@ -1,0 +1,71 @@
+#include "cpu/normalise.h"
+
+#include "cpu/vector.h"
+
+namespace orthokernels::cpu::ORTHOKERNELS_ISA {
+namespace {
+
+// The first `count` of kLanes, or all.
+Vector load_some(const float* p, int count) { return count == kLanes ? load(p) : load_first(p, count); }
+
+void store_some(float* p, Vector v, int count) {
+  if (count == kLanes) store(p, v);
+  else store_first(p, v, count);
+}
+
+int lanes_left(std::int64_t channel, std::int64_t channels) {
+  return channels - channel < kLanes ? static_cast<int>(channels - channel) : kLanes;
+}
+
+void block_moments(const float* x, std::int64_t voxels, std::int64_t channels, float* moments) {
+  const float n = static_cast<float>(voxels);
+  for (std::int64_t c = 0; c < channels; c += kLanes) {
+    const int count = lanes_left(c, channels);
+    const Vector pivot = load_some(x + c, count);
+    Vector sum = {}, squares = {};
+    for (std::int64_t v = 0; v < voxels; ++v) {
+      const Vector apart = load_some(x + v * channels + c, count) - pivot;
+      sum += apart;
+      squares += apart * apart;
+    }
+    store_some(moments + c, splat(n), count);
+    store_some(moments + channels + c, pivot + sum / n, count);
+    store_some(moments + 2 * channels + c, squares - sum * sum / n, count);
+  }
+}
+
+void moments(const float* x, std::int64_t voxels, std::int64_t channels, float* found, int threads) {
+  const std::int64_t blocks = moment_blocks(voxels);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::int64_t first = b * kMomentVoxels, left = voxels - first;
+    block_moments(x + first * channels, left < kMomentVoxels ? left : kMomentVoxels, channels,
+                  found + b * 3 * channels);
+  }
+}
+
+void apply_part(const float* x, std::int64_t channels, const float* scale, const float* shift, bool activate, float* y) {
+  for (std::int64_t c = 0; c < channels; c += kLanes) {
+    const int count = lanes_left(c, channels);
+    const Vector z = load_some(x + c, count) * load_some(scale + c, count) + load_some(shift + c, count);
+    store_some(y + c, activate ? silu(z) : z, count);
+  }
+}
+
+void apply(const float* x, std::int64_t channels, const float* skip, std::int64_t skip_channels, std::int64_t voxels,
+           const float* scale, const float* shift, bool activate, float* y, int threads) {
+  const std::int64_t whole = channels + skip_channels;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (std::int64_t v = 0; v < voxels; ++v) {
+    apply_part(x + v * channels, channels, scale, shift, activate, y + v * whole);
+    if (skip != nullptr)
+      apply_part(skip + v * skip_channels, skip_channels, scale + channels, shift + channels, activate,
+                 y + v * whole + channels);
+  }
+}
+
+}  // namespace
+
+const NormaliseKernels normalise = {moments, apply};
+
+}  // namespace orthokernels::cpu::ORTHOKERNELS_ISA

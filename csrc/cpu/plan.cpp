@@ -1,0 +1,414 @@
+#include "cpu/plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+
+#include "cpu/attention.h"
+#include "cpu/normalise.h"
+#include "cpu/resize.h"
+
+namespace orthokernels::cpu {
+namespace {
+
+enum class Kind { normalise, conv, attend, resize };
+
+struct Volume {
+  Sides sides;
+  std::int64_t channels;
+  int made;               // step, or -1 for an input
+  int last_read;          // step
+  bool output = false;
+  bool normed = false;    // somebody wants its moments
+  VolumeId same_as = kNone;  // written over this one
+  std::int64_t offset = -1;
+  std::int64_t moment_blocks = 0;
+  Floats moments;
+  std::int64_t floats() const { return sides.voxels() * channels; }
+};
+
+struct Step {
+  Kind kind;
+  std::string name, algorithm;
+  VolumeId x, skip = kNone, residual = kNone, y = kNone;
+  std::unique_ptr<Norm> norm;
+  Floats scale, shift;
+  std::optional<Conv3d> conv;
+  std::vector<float> bias;
+  std::int64_t heads = 0;
+  bool heads_first = false;
+  double seconds = 0;
+};
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+struct Plan::Parts {
+  Isa isa;
+  std::vector<Volume> volumes;
+  std::vector<Step> steps;
+  std::vector<VolumeId> inputs, outputs;
+  bool finished = false;
+  std::int64_t arena_floats = 0;
+  Floats arena, workspace;
+  std::mutex running;
+
+  VolumeId add_volume(Sides sides, std::int64_t channels) {
+    Volume volume{};
+    volume.sides = sides;
+    volume.channels = channels;
+    volume.made = static_cast<int>(steps.size());
+    volume.last_read = volume.made;
+    volumes.push_back(std::move(volume));
+    return static_cast<VolumeId>(volumes.size()) - 1;
+  }
+
+  const Volume& volume(VolumeId id) const {
+    if (id < 0 || id >= static_cast<VolumeId>(volumes.size())) throw std::invalid_argument("volume: there is no such");
+    return volumes[id];
+  }
+
+  void read(VolumeId id) {
+    volume(id);
+    volumes[id].last_read = static_cast<int>(steps.size());
+  }
+
+  Step& add_step(Kind kind, std::string name, VolumeId x) {
+    if (finished) throw std::invalid_argument("plan: it is finished");
+    read(x);
+    Step step{};
+    step.kind = kind;
+    step.name = std::move(name);
+    step.x = x;
+    steps.push_back(std::move(step));
+    return steps.back();
+  }
+
+  void want_moments(const Norm& norm, VolumeId x, VolumeId skip) {
+    const std::int64_t channels = volume(x).channels + (skip == kNone ? 0 : volume(skip).channels);
+    if (norm.groups < 1 || channels % norm.groups != 0) throw std::invalid_argument("norm: groups do not divide");
+    if (static_cast<std::int64_t>(norm.weight.size()) != channels ||
+        static_cast<std::int64_t>(norm.bias.size()) != channels)
+      throw std::invalid_argument("norm: weight and bias must have a value for each channel");
+    volumes[x].normed = true;
+    if (skip != kNone) volumes[skip].normed = true;
+  }
+
+  // A volume that holds the normalised input of a layer that can not normalise as it reads.
+  VolumeId add_normalised(const std::string& name, VolumeId x, VolumeId skip, std::unique_ptr<Norm> norm, bool silu) {
+    if (skip != kNone) read(skip);
+    const std::int64_t channels = volume(x).channels + (skip == kNone ? 0 : volume(skip).channels);
+    const VolumeId y = add_volume(volume(x).sides, channels);
+    Step& step = add_step(Kind::normalise, name, x);
+    step.algorithm = silu ? "norm, SiLU" : "norm";
+    step.skip = skip;
+    step.y = y;
+    step.norm = std::move(norm);
+    step.scale = Floats(static_cast<std::size_t>(channels));
+    step.shift = Floats(static_cast<std::size_t>(channels));
+    return y;
+  }
+
+  void fold(Step& step);
+  void run_step(Step& step, int threads);
+  float* place(VolumeId id) { return arena.data() + volumes[id].offset; }
+  void lay_out();
+  std::int64_t workspace_floats(int threads) const;
+};
+
+Plan::Plan(Isa isa) : parts_(std::make_unique<Parts>()) { parts_->isa = isa; }
+Plan::~Plan() = default;
+
+VolumeId Plan::add_input(Sides sides, std::int64_t channels) {
+  const VolumeId id = parts_->add_volume(sides, channels);
+  parts_->volumes[id].made = -1;
+  parts_->inputs.push_back(id);
+  return id;
+}
+
+VolumeId Plan::add_conv(ConvLayer layer) {
+  Parts& parts = *parts_;
+  const Volume& x = parts.volume(layer.x);
+  const Sides in = x.sides;
+  const std::int64_t channels = x.channels + (layer.skip == kNone ? 0 : parts.volume(layer.skip).channels);
+  const std::int64_t taps = layer.kernel * layer.kernel * layer.kernel;
+  if (static_cast<std::int64_t>(layer.weight.size()) != layer.out * channels * taps)
+    throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
+  if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
+    throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
+  if (layer.norm) parts.want_moments(*layer.norm, layer.x, layer.skip);
+  if (layer.norm && layer.algorithm == Algorithm::direct) {
+    layer.x = parts.add_normalised(layer.name + ".norm", layer.x, layer.skip, std::move(layer.norm), true);
+    layer.skip = kNone;
+  }
+  if (layer.skip != kNone) parts.read(layer.skip);
+  if (layer.residual != kNone) parts.read(layer.residual);
+  Conv3d conv(layer.weight.data(), layer.out, channels, static_cast<int>(layer.kernel), static_cast<int>(layer.stride),
+              in, layer.algorithm, parts.isa, layer.tiles);
+  const VolumeId y = parts.add_volume(conv.out_sides(), layer.out);
+  Step& step = parts.add_step(Kind::conv, layer.name, layer.x);
+  step.algorithm = name_of(layer.algorithm);
+  step.skip = layer.skip;
+  step.residual = layer.residual;
+  step.y = y;
+  if (layer.norm) {
+    step.norm = std::move(layer.norm);
+    step.scale = Floats(static_cast<std::size_t>(channels));
+    step.shift = Floats(static_cast<std::size_t>(channels));
+  }
+  step.conv.emplace(std::move(conv));
+  step.bias = std::move(layer.bias);
+  return y;
+}
+
+VolumeId Plan::add_attention(AttentionLayer layer) {
+  Parts& parts = *parts_;
+  const std::int64_t channels = parts.volume(layer.x).channels;
+  const Sides sides = parts.volume(layer.x).sides;
+  if (layer.heads < 1 || channels % layer.heads != 0) throw std::invalid_argument(layer.name + ": heads do not divide");
+  parts.want_moments(*layer.norm, layer.x, kNone);
+  ConvLayer qkv, projection;
+  qkv.name = layer.name + ".qkv";
+  qkv.x = parts.add_normalised(layer.name + ".norm", layer.x, kNone, std::move(layer.norm), false);
+  qkv.weight = std::move(layer.qkv_weight);
+  qkv.bias = std::move(layer.qkv_bias);
+  qkv.out = 3 * channels;
+  projection.weight = std::move(layer.out_weight);
+  projection.bias = std::move(layer.out_bias);
+  projection.out = channels;
+  for (ConvLayer* conv : {&qkv, &projection}) conv->kernel = conv->stride = 1, conv->algorithm = Algorithm::direct;
+  const VolumeId tokens = add_conv(std::move(qkv));
+  const VolumeId attended = parts.add_volume(sides, channels);
+  Step& step = parts.add_step(Kind::attend, layer.name, tokens);
+  step.algorithm = "softmax";
+  step.y = attended;
+  step.heads = layer.heads;
+  step.heads_first = layer.heads_first;
+  projection.name = layer.name + ".proj_out";
+  projection.x = attended;
+  projection.residual = layer.x;
+  return add_conv(std::move(projection));
+}
+
+VolumeId Plan::add_resize(std::string name, VolumeId x, Sides sides) {
+  const VolumeId y = parts_->add_volume(sides, parts_->volume(x).channels);
+  Step& step = parts_->add_step(Kind::resize, std::move(name), x);
+  step.algorithm = "trilinear";
+  step.y = y;
+  return y;
+}
+
+void Plan::finish(std::vector<VolumeId> outputs) {
+  Parts& parts = *parts_;
+  if (parts.finished) throw std::invalid_argument("plan: it is finished");
+  if (outputs.empty()) throw std::invalid_argument("outputs: none");
+  for (VolumeId id : outputs) {
+    parts.volume(id);
+    parts.volumes[id].output = true;
+    parts.volumes[id].last_read = static_cast<int>(parts.steps.size());
+  }
+  for (VolumeId id : parts.inputs) parts.volumes[id].made = -1;
+  parts.outputs = std::move(outputs);
+  parts.lay_out();
+  parts.finished = true;
+}
+
+// First place that is free for a volume's whole life, largest volumes first.
+void Plan::Parts::lay_out() {
+  for (std::size_t n = 0; n < steps.size(); ++n) {
+    Step& step = steps[n];
+    Volume& y = volumes[step.y];
+    if (y.normed) {
+      y.moment_blocks = step.kind == Kind::conv ? step.conv->moment_blocks() : moment_blocks(y.sides.voxels());
+      y.moments = Floats(static_cast<std::size_t>(y.moment_blocks * 3 * y.channels));
+    }
+    if (step.residual == kNone || step.residual == step.x || step.residual == step.skip) continue;
+    const Volume& residual = volumes[step.residual];
+    const bool dies = residual.last_read == static_cast<int>(n) && !residual.output && residual.made >= 0;
+    if (dies) y.same_as = step.residual;
+  }
+  for (VolumeId id : inputs)
+    if (volumes[id].normed) {
+      volumes[id].moment_blocks = moment_blocks(volumes[id].sides.voxels());
+      volumes[id].moments = Floats(static_cast<std::size_t>(volumes[id].moment_blocks * 3 * volumes[id].channels));
+    }
+  // A volume that is written over another lives in the same place: one life for both.
+  struct Life {
+    VolumeId id;
+    int from, to;
+    std::int64_t floats, offset;
+  };
+  std::vector<Life> lives;
+  std::map<VolumeId, std::size_t> life_of;
+  for (VolumeId id = 0; id < static_cast<VolumeId>(volumes.size()); ++id) {
+    const Volume& own = volumes[id];
+    if (own.same_as != kNone) {
+      life_of[id] = life_of[own.same_as];
+      lives[life_of[id]].to = std::max(lives[life_of[id]].to, own.last_read);
+      continue;
+    }
+    life_of[id] = lives.size();
+    lives.push_back({id, own.made, own.last_read, (own.floats() + 15) / 16 * 16, -1});
+  }
+  std::vector<Life*> order;
+  for (Life& life : lives) order.push_back(&life);
+  std::stable_sort(order.begin(), order.end(), [](const Life* a, const Life* b) { return a->floats > b->floats; });
+  std::vector<Life*> placed;
+  for (Life* life : order) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> taken;
+    for (const Life* other : placed)
+      if (life->from <= other->to && other->from <= life->to) taken.emplace_back(other->offset, other->floats);
+    std::sort(taken.begin(), taken.end());
+    std::int64_t offset = 0;
+    for (const auto& [start, floats] : taken) {
+      if (offset + life->floats <= start) break;
+      offset = std::max(offset, start + floats);
+    }
+    life->offset = offset;
+    arena_floats = std::max(arena_floats, offset + life->floats);
+    placed.push_back(life);
+  }
+  for (const auto& [id, n] : life_of) volumes[id].offset = lives[n].offset;
+}
+
+std::int64_t Plan::Parts::workspace_floats(int threads) const {
+  std::int64_t most = 1;
+  for (const Step& step : steps) {
+    if (step.kind == Kind::conv) most = std::max(most, step.conv->workspace_floats(threads));
+    if (step.kind == Kind::attend) {
+      const Volume& y = volumes[step.y];
+      most = std::max(most, attention_workspace_floats(y.sides.voxels(), step.heads, y.channels / step.heads, threads,
+                                                       isa));
+    }
+  }
+  return most;
+}
+
+void Plan::Parts::fold(Step& step) {
+  if (!step.norm) return;
+  std::vector<ChannelMoments> moments;
+  for (VolumeId id : {step.x, step.skip})
+    if (id != kNone) moments.push_back({volumes[id].moments.data(), volumes[id].moment_blocks, volumes[id].channels});
+  const Norm& norm = *step.norm;
+  fold_group_norm(moments, norm.groups, norm.weight.data(), norm.bias.data(), norm.eps, step.scale.data(),
+                  step.shift.data());
+}
+
+void Plan::Parts::run_step(Step& step, int threads) {
+  const Volume& x = volumes[step.x];
+  Volume& y = volumes[step.y];
+  const float* skip = step.skip == kNone ? nullptr : place(step.skip);
+  const std::int64_t skip_channels = step.skip == kNone ? 0 : volumes[step.skip].channels;
+  fold(step);
+  switch (step.kind) {
+    case Kind::normalise:
+      normalise_for(isa).apply(place(step.x), x.channels, skip, skip_channels, x.sides.voxels(), step.scale.data(),
+                               step.shift.data(), step.algorithm != "norm", place(step.y), threads);
+      break;
+    case Kind::conv: {
+      ConvInput input{place(step.x), x.channels, skip, skip_channels};
+      if (step.norm) input.scale = step.scale.data(), input.shift = step.shift.data();
+      ConvOutput output{place(step.y), step.bias.data()};
+      if (step.residual != kNone) output.residual = place(step.residual);
+      if (y.normed) output.moments = y.moments.data();
+      step.conv->run(input, output, workspace.data(), threads);
+      return;
+    }
+    case Kind::attend: {
+      const std::int64_t d = y.channels / step.heads;
+      const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+      attention_for(isa).attend({place(step.x), place(step.y), x.sides.voxels(), step.heads, d, step.heads_first,
+                                 scale, workspace.data(), threads});
+      break;
+    }
+    case Kind::resize:
+      resize_for(isa).trilinear(place(step.x), x.sides, place(step.y), y.sides, x.channels, threads);
+      break;
+  }
+  if (y.normed)
+    normalise_for(isa).moments(place(step.y), y.sides.voxels(), y.channels, y.moments.data(), threads);
+}
+
+void Plan::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int threads) {
+  Parts& parts = *parts_;
+  if (!parts.finished) throw std::invalid_argument("plan: it is not finished");
+  const std::lock_guard<std::mutex> one_at_a_time(parts.running);
+  if (parts.arena.size() == 0) parts.arena = Floats(static_cast<std::size_t>(parts.arena_floats));
+  const auto wanted = static_cast<std::size_t>(parts.workspace_floats(threads));
+  if (parts.workspace.size() < wanted) parts.workspace = Floats(wanted);
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    Volume& own = parts.volumes[parts.inputs[n]];
+    std::memcpy(parts.place(parts.inputs[n]), inputs[n], static_cast<std::size_t>(own.floats()) * sizeof(float));
+    if (own.normed)
+      normalise_for(parts.isa).moments(inputs[n], own.sides.voxels(), own.channels, own.moments.data(), threads);
+  }
+  for (Step& step : parts.steps) {
+    const double start = now();
+    parts.run_step(step, threads);
+    step.seconds = now() - start;
+  }
+  for (std::size_t n = 0; n < outputs.size(); ++n) {
+    const VolumeId id = parts.outputs[n];
+    std::memcpy(outputs[n], parts.place(id), static_cast<std::size_t>(parts.volumes[id].floats()) * sizeof(float));
+  }
+}
+
+void Plan::set_bias(const std::string& layer, const std::vector<float>& bias) {
+  const std::lock_guard<std::mutex> not_while_running(parts_->running);
+  for (Step& step : parts_->steps) {
+    if (step.kind != Kind::conv || step.name != layer) continue;
+    if (step.bias.size() != bias.size()) throw std::invalid_argument("bias: it must have a value for each output");
+    step.bias = bias;
+    return;
+  }
+  throw std::invalid_argument("layer: no convolution is called " + layer);
+}
+
+VolumeId Plan::volumes() const { return static_cast<VolumeId>(parts_->volumes.size()); }
+Sides Plan::sides(VolumeId id) const { return parts_->volume(id).sides; }
+std::int64_t Plan::channels(VolumeId id) const { return parts_->volume(id).channels; }
+const std::vector<VolumeId>& Plan::inputs() const { return parts_->inputs; }
+const std::vector<VolumeId>& Plan::outputs() const { return parts_->outputs; }
+bool Plan::finished() const { return parts_->finished; }
+std::int64_t Plan::arena_bytes() const { return parts_->arena_floats * 4; }
+
+std::int64_t Plan::weight_bytes() const {
+  std::int64_t sum = 0;
+  for (const Step& step : parts_->steps)
+    if (step.kind == Kind::conv) sum += step.conv->weight_bytes();
+  return sum;
+}
+
+std::vector<LayerFacts> Plan::describe() const {
+  std::vector<LayerFacts> facts;
+  for (const Step& step : parts_->steps) {
+    const Volume &x = parts_->volumes[step.x], &y = parts_->volumes[step.y];
+    LayerFacts own{step.name, step.algorithm, y.sides, y.channels, 0, 0, 0, step.seconds};
+    double floats = static_cast<double>(x.floats() + y.floats());
+    for (VolumeId id : {step.skip, step.residual})
+      if (id != kNone) floats += static_cast<double>(parts_->volumes[id].floats());
+    own.bytes = 4 * floats;
+    if (step.kind == Kind::conv) {
+      own.operations = step.conv->operations();
+      own.multiplied = step.conv->operations_done();
+      own.bytes += static_cast<double>(step.conv->weight_bytes());
+    }
+    if (step.kind == Kind::attend) {
+      const double tokens = static_cast<double>(y.sides.voxels());
+      own.operations = own.multiplied = 4 * tokens * tokens * static_cast<double>(y.channels);
+    }
+    facts.push_back(std::move(own));
+  }
+  return facts;
+}
+
+}  // namespace orthokernels::cpu

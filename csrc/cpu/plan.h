@@ -1,0 +1,90 @@
+// A network as a fixed list of layers on volumes of fixed shape: weights packed, biases folded, every buffer's place
+// known beforehand. Built once, run often, one volume at a time: runs of one plan wait for each other, several plans run
+// side by side.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/conv3d.h"
+
+namespace orthokernels::cpu {
+
+using VolumeId = int;
+constexpr VolumeId kNone = -1;
+
+// A group normalisation (weight and bias [channels]) of what a layer reads; SiLU follows in a convolution.
+struct Norm {
+  std::int64_t groups;
+  std::vector<float> weight, bias;
+  float eps;
+};
+
+struct ConvLayer {
+  std::string name;
+  VolumeId x, skip = kNone, residual = kNone;  // skip is read as if concatenated behind x
+  std::unique_ptr<Norm> norm;
+  std::vector<float> weight, bias;  // [out, in, kernel, kernel, kernel], [out]
+  std::int64_t out, kernel, stride;
+  Algorithm algorithm;
+  int tiles = 0;
+};
+
+// x + projection(attention(qkv(norm(x)))), over all voxels of a volume.
+struct AttentionLayer {
+  std::string name;
+  VolumeId x;
+  std::unique_ptr<Norm> norm;
+  std::vector<float> qkv_weight, qkv_bias, out_weight, out_bias;  // [3 C, C], [3 C], [C, C], [C]
+  std::int64_t heads;
+  bool heads_first;
+};
+
+// What `describe` tells of a layer.
+struct LayerFacts {
+  std::string name, algorithm;
+  Sides out;
+  std::int64_t channels;
+  double operations;      // multiplications and additions of the definition
+  double multiplied;      // of the algorithm
+  double bytes;           // read and written once, weights included
+  double seconds;         // of the last run
+};
+
+class Plan {
+ public:
+  explicit Plan(Isa isa);
+  ~Plan();
+
+  VolumeId add_input(Sides sides, std::int64_t channels);
+  VolumeId add_conv(ConvLayer layer);
+  VolumeId add_attention(AttentionLayer layer);
+  VolumeId add_resize(std::string name, VolumeId x, Sides sides);
+  // Gives every volume its place; nothing can be added afterwards.
+  void finish(std::vector<VolumeId> outputs);
+
+  VolumeId volumes() const;  // how many there are
+  Sides sides(VolumeId id) const;
+  std::int64_t channels(VolumeId id) const;
+  const std::vector<VolumeId>& inputs() const;
+  const std::vector<VolumeId>& outputs() const;
+  bool finished() const;
+
+  // A convolution's bias, such as a time embedding changes. Throws std::invalid_argument for an unknown name.
+  void set_bias(const std::string& layer, const std::vector<float>& bias);
+
+  // inputs and outputs in the order of `inputs()` and `outputs()`, [depth, height, width, channels].
+  void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int threads);
+
+  std::int64_t arena_bytes() const;
+  std::int64_t weight_bytes() const;
+  std::vector<LayerFacts> describe() const;
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace orthokernels::cpu

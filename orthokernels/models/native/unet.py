@@ -1,0 +1,239 @@
+"""The U-Net as a plan of the native engine: built once from stored weights, for one shape of volume.
+
+    plan = UNetPlan(state, heads=1, groups=32, sides=(16, 256, 256), names=("mid_2",), timestep=100)
+    maps = plan.run(noisy, threads=2)
+
+The layers are known by the names of their tensors, which are the checkpoint's. Of an encoder's features nothing behind
+the last one that was asked for is built. The time embedding of ``timestep`` is folded into the convolutions' biases;
+``set_timestep`` folds in another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthokernels import _native
+from orthokernels.models.native.algorithm import choose
+
+Array = NDArray[np.float32]
+
+EPS = 1e-5  # of every normalisation, as torch.nn.GroupNorm's
+_MAX_PERIOD = 1000.0  # of the time embedding
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A convolution whose bias takes the time embedding: its name, own bias, and the block's linear layer."""
+
+    layer: str
+    bias: Array
+    weight: Array
+    offset: Array
+
+
+class UNetPlan:
+    """One network at one shape of volume, with no PyTorch in the process.
+
+    Args:
+        state: the network's tensors by their checkpoint's names, float32 (or float16, which is widened).
+        heads: attention heads; ``head_channels`` channels a head instead, where given.
+        groups: of every normalisation.
+        sides: depth, height and width of the volume.
+        names: of the features to return: "in_0" on, "mid_0" to "mid_2", "out_0" on, "final".
+        timestep: that ``run`` embeds, until ``set_timestep`` says another.
+        patch: voxels along depth, height and width that the network sees as one.
+        exact: direct convolutions only, whose error is that of plain summation.
+
+    Raises:
+        ValueError: an unknown name, a side that the patch does not divide, or tensors that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, NDArray[Any]],
+        *,
+        sides: Sequence[int],
+        names: Sequence[str],
+        timestep: float,
+        heads: int = 1,
+        head_channels: int | None = None,
+        groups: int = 32,
+        patch: Sequence[int] = (1, 1, 1),
+        exact: bool = False,
+    ) -> None:
+        if any(side % own for side, own in zip(sides, patch, strict=True)):
+            raise ValueError(f"patch: {tuple(patch)} does not divide a volume of {tuple(sides)}.")
+        self.patch = tuple(patch)
+        self.names = tuple(names)
+        self._state = state
+        self._groups, self._heads, self._head_channels, self._exact = groups, heads, head_channels, exact
+        self._plan = _native.Plan()
+        self._embedded: list[_Embedded] = []
+        blocks = self._blocks()
+        unknown = [name for name in names if name not in blocks]
+        if unknown or not names:
+            asked = f"no feature called {', '.join(map(repr, unknown))}" if unknown else "no feature was asked for"
+            raise ValueError(f"names: {asked}; this network has {', '.join(blocks)}.")
+        order = list(blocks)
+        self._found = self._build(sides, {name: blocks[name] for name in order[: 1 + max(map(order.index, names))]})
+        self._plan.finish([self._found[name] for name in self.names])
+        self.set_timestep(timestep)
+
+    def run(self, x: Array, *, threads: int = 1) -> dict[str, Array]:
+        """Feature maps of a noisy volume.
+
+        Args:
+            x: [channels, depth, height, width], float32.
+            threads: that share the work; the result does not depend on them.
+
+        Returns:
+            Each name with its map, [channels', depth', height', width'], channels last in memory.
+        """
+        volume = np.ascontiguousarray(np.moveaxis(fold(x, self.patch), 0, -1), dtype=np.float32)
+        made = self._plan.run([volume], threads)
+        maps = {name: np.moveaxis(own, -1, 0) for name, own in zip(self.names, made, strict=True)}
+        if "final" in maps:
+            maps["final"] = unfold(maps["final"], self.patch)
+        return maps
+
+    def set_timestep(self, timestep: float) -> None:
+        """Fold a timestep's embedding into the biases."""
+        embedding = _silu(self._time_embedding(timestep))
+        for own in self._embedded:
+            self._plan.set_bias(own.layer, own.bias + (own.weight @ embedding + own.offset))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every layer: name, algorithm, sides, channels, operations, those done, bytes, seconds of the last run."""
+        return list(self._plan.describe())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of packed weights and of all volumes, without the workspace of a convolution."""
+        return int(self._plan.weight_bytes + self._plan.arena_bytes)
+
+    def _tensor(self, name: str) -> Array:
+        try:
+            return np.ascontiguousarray(self._state[name], dtype=np.float32)
+        except KeyError:
+            raise ValueError(f"state: there is no {name}.") from None
+
+    def _blocks(self) -> dict[str, list[str]]:
+        """Every feature's name with its block's layers, in the order of computation."""
+        found: dict[str, list[str]] = {}
+        for short, long in (("in", "input_blocks"), ("mid", "middle_block"), ("out", "output_blocks")):
+            depth = 1 if short == "mid" else 2
+            layers = {".".join(key.split(".")[: 1 + depth]) for key in self._state if key.startswith(f"{long}.")}
+            for layer in sorted(layers, key=lambda name: [int(number) for number in re.findall(r"\d+", name)]):
+                found.setdefault(f"{short}_{layer.split('.')[1]}", []).append(layer)
+        return {**found, "final": ["out"]}
+
+    def _build(self, sides: Sequence[int], blocks: dict[str, list[str]]) -> dict[str, int]:
+        channels = self._tensor("input_blocks.0.0.weight").shape[1]
+        x = self._plan.add_input([side // own for side, own in zip(sides, self.patch, strict=True)], channels)
+        skips: list[int] = []
+        found: dict[str, int] = {}
+        for name, layers in blocks.items():
+            skip = skips.pop() if name.startswith("out_") else None
+            target = self._plan.shape(skips[-1])[:3] if skips else None
+            for layer in layers:
+                x, skip = self._add(layer, x, skip, target), None
+            if name.startswith("in_"):
+                skips.append(x)
+            found[name] = x
+        return found
+
+    def _add(self, layer: str, x: int, skip: int | None, target: Sequence[int] | None) -> int:
+        """One layer of a block, by what its tensors are called."""
+        if layer == "out":
+            return self._conv("out.2", x, norm="out.0")
+        kinds = {
+            "in_layers.0.weight": self._residual_block, "qkv.weight": self._attention_block,
+        }  # fmt: skip
+        for tensor, add in kinds.items():
+            if f"{layer}.{tensor}" in self._state:
+                return add(layer, x, skip)
+        if f"{layer}.op.weight" in self._state:
+            return self._conv(f"{layer}.op", x, stride=2)
+        if f"{layer}.conv.weight" in self._state:
+            assert target is not None  # a decoder's level ends where the next skip's size is known
+            return self._conv(f"{layer}.conv", self._plan.add_resize(f"{layer}.resize", x, target))
+        return self._conv(layer, x)
+
+    def _residual_block(self, layer: str, x: int, skip: int | None) -> int:
+        h = self._conv(f"{layer}.in_layers.2", x, skip=skip, norm=f"{layer}.in_layers.0")
+        self._embedded.append(
+            _Embedded(
+                f"{layer}.in_layers.2", self._tensor(f"{layer}.in_layers.2.bias"),
+                self._tensor(f"{layer}.emb_layers.1.weight"), self._tensor(f"{layer}.emb_layers.1.bias"),
+            )
+        )  # fmt: skip
+        past = x
+        if f"{layer}.skip_connection.weight" in self._state:
+            past = self._conv(f"{layer}.skip_connection", x, skip=skip)
+        return self._conv(f"{layer}.out_layers.3", h, norm=f"{layer}.out_layers.0", residual=past)
+
+    def _attention_block(self, layer: str, x: int, skip: int | None) -> int:
+        channels = self._plan.shape(x)[3]
+        return int(
+            self._plan.add_attention(
+                layer, x, norm=self._norm(f"{layer}.norm"),
+                qkv_weight=self._tensor(f"{layer}.qkv.weight")[..., 0], qkv_bias=self._tensor(f"{layer}.qkv.bias"),
+                out_weight=self._tensor(f"{layer}.proj_out.weight")[..., 0],
+                out_bias=self._tensor(f"{layer}.proj_out.bias"),
+                heads=channels // self._head_channels if self._head_channels else self._heads, heads_first=True,
+            )
+        )  # fmt: skip
+
+    def _conv(
+        self, layer: str, x: int, *, stride: int = 1, skip: int | None = None, norm: str | None = None,
+        residual: int | None = None,
+    ) -> int:  # fmt: skip
+        weight = self._tensor(f"{layer}.weight")
+        sides = self._plan.shape(x)[:3]
+        algorithm = choose(weight.shape[0], weight.shape[1], weight.shape[2], stride, sides, exact=self._exact)
+        return int(
+            self._plan.add_conv(
+                layer, x, weight, self._tensor(f"{layer}.bias"), stride, algorithm, skip=-1 if skip is None else skip,
+                norm=None if norm is None else self._norm(norm), residual=-1 if residual is None else residual,
+            )
+        )  # fmt: skip
+
+    def _norm(self, layer: str) -> tuple[int, Array, Array, float]:
+        return self._groups, self._tensor(f"{layer}.weight"), self._tensor(f"{layer}.bias"), EPS
+
+    def _time_embedding(self, timestep: float) -> Array:
+        """As ``models.orthodiffusion.unet``: sines and cosines, then two linear layers."""
+        first, last = (self._tensor(f"time_embed.{n}.weight") for n in (0, 2))
+        width = first.shape[1]
+        half = width // 2
+        rate = np.float32(-np.log(_MAX_PERIOD) / half)
+        angles = np.float32(timestep) * np.exp(np.arange(half, dtype=np.float32) * rate)
+        embedding = np.zeros(width, dtype=np.float32)
+        embedding[: 2 * half] = np.concatenate([np.cos(angles), np.sin(angles)])
+        hidden = _silu(first @ embedding + self._tensor("time_embed.0.bias"))
+        return np.asarray(last @ hidden + self._tensor("time_embed.2.bias"), dtype=np.float32)
+
+
+def _silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def fold(x: Array, patch: Sequence[int]) -> Array:
+    """Space to channels, [C, D, H, W] -> [C d h w, D / d, H / h, W / w], as ``models.orthodiffusion.unet.fold``."""
+    (channels, *sides), (d, h, w) = x.shape, patch
+    depth, height, width = (side // own for side, own in zip(sides, patch, strict=True))
+    apart = x.reshape(channels, depth, d, height, h, width, w).transpose(0, 2, 4, 6, 1, 3, 5)
+    return apart.reshape(channels * d * h * w, depth, height, width)
+
+
+def unfold(x: Array, patch: Sequence[int]) -> Array:
+    """Channels to space, the inverse of ``fold``."""
+    (channels, depth, height, width), (d, h, w) = x.shape, patch
+    apart = x.reshape(channels // (d * h * w), d, h, w, depth, height, width).transpose(0, 4, 1, 5, 2, 6, 3)
+    return apart.reshape(channels // (d * h * w), depth * d, height * h, width * w)
