@@ -63,7 +63,7 @@ def test_features_are_the_reference_s(kind, exact):
     assert list(found) == names
     for name in names:
         assert found[name].shape == expected[name].shape
-        # F(4,4,4) has an error of 2e-6 a layer, SiLU and group norm 2e-7; some twenty layers, independent of each other.
+        # F(4,4,4) has an error of 2e-6 a layer, all else a tenth of it; some twenty layers, independent of each other.
         assert relative(found[name], expected[name]) < 1e-5, name
 
 
@@ -158,7 +158,6 @@ def test_the_fastest_algorithm_is_kept_where_tuning_was_asked_for(tmp_path, monk
     monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path))
     shape = 32, 32, 3, 1, (4, 8, 8)
     by_count = algorithm.choose(*shape)
-    assert by_count == "F(4,4,4)"
     assert not list(tmp_path.rglob("*.json"))
     monkeypatch.setenv("ORTHOKERNELS_TUNE", "1")
     measured = algorithm.choose(*shape)
