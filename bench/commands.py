@@ -64,6 +64,29 @@ def compile_kernels(
         raise typer.Exit(1)
 
 
+@app.command("cpu")
+def cpu(
+    suite: Annotated[str, typer.Option(help="features, layer or denoiser.")] = "features",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the suite's JSON and Markdown.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of ours and of every peer.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted repetitions, after one that warms up.")] = 5,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A small network and volume: tries the machinery.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the native CPU engine beside PyTorch, ONNX Runtime and OpenVINO, interleaved."""
+    need("orthokernels bench cpu", "torch", "bench")
+    from orthokernels.bench.cpu.suite import markdown, run_suite
+
+    if suite not in ("features", "layer", "denoiser"):
+        raise InputError(f"--suite {suite}: there are features, layer and denoiser.")
+    facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{suite}.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (out / f"{suite}.md").write_text(markdown(facts))
+    print(json.dumps(facts) if as_json else markdown(facts))
+
+
 def _suite(suite: Suite, what: str, device_help: str = "cuda[:N], or cpu with --tiny, to try the machinery.") -> None:
     """Add the command of a GPU suite."""
 

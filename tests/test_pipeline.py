@@ -51,6 +51,25 @@ def study(tmp_path) -> Path:
     return tmp_path / "study"
 
 
+def test_the_native_engine_gives_the_same_labels_and_findings(study):
+    reference, native = (run(study, weights="demo", engine=engine) for engine in ("torch", "native"))
+    for plane in tasks.PLANES:
+        labels, other = reference.label_maps[plane][0], native.label_maps[plane][0]
+        # Noise is all background and muscle to these weights; two classes may tie within float32's error somewhere.
+        assert (labels != other).mean() < 1e-4
+    for one, other in zip(reference.result.findings, native.result.findings, strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=1e-4)
+
+
+def test_the_native_engine_gives_the_real_knee_s_labels():
+    series = Path(__file__).parents[2] / "shared" / "data" / "knee-mese"
+    if not series.is_dir():
+        pytest.skip("../shared/data is not here")
+    reference, native = (run(series, engine=engine).label_maps["sagittal"][0] for engine in ("torch", "native"))
+    assert (reference > 0).sum() > 100_000
+    assert (reference != native).mean() < 1e-6  # of 1.6 million voxels
+
+
 def test_three_planes_give_label_maps_findings_and_report(study, tmp_path):
     out = tmp_path / "out"
     made = run(study, out, weights=toy_weights())
@@ -247,6 +266,8 @@ def test_plain_lines_without_a_terminal_and_silence_when_quiet(study, tmp_path):
         (["{data}/study", "--out", "{out}", "--preparation", "half"], "there is no preparation 'half'"),
         (["{data}/study", "--out", "{out}", "--joint", "hip"], "there is no joint 'hip'"),
         (["{data}/study", "--out", "{out}", "--device", "warp"], "device 'warp' can't be used"),
+        (["{data}/study", "--out", "{out}", "--engine", "steam"], "no engine 'steam'; choose torch or native"),
+        (["{data}/study", "--out", "{out}", "--engine", "native", "--device", "cuda"], "native engine runs on the CPU"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, arguments, message):

@@ -18,27 +18,41 @@ struct Tap {
   const float* weights;
 };
 
-// Adds one tap for kR voxels from `voxel` on. Outside the row it reads zeros.
-template <int kR, int kC>
-inline void add_tap(const ConvTask& task, const Tap& tap, int part, std::int64_t channels, const float* weights,
-                    std::int64_t voxel, Vector (&sum)[kR][kC]) {
-  static const float zeros[64] = {};
-  const float* from[kR];
-  std::int64_t steps[kR];
-  for (int i = 0; i < kR; ++i) {
-    const std::int64_t w = (voxel + i) * task.stride + tap.offset;
-    const bool inside = w >= 0 && w < task.in.width;
-    from[i] = inside ? tap.row[part] + w * channels : zeros;
-    steps[i] = inside ? 1 : 0;
-  }
+// Adds the products of kR voxels' channels; `value_of(i, c)` is channel c of voxel i.
+template <int kR, int kC, typename Value>
+inline void add_products(const Value& value_of, const float* weights, std::int64_t channels, Vector (&sum)[kR][kC]) {
   for (std::int64_t c = 0; c < channels; ++c) {
     Vector weight[kC];
     for (int j = 0; j < kC; ++j) weight[j] = load(weights + (c * kC + j) * kLanes);
     for (int i = 0; i < kR; ++i) {
-      const Vector value = splat(from[i][c * steps[i]]);
+      const Vector value = splat(value_of(i, c));
       for (int j = 0; j < kC; ++j) sum[i][j] += value * weight[j];
     }
   }
+}
+
+// Adds one tap for kR voxels from `voxel` on. Outside the row it reads zeros.
+template <int kR, int kC>
+inline void add_tap(const ConvTask& task, const Tap& tap, int part, std::int64_t channels, const float* weights,
+                    std::int64_t voxel, Vector (&sum)[kR][kC]) {
+  static const float zero = 0.0f;
+  const std::int64_t first = voxel * task.stride + tap.offset, last = first + (kR - 1) * task.stride;
+  if (first >= 0 && last < task.in.width) {
+    const float* from = tap.row[part] + first * channels;
+    const std::int64_t step = task.stride * channels;
+    const auto value_of = [&](int i, std::int64_t c) { return from[i * step + c]; };
+    return add_products<kR, kC>(value_of, weights, channels, sum);
+  }
+  const float* from[kR];
+  std::int64_t steps[kR];
+  for (int i = 0; i < kR; ++i) {
+    const std::int64_t w = first + i * task.stride;
+    const bool inside = w >= 0 && w < task.in.width;
+    from[i] = inside ? tap.row[part] + w * channels : &zero;
+    steps[i] = inside ? 1 : 0;
+  }
+  const auto value_of = [&](int i, std::int64_t c) { return from[i][c * steps[i]]; };
+  add_products<kR, kC>(value_of, weights, channels, sum);
 }
 
 // kR voxels from `voxel` on, kC vectors of channels of which the last may be partly beyond the output's channels.

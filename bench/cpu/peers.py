@@ -1,0 +1,130 @@
+"""What else runs a PyTorch module on a CPU: each made ready once, then called with a NumPy array.
+
+A peer that is not installed, or that can not take the module, is left out with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Call = Callable[[np.ndarray], np.ndarray]
+Make = Callable[[nn.Module, np.ndarray, int], Call]
+
+CALIBRATION_VOLUMES = 2
+
+
+def torch_eager(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+    """Plain eager PyTorch, contiguous memory."""
+    return _torch_call(module, torch.contiguous_format, threads)
+
+
+def torch_channels_last(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+    """Plain eager PyTorch, weights and volumes channels last."""
+    return _torch_call(module, torch.channels_last_3d, threads)
+
+
+def _torch_call(module: nn.Module, memory_format: torch.memory_format, threads: int) -> Call:
+    own = copy.deepcopy(module).to(memory_format=memory_format)  # type: ignore[call-overload]
+
+    def call(x: np.ndarray) -> np.ndarray:
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            volume = torch.from_numpy(x).contiguous(memory_format=memory_format)
+            return np.asarray(own(volume).numpy())
+
+    return call
+
+
+def onnxruntime_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+    """ONNX Runtime's CPU provider, all graph optimisations."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with _exported(module, x) as path:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda volume: np.asarray(session.run(None, {name: volume})[0])
+
+
+def openvino_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+    """OpenVINO on the CPU, float32 throughout, tuned for latency."""
+    import openvino
+
+    with _exported(module, x) as path:
+        return _openvino_call(openvino.Core().read_model(path), threads)
+
+
+def openvino_int8(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+    """OpenVINO on the CPU, weights and activations quantised to INT8 by NNCF on noise like the input."""
+    import nncf
+    import openvino
+
+    rng = np.random.default_rng(1)
+    volumes = [rng.standard_normal(x.shape, dtype=np.float32) for _ in range(CALIBRATION_VOLUMES)]
+    nncf.set_log_level(40)  # errors
+    with _exported(module, x) as path:
+        model = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(volumes), fast_bias_correction=True)
+    return _openvino_call(model, threads)
+
+
+@contextmanager
+def _exported(module: nn.Module, x: np.ndarray) -> Iterator[Path]:
+    """The module as an ONNX file."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "module.onnx"
+        torch.onnx.export(module, (torch.from_numpy(x),), str(path), dynamo=True, verbose=False)
+        yield path
+
+
+def _openvino_call(model: Any, threads: int) -> Call:
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": 1,
+    }  # fmt: skip
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return lambda volume: np.asarray(compiled(volume)[0])
+
+
+# Each peer's name in a result, how it is made, and what it needs beside PyTorch.
+PEERS: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "torch_eager": (torch_eager, ()),
+    "torch_channels_last": (torch_channels_last, ()),
+    "onnxruntime_fp32": (onnxruntime_fp32, ("onnxruntime", "onnx", "onnxscript")),
+    "openvino_fp32": (openvino_fp32, ("openvino", "onnx", "onnxscript")),
+    "openvino_int8": (openvino_int8, ("openvino", "nncf", "onnx", "onnxscript")),
+}
+
+
+def made_ready(
+    module: nn.Module, x: np.ndarray, threads: int, left_out: dict[str, str]
+) -> Iterator[tuple[str, Call]]:  # fmt: skip
+    """Every peer that can take a module; the others go into ``left_out`` with the reason."""
+    for name, (make, needed) in PEERS.items():
+        missing = [package for package in needed if not find_spec(package)]
+        if missing:
+            left_out[name] = f"{missing[0]} is not installed"
+            continue
+        try:
+            with redirect_stdout(sys.stderr):  # progress bars
+                call = make(module, x, threads)
+            yield name, call
+        except Exception as error:  # whatever a converter may raise: the others are measured all the same
+            left_out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
