@@ -61,10 +61,8 @@ def test_the_native_engine_gives_the_same_labels_and_findings(study):
         assert one.probability == pytest.approx(other.probability, abs=1e-4)
 
 
-def test_the_native_engine_gives_the_real_knee_s_labels():
-    series = Path(__file__).parents[2] / "shared" / "data" / "knee-mese"
-    if not series.is_dir():
-        pytest.skip("../shared/data is not here")
+def test_the_native_engine_gives_the_real_knee_s_labels(real_data):
+    series = real_data / "knee-mese"
     reference, native = (run(series, engine=engine).label_maps["sagittal"][0] for engine in ("torch", "native"))
     assert (reference > 0).sum() > 100_000
     assert (reference != native).mean() < 1e-6  # of 1.6 million voxels
