@@ -55,7 +55,7 @@ def _moments(
     """Mean as rounded, the rest of it, and reciprocal deviation, of the group of each lane."""
     count = tl.cast(width * T, tl.float32)
     sums = tl.zeros((BS, GROUPS * LANES), tl.float32)
-    for sub in tl.static_range(SUBS):
+    for sub in range(SUBS):
         for start in range(0, T, BS):
             o_t, own = start + tl.arange(0, BS), sub * LANES + o_w
             m = (o_t < T)[:, None] & ((o_g < groups) & (own < width))[None, :]
@@ -63,7 +63,7 @@ def _moments(
     mean = _of_group(tl.sum(sums, 0), GROUPS, LANES) / count
     sums = tl.zeros((BS, GROUPS * LANES), tl.float32)
     squares = tl.zeros((BS, GROUPS * LANES), tl.float32)
-    for sub in tl.static_range(SUBS):
+    for sub in range(SUBS):
         for start in range(0, T, BS):
             o_t, own = start + tl.arange(0, BS), sub * LANES + o_w
             m = (o_t < T)[:, None] & ((o_g < groups) & (own < width))[None, :]
@@ -91,7 +91,7 @@ def _project(
     for first in range(0, groups, GROUPS):
         o_g, o_w = first + o_lane // LANES, o_lane % LANES
         mean, rest, rstd = _moments(p_n, xc, xt, o_g, o_w, T, width, groups, eps, SUBS, GROUPS, LANES, BS)
-        for sub in tl.static_range(SUBS):
+        for sub in range(SUBS):
             own = sub * LANES + o_w
             m_c = (o_g < groups) & (own < width)
             o_c = o_g * width + own
@@ -177,7 +177,7 @@ def forward(
     def project(cut: Setting) -> None:
         _project[(triton.cdiv(T, cut["BT"]), triton.cdiv(3 * C, cut["BO"]), N)](
             x, *_or(x, weight, bias), qkv_weight, *_or(x, qkv_bias), joint, *strides, T, C, groups, eps,
-            AFFINE=weight is not None, QKV_BIAS=qkv_bias is not None, **lanes_of(C // groups, single), **cut,
+            AFFINE=weight is not None, QKV_BIAS=qkv_bias is not None, **lanes_of(C // groups), **cut,
         )  # fmt: skip
 
     def attend(cut: Setting) -> None:
@@ -196,26 +196,25 @@ def _or(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     return [x if tensor is None else tensor for tensor in tensors]
 
 
-def lanes_of(width: int, single: bool) -> dict[str, int]:
+def lanes_of(width: int) -> dict[str, int]:
     """How channels of groups of this width lie in a tile: whole groups side by side, or a wide group in pieces."""
-    most = 32 if single else 64
-    lanes = min(triton.next_power_of_2(width), most)
-    return {"GROUPS": most // lanes, "LANES": lanes, "SUBS": triton.cdiv(width, lanes)}
+    lanes = min(triton.next_power_of_2(width), _LANES)
+    return {"GROUPS": _LANES // lanes, "LANES": lanes, "SUBS": triton.cdiv(width, lanes)}
+
+
+# Defaults are the largest tiles found at which no target spills with Triton 3.6, 3.7 and 3.9.
+_LANES = 32  # channels at once
 
 
 def projections(single: bool) -> list[Setting]:
-    """Tiles of the first launch: tokens at once for statistics and for the product, channels of the result; warps.
-
-    The first is the default, the largest found at which no target spills.
-    """
-    sides = [(64, 32, 64, 8)] if single else [(32, 32, 64, 4)]
-    sides += [(64, 32, 64, 4), (64, 32, 32, 4), (64, 16, 64, 4), (64, 64, 64, 8)]
+    """Tiles of the first launch: tokens for statistics, tokens and channels of the result, warps; default first."""
+    sides = [(32, 32, 64, 8 if single else 4), (64, 32, 64, 4), (64, 32, 64, 8), (64, 32, 32, 4), (64, 16, 64, 4)]
     return [{"BS": rows, "BT": tokens, "BO": out, "num_warps": warps} for rows, tokens, out, warps in sides]
 
 
-# Keys, channels and warps of the second launch by the widest head, the largest found at which no target spills.
+# Keys, channels and warps of the second launch by the widest head.
 _ATTENTIONS = {
-    True: {128: (32, 32, 8), 256: (16, 32, 8)},
+    True: {64: (32, 32, 8), 128: (32, 64, 8), 256: (16, 32, 8)},
     False: {256: (32, 64, 4), 512: (16, 64, 8)},
 }
 
@@ -224,9 +223,7 @@ def attentions(d: int, single: bool) -> list[Setting]:
     """Tiles of the second launch: queries, keys, channels of the projection's two sides, and warps; default first."""
     keys, channels, warps = next(tile for widest, tile in _ATTENTIONS[single].items() if d <= widest)
     sides = [(16, keys, channels, warps), (16, 32, 64, 8), (16, 64, 64, 8), (32, 32, 64, 8)]
-    return [
-        {"BQ": q, "BK": k, "BC": c, "BO": 64, "num_warps": own} for q, k, c, own in dict.fromkeys(sides)
-    ]  # fmt: skip
+    return [{"BQ": q, "BK": k, "BC": c, "BO": 64, "num_warps": own} for q, k, c, own in dict.fromkeys(sides)]
 
 
 def _width(d: int) -> int:
@@ -256,7 +253,8 @@ def configurations() -> Iterator[Configuration]:
         yield _projecting(kind, kind, 96, 32, True)
         for heads in (2, 4, 16):
             yield _attending(kind, kind, 256, heads, True)
-    yield _projecting("*bf16", "*fp32", 512, 1, True)
+    yield _projecting("*bf16", "*fp32", 512, 32, True)
+    yield _projecting("*bf16", "*bf16", 512, 1, True)
     for parameters in ("*bf16", "*fp32"):
         yield _attending("*bf16", parameters, 512, 1, True)
 
@@ -264,9 +262,8 @@ def configurations() -> Iterator[Configuration]:
 def _projecting(kind: str, parameters: str, C: int, groups: int, last: bool) -> Configuration:
     single = kind == "*fp32"
     named: dict[str, object] = {"groups": groups, "eps": 1e-5, "AFFINE": True, "QKV_BIAS": True}
-    return _configuration(_project, kind, parameters, C, last, projections(single)[0], {
-        **named, **lanes_of(C // groups, single),
-    })  # fmt: skip
+    named |= lanes_of(C // groups)
+    return _configuration(_project, kind, parameters, C, last, projections(single)[0], named)
 
 
 def _attending(kind: str, parameters: str, C: int, heads: int, last: bool) -> Configuration:
