@@ -121,6 +121,13 @@ def test_the_memory_format_is_kept(last, backend):
         assert volume.is_contiguous() != last
 
 
+def test_no_eps_is_needed():
+    tensors = made(SMALL)
+    found = called(attention_block, tensors, SMALL, backend="triton", eps=0.0)
+    exact, plain = (called(reference, given, SMALL, eps=0.0) for given in (doubled(tensors), tensors))
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-6 * exact.abs().max()
+
+
 def test_scores_of_hundreds_do_not_overflow():
     tensors = made(SMALL)
     tensors["qkv_weight"] *= 20

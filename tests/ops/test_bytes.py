@@ -190,9 +190,9 @@ def test_planes_outside_of_the_windows_are_not_read(monkeypatch):
 
 
 def block_of(width: int, *voxels: int) -> tuple[Tensor, list[Tensor]]:
-    """A volume and an attention block's parameters."""
+    """Two volumes and an attention block's parameters."""
     sizes = (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,)
-    return randn(1, width, *voxels), [randn(*size, seed=n).requires_grad_() for n, size in enumerate(sizes)]
+    return randn(2, width, *voxels), [randn(*size, seed=n).requires_grad_() for n, size in enumerate(sizes)]
 
 
 def test_an_attention_block_touches_volume_and_parameters_once(monkeypatch):
@@ -202,6 +202,9 @@ def test_an_attention_block_touches_volume_and_parameters_once(monkeypatch):
     with counted(monkeypatch) as forward:
         y = attention_block(x, 3, *parameters, heads=2, backend="triton")
     assert forward.touched(x, y, *parameters) == own.bytes_moved(x, *parameters)
+    # Beside these only q, k and v and the attended tokens, in places of their own for each sample.
+    everything = np.unique(np.concatenate([places for places, _ in forward.places]))
+    assert len(everything) * x.element_size() == own.bytes_moved(x, *parameters) + 4 * x.nbytes
     with counted(monkeypatch) as backward:
         dx, *_ = torch.autograd.grad(y, (x, *parameters), randn(*y.shape))
     # All else is read and written by matrix products and sums outside of the kernels.

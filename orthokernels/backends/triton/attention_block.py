@@ -100,7 +100,7 @@ def _project(
             if AFFINE:
                 h = h * tl.load(p_weight + o_c, m_c, other=0.0).to(tl.float32)[None, :]
                 h += tl.load(p_bias + o_c, m_c, other=0.0).to(tl.float32)[None, :]
-            h = tl.where(m, h, 0.0).to(p_x.dtype.element_ty)
+            h = tl.where(m, h, 0.0).to(p_x.dtype.element_ty)  # without an eps, lanes of no group are infinite
             place = p_qkv_weight + o_o[None, :] * C + o_c[:, None]
             b_w = tl.load(place, m_c[:, None] & (o_o < 3 * C)[None, :], other=0.0).to(h.dtype)  # [BC, BO]
             joint += tl.dot(h, b_w, input_precision="ieee")
