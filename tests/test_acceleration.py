@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from orthokernels.acceleration import accelerate, restore
 from orthokernels.models.orthodiffusion import UNet
@@ -252,6 +253,46 @@ def test_the_decoder_s_inputs_are_not_concatenated():
     assert model._join(x, skip) == (x, skip)
     restore(model)
     assert isinstance(model._join(x, skip), Tensor)
+
+
+class Called(TorchDispatchMode):
+    """Names of this package's ops that were called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.namespace == "orthokernels":
+            self.names.append(function._opname)
+        return function(*arguments, **(options or {}))
+
+
+def test_attention_over_few_voxels_is_one_op():
+    model, (few,) = MODELS["attention_1_0"]()
+    many = volume(1, 8, 5, 15, 15)
+    want = randomised(model)(many)
+    accelerate(model, backend="torch")
+    for x, lowered, names in (
+        (few, False, ["attention_block"]),
+        (few, True, ["group_norm_silu", "attention3d"]),  # autocast multiplies in bfloat16, and so do the single ops
+        (few.bfloat16(), True, ["attention_block"]),
+        (many, False, ["group_norm_silu", "attention3d"]),
+    ):
+        with Called() as called, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            found = model(x)
+        assert called.names == names
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)  # float32 rounding of sums below 100
+
+
+def test_an_attention_block_is_compiled_whole():
+    model, (x,) = MODELS["attention_0_0"]()
+    randomised(model)
+    want = outcome(copy.deepcopy(model), (x,))
+    accelerate(model, backend="torch")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for own, other in zip(outcome(compiled, (x,)), want, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 def test_a_decoder_that_is_not_all_replaced_concatenates():

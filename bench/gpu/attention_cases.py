@@ -1,4 +1,4 @@
-"""Attention: with a relative-position bias, dense, in windows, and pooled; this package beside PyTorch's and others'.
+"""Attention: with a bias, dense, in windows, pooled, and as a whole block; this package beside PyTorch's and others'.
 
 Everyone is given tokens in the memory order that it likes best, and what it would take to bring them there is not
 timed. This package's are the transposed view of tokens-first memory, as a channels-last volume has them.
@@ -12,8 +12,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from orthokernels.bench.gpu.case import Bar, Case
-from orthokernels.bench.gpu.passes import Direction, Function, Lazily, compile_modes, compiled, normal, passing
+from orthokernels.bench.gpu.case import Bar, Case, Corner
+from orthokernels.bench.gpu.passes import (
+    Direction,
+    Function,
+    Lazily,
+    channels_last,
+    compile_modes,
+    compiled,
+    normal,
+    passing,
+)
 from orthokernels.bench.gpu.peers import with_peer
 from orthokernels.bench.gpu.setting import Setting
 from orthokernels.bench.gpu.timing import Contender
@@ -21,9 +30,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from orthokernels.ops.attention3d import attention3d, bias_matrix, bytes_moved, operations, seen_by
+from orthokernels.ops.attention_block import attention_block
+from orthokernels.ops.attention_block import bytes_moved as block_bytes_moved
+from orthokernels.ops.attention_block import operations as block_operations
+from orthokernels.ops.attention_block import reference as block_reference
 from orthokernels.ops.attention_pool import attention_pool
 from orthokernels.ops.attention_pool import bytes_moved as pool_bytes_moved
 from orthokernels.ops.attention_pool import reference as pool_reference
+from orthokernels.ops.group_norm_silu import group_norm_silu
 
 BOTH: Direction = "forward and backward"
 BACKENDS = {
@@ -166,6 +180,58 @@ def _pool(setting: Setting, shape: tuple[int, ...], direction: Direction) -> Seq
             for name, build in compile_modes(attended, tokens, direction, setting)
         ),
     ]
+
+
+def block_cases(setting: Setting) -> list[Case]:
+    """The published network's attention block, 256 tokens of 256 channels and one head, at batch 1 and 8."""
+    width, sides = (32, (1, 3, 4)) if setting.tiny else (256, (1, 16, 16))
+    cases: tuple[tuple[int, Direction], ...] = ((1, "forward"), (8, "forward"), (8, BOTH))
+    return [_block_case(setting, (batch, width, *sides), direction) for batch, direction in cases]
+
+
+def _block_case(setting: Setting, shape: tuple[int, ...], direction: Direction) -> Case:
+    width = shape[1]
+    sizes = (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,)
+    x, *parameters = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in (shape, *sizes))
+    both = (False, True) if direction == BOTH else (False,)
+    moved = sum(block_bytes_moved(x, *parameters, backward=backward) for backward in both)
+    counted = sum(block_operations(x, backward=backward) for backward in both)
+
+    def contenders() -> Sequence[Contender]:
+        x = normal(setting, *shape, mean=0.3)
+        parameters = [normal(setting, *size) * (width**-0.5 if len(size) == 2 else 0.3) for size in sizes]
+        first, last = (x, *parameters), (channels_last(x), *parameters)
+
+        def ours(x: Tensor, *parameters: Tensor) -> Tensor:
+            return attention_block(x, 32, *parameters, backend=setting.backend)
+
+        def plain(x: Tensor, *parameters: Tensor) -> Tensor:
+            return block_reference(x, 32, *parameters)
+
+        def one_by_one(x: Tensor, *parameters: Tensor) -> Tensor:
+            return _block_of_ops(setting, x, *parameters)
+
+        corners: tuple[tuple[str, Function, tuple[Tensor, ...]], ...] = (
+            (Corner.KERNELS_LAST, ours, last), (Corner.KERNELS_CONTIGUOUS, ours, first),
+            (Corner.PLAIN_CONTIGUOUS, plain, first), (Corner.PLAIN_LAST, plain, last),
+            (Corner.UNFUSED_CONTIGUOUS, one_by_one, first), (f"{OURS} unfused, channels-last", one_by_one, last),
+        )  # fmt: skip
+        found = [Contender(name, passing(function, tensors, direction)) for name, function, tensors in corners]
+        for name, build in compile_modes(plain, last, direction, setting):
+            found.append(Contender(f"{name}, channels-last", build))
+        return found
+
+    told = f"{'x'.join(map(str, shape))} bf16"
+    return Case(f"attention_block {direction}, {told}", moved, counted, "bfloat16", contenders)
+
+
+def _block_of_ops(setting: Setting, x: Tensor, *parameters: Tensor) -> Tensor:
+    """The block as ``accelerate`` computed it before: normalisation in one op, PyTorch's products and its SDPA."""
+    weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias = parameters
+    tokens = group_norm_silu(x, 32, weight, bias, activation=None, backend=setting.backend).flatten(2).transpose(1, 2)
+    q, k, v = F.linear(tokens, qkv_weight, qkv_bias)[:, None].chunk(3, dim=3)
+    attended = F.linear(_sdpa(q, k, v)[:, 0], proj_weight, proj_bias)
+    return x + attended.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def _meta(heads: int, d: int, tokens: int) -> Tensor:

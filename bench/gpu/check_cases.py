@@ -14,6 +14,7 @@ from torch import Tensor
 from orthokernels.backends.torch.philox import normal as unit_normal
 from orthokernels.ops import (
     add_noise,
+    attention_block,
     denoise_step,
     diffusion_loss,
     group_norm_silu,
@@ -123,6 +124,28 @@ def _attention3d(setting: Setting, dtype: torch.dtype, last: bool) -> Iterator[C
         )  # fmt: skip
 
 
+def _attention_block(setting: Setting, dtype: torch.dtype, last: bool) -> Iterator[Comparison]:
+    from orthokernels.ops.attention_block import reference
+
+    shapes: list[tuple[int, int, int, int, tuple[int, int, int]]] = [(2, 12, 3, 2, (1, 2, 3))]
+    if not setting.tiny:  # as published; groups of three channels; a group in pieces; several blocks of everything
+        shapes = [(2, 256, 32, 1, (1, 16, 16)), (1, 96, 32, 3, (3, 5, 7)), (1, 160, 1, 2, (1, 5, 5))]
+        shapes += [(2, 256, 16, 8, (4, 16, 16))] if dtype == torch.float32 else [(2, 512, 16, 1, (4, 16, 16))]
+    for N, C, groups, heads, sides in shapes:
+        sizes = {"weight": (C,), "bias": (C,), "qkv_weight": (3 * C, C), "qkv_bias": (3 * C,)}
+        sizes |= {"proj_weight": (C, C), "proj_bias": (C,)}
+        drawn = {name: _normal(setting, *size) * (C**-0.5 if len(size) == 2 else 0.3) for name, size in sizes.items()}
+        tensors = {"x": _volume(setting, dtype, last, N, C, *sides, mean=0.5)}
+        tensors |= {name: own.to(dtype) for name, own in drawn.items()}
+        for legacy in (False, True):
+            options: dict[str, Any] = {"groups": groups, "heads": heads, "legacy": legacy}
+            what = told(dtype, last, f"{C} channels, {math.prod(sides)} voxels, {heads} heads", f"legacy {legacy}")
+            yield Comparison(
+                what, lambda o=options, **t: attention_block(**t, **o, backend=setting.backend),
+                lambda o=options, **t: reference(**t, **o), tensors,
+            )  # fmt: skip
+
+
 def _attention_pool(setting: Setting, dtype: torch.dtype, last: bool) -> Iterator[Comparison]:
     from orthokernels.ops.attention_pool import reference
 
@@ -226,6 +249,7 @@ def _plane_gating(setting: Setting, dtype: torch.dtype, last: bool) -> Iterator[
 CASES: dict[str, Callable[[Setting, torch.dtype, bool], Iterator[Comparison]]] = {
     "add_noise": _add_noise,
     "attention3d": _attention3d,
+    "attention_block": _attention_block,
     "attention_pool": _attention_pool,
     "denoise_step": _denoise_step,
     "diffusion_loss": _diffusion_loss,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orthokernels.bench.gpu.attention_cases import bias_cases, dense_cases, pool_cases, window_cases
+from orthokernels.bench.gpu.attention_cases import bias_cases, block_cases, dense_cases, pool_cases, window_cases
 from orthokernels.bench.gpu.case import Case
 from orthokernels.bench.gpu.norm_cases import norm_cases
 from orthokernels.bench.gpu.sampler_cases import sampler_cases
@@ -19,5 +19,5 @@ def cases(setting: Setting) -> list[Case]:
     windows = window_cases(setting)
     return [
         *norms, *bias, *doublings[:2], *fused, *samplers[:1], *windows[:1], *dense_cases(setting), *pool_cases(setting),
-        *samplers[1:], *doublings[2:], *windows[1:],
+        *block_cases(setting), *samplers[1:], *doublings[2:], *windows[1:],
     ]  # fmt: skip

@@ -8,7 +8,8 @@ A module keeps its place, its parameters and its state dict: it is given a subcl
 calls the ops. Modules are known by what they hold, not by where they come from: residual and attention blocks of
 guided-diffusion (this project's, the published ones), MONAI's residual blocks of ``DiffusionModelUNet`` and
 ``AutoencoderKL`` and its self-attention, and any ``nn.Sequential`` in which a GroupNorm is followed by a SiLU. Where
-all of this project's decoder is replaced, it reads its skips where they lie: nothing is concatenated.
+all of this project's decoder is replaced, it reads its skips where they lie: nothing is concatenated. An attention
+block of guided-diffusion over few voxels is one op, ``attention_block``, which goes with "attention3d".
 
 No kernel was timed on a GPU yet, so nothing is left out for being slower there.
 """

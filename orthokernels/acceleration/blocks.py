@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthokernels.ops.attention3d import attention3d
+from orthokernels.ops.attention_block import attention_block as whole_block
+from orthokernels.ops.attention_block import fits
 from orthokernels.ops.group_norm_silu import group_norm_silu
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
@@ -115,7 +118,14 @@ def doubling(self: Any, x: Tensor) -> Tensor:
 
 
 def attention_block(self: Any, x: Tensor) -> Tensor:
-    """guided-diffusion's attention over all voxels, added to its input."""
+    """guided-diffusion's attention over all voxels, added to its input; over few of them it is one op."""
+    if _is_whole(self, x):
+        norm, into, out_of = self.norm, self.qkv, self.proj_out
+        return whole_block(
+            x, norm.num_groups, norm.weight, norm.bias, into.weight.flatten(1), into.bias, out_of.weight.flatten(1),
+            out_of.bias, heads=_heads_of(self), legacy=_is_legacy(self), eps=norm.eps,
+            backend=self._orthokernels_backend,
+        )  # fmt: skip
     grid = (1, 1, 1, *x.shape[2:])[-3:]
     tokens = _normalise(self, self.norm, x, activation=None)
     last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
@@ -135,6 +145,14 @@ def attention_block(self: Any, x: Tensor) -> Tensor:
     else:
         out = self.proj_out(out)
     return x + out.unflatten(2, tuple(x.shape[2:]))
+
+
+def _is_whole(block: Any, x: Tensor) -> bool:
+    """Whether one op computes what the block would. It has no rule for autocast, which would lower its products."""
+    lowered = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
+    square = tuple(block.qkv.weight.shape[:2]) == (3 * x.shape[1], x.shape[1])
+    taken = all(parameter.dtype in (x.dtype, torch.float32) for parameter in block.parameters())
+    return fits(x) and square and taken and not lowered
 
 
 def _heads_of(block: Any) -> int:

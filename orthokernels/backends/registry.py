@@ -90,6 +90,7 @@ class BackendUnavailable(ValueError):  # noqa: N818
 _COMPUTE: dict[str, tuple[str, ...]] = {
     "add_noise": ("triton",),
     "attention3d": ("triton",),
+    "attention_block": ("triton",),
     "attention_pool": ("triton", "cuda"),
     "denoise_step": ("triton", "cuda"),
     "diffusion_loss": ("triton",),

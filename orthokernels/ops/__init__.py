@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orthokernels.ops.add_noise import add_noise
 from orthokernels.ops.attention3d import attention3d
+from orthokernels.ops.attention_block import attention_block
 from orthokernels.ops.attention_pool import attention_pool
 from orthokernels.ops.denoise_step import denoise_step
 from orthokernels.ops.diffusion_loss import diffusion_loss
@@ -15,6 +16,7 @@ from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 __all__ = [
     "add_noise",
     "attention3d",
+    "attention_block",
     "attention_pool",
     "denoise_step",
     "diffusion_loss",

@@ -48,6 +48,11 @@ CAPABILITIES = (
         "any strides; order of channels and tokens kept", _ALL, "q, k, v, bias", f"{_TWICE}; {_BYTES}",
     ),
     Capability(
+        "attention_block", "group normalisation, attention over few tokens, projection and residual, in two launches",
+        "(N, C, *voxels), heads divide C; to 1,024 voxels, C to 512 in half precision, 256 in float32", _BOTH, _ALL,
+        "x, and all parameters", f"two-pass moments; {_TWICE}; {_BYTES}",
+    ),
+    Capability(
         "attention_pool", "attention, then the mean over its queries",
         "(N, heads, T, d); d to 256 in half precision, 128 in float32", "any strides", _ALL, "q, k, v",
         f"{_TWICE}; {_BYTES}",

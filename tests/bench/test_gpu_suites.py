@@ -77,6 +77,7 @@ def test_the_ops_suite_has_the_promised_shapes():
         "16x16x16 = 4096 tokens",
         "windows of 1x7x7",
         "16 heads of 16, 256 tokens",
+        "attention_block forward, 1x256x1x16x16 bf16",
         "denoise_step DPM-Solver++, 1x1x16x256x256",
     ):
         assert shape in names

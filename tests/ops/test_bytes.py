@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from orthokernels.ops import (
     add_noise,
     attention3d,
+    attention_block,
     attention_pool,
     denoise_step,
     diffusion_loss,
@@ -185,6 +187,48 @@ def test_planes_outside_of_the_windows_are_not_read(monkeypatch):
         attention3d(q, k, v, grid, backend="triton")
     # A block of 32 queries is a plane here, and reads its own plane's keys alone.
     assert 4 * narrow.of(k, v) == wide.of(k, v)
+
+
+def block_of(width: int, *voxels: int) -> tuple[Tensor, list[Tensor]]:
+    """Two volumes and an attention block's parameters."""
+    sizes = (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,)
+    return randn(2, width, *voxels), [randn(*size, seed=n).requires_grad_() for n, size in enumerate(sizes)]
+
+
+def test_an_attention_block_touches_volume_and_parameters_once(monkeypatch):
+    x, parameters = block_of(12, 2, 3, 3)
+    x.requires_grad_()
+    own = formula(attention_block)
+    with counted(monkeypatch) as forward:
+        y = attention_block(x, 3, *parameters, heads=2, backend="triton")
+    assert forward.touched(x, y, *parameters) == own.bytes_moved(x, *parameters)
+    # Beside these only q, k and v and the attended tokens, in places of their own for each sample.
+    everything = np.unique(np.concatenate([places for places, _ in forward.places]))
+    assert len(everything) * x.element_size() == own.bytes_moved(x, *parameters) + 4 * x.nbytes
+    with counted(monkeypatch) as backward:
+        dx, *_ = torch.autograd.grad(y, (x, *parameters), randn(*y.shape))
+    # All else is read and written by matrix products and sums outside of the kernels.
+    outside = x.nbytes + 2 * sum(each.nbytes for each in parameters)
+    assert backward.touched(x, dx) + outside == own.bytes_moved(x, *parameters, backward=True)
+
+
+def test_an_attention_block_multiplies_as_often_as_said(monkeypatch):
+    x, parameters = block_of(64, 2, 4, 4)  # tiles without a rest
+    own, products, dot = formula(attention_block), [], interpreter.InterpreterBuilder.create_dot
+
+    def counted_dot(self, a, b, *rest):
+        products.append(2 * a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
+        return dot(self, a, b, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", counted_dot)
+        attention_block(x, 2, *parameters, heads=1, backend="triton")
+    assert sum(products) == own.operations(x)
+    with FlopCounterMode(display=False) as outside:
+        own._backward(x, x, 2, *parameters, 1, True, 1e-5, "torch")
+    attention, q = formula(attention3d), x.flatten(2)[:, None]
+    within = sum(attention.operations(q, (2, 4, 4), backward=backward) for backward in (False, True))
+    assert outside.get_total_flops() + within == own.operations(x, backward=True)
 
 
 def test_pooling_touches_its_tokens_once(monkeypatch):
