@@ -33,11 +33,6 @@ cpu::Sides sides_from(const std::vector<std::int64_t>& sides) {
   return made;
 }
 
-int threads_from(std::int64_t threads) {
-  if (threads < 1 || threads > 1024) refuse("threads", std::to_string(threads) + "; allowed are 1 to 1024.");
-  return static_cast<int>(threads);
-}
-
 std::unique_ptr<Conv3d> make(const py::array& weight, std::int64_t stride, const std::vector<std::int64_t>& sides,
                              const std::string& algorithm, std::int64_t tiles) {
   check("weight", weight, {kAny, kAny, kAny, kAny, kAny});
