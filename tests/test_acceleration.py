@@ -210,14 +210,18 @@ def test_the_report_names_every_module_and_why_one_was_left():
     assert not report.left
 
 
-def test_on_a_cpu_nothing_is_replaced_and_the_reason_is_told():
-    model, _ = MODELS["project"]()
+def test_on_a_cpu_the_native_kernels_are_called_and_the_rest_is_told():
+    model, inputs = MODELS["project"]()
+    before = model(*inputs)
     report = accelerate(model)
-    assert not report.replaced
-    assert {row.reason for row in report.left} == {
-        "no kernel computes group_norm_silu on cpu", "no kernel computes upsample2x_trilinear on cpu",
-        "no kernel computes attention3d on cpu",
-    }  # fmt: skip
+    assert {row.ops for row in report.replaced} == {("group_norm_silu",), ("upsample2x_trilinear",)}
+    assert {row.reason for row in report.left} == {"no kernel computes attention3d on cpu"}
+    torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)  # float32 through some dozen layers
+
+
+def test_on_a_cpu_a_model_in_double_precision_is_left_as_it_is():
+    report = accelerate(nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU()).double())
+    assert [row.reason for row in report.left] == ["no kernel computes group_norm_silu on cpu in torch.float64"]
 
 
 def test_only_what_was_asked_for_is_replaced():

@@ -9,6 +9,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace orthokernels::bindings {
@@ -72,8 +73,31 @@ inline float* write_optional(const char* name, const py::object& given, const st
   return write(name, array, shape);
 }
 
+inline int threads_from(std::int64_t threads) {
+  if (threads < 1 || threads > 1024) refuse("threads", std::to_string(threads) + "; allowed are 1 to 1024.");
+  return static_cast<int>(threads);
+}
+
 inline bool overlap(const float* a, std::int64_t a_count, const float* b, std::int64_t b_count) {
   return a < b + b_count && b < a + a_count;
+}
+
+// An array, or None, by its name.
+using Named = std::pair<const char*, py::object>;
+
+// What is written lies apart from everything that is read, and from everything else that is written. All are contiguous
+// float32, as `read` and `write` have found.
+inline void refuse_overlaps(const std::vector<Named>& written, const std::vector<Named>& read) {
+  const auto apart = [](const Named& one, const Named& other, const char* what) {
+    if (one.second.is_none() || other.second.is_none()) return;
+    const py::array a = one.second.cast<py::array>(), b = other.second.cast<py::array>();
+    if (overlap(static_cast<const float*>(a.data()), a.size(), static_cast<const float*>(b.data()), b.size()))
+      refuse(one.first, std::string("overlaps ") + other.first + ", which is " + what + ".");
+  };
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    for (const Named& other : read) apart(written[i], other, "read");
+    for (std::size_t j = i + 1; j < written.size(); ++j) apart(written[i], written[j], "written too");
+  }
 }
 
 }  // namespace orthokernels::bindings

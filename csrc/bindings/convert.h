@@ -31,11 +31,6 @@ inline cpu::Sides sides_from(const std::vector<std::int64_t>& sides) {
 
 inline py::tuple sides_told(cpu::Sides sides) { return py::make_tuple(sides.depth, sides.height, sides.width); }
 
-inline int threads_from(std::int64_t threads) {
-  if (threads < 1 || threads > 1024) refuse("threads", std::to_string(threads) + "; allowed are 1 to 1024.");
-  return static_cast<int>(threads);
-}
-
 inline void check_stride(std::int64_t stride) {
   if (stride != 1 && stride != 2) refuse("stride", std::to_string(stride) + "; allowed are 1 and 2.");
 }

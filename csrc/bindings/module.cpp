@@ -11,6 +11,10 @@ PYBIND11_MODULE(_native, module) {
              "Vector extensions as (name, supported) pairs, in ascending order.");
   module.def("instruction_set", [] { return orthokernels::cpu::name_of(orthokernels::cpu::best_isa()); },
              "The instruction set that kernels use: avx512, avx2 or portable; ORTHOKERNELS_ISA asks for a lower one.");
+  orthokernels::bindings::add_add_noise(module);
   orthokernels::bindings::add_conv3d(module);
+  orthokernels::bindings::add_denoise_step(module);
+  orthokernels::bindings::add_group_norm_silu(module);
   orthokernels::bindings::add_plan(module);
+  orthokernels::bindings::add_upsample2x_trilinear(module);
 }

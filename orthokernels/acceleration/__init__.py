@@ -88,8 +88,8 @@ def accelerate(
     if unknown := [name for name in wanted if name not in OPS]:
         raise ValueError(f"ops: {unknown[0]!r}; there are {', '.join(OPS)}, and auto.")
     restore(model)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    reasons = {name: can_accelerate(name, backend, device) for name in wanted}
+    own = next(model.parameters(), torch.empty(0))
+    reasons = {name: can_accelerate(name, backend, own.device, own.dtype) for name in wanted}
     report = Report()
     inside: list[str] = []  # of blocks that were looked at: their sequences are theirs
     # A network's own rule looks at what became of its blocks.

@@ -88,16 +88,16 @@ class BackendUnavailable(ValueError):  # noqa: N818
 
 # Who computes an op, in the order of preference; plain PyTorch can always.
 _COMPUTE: dict[str, tuple[str, ...]] = {
-    "add_noise": ("triton",),
+    "add_noise": ("triton", "cpu"),
     "attention3d": ("triton",),
     "attention_block": ("triton",),
     "attention_pool": ("triton", "cuda"),
-    "denoise_step": ("triton", "cuda"),
+    "denoise_step": ("triton", "cuda", "cpu"),
     "diffusion_loss": ("triton",),
-    "group_norm_silu": ("triton",),
+    "group_norm_silu": ("triton", "cpu"),
     "plane_fusion": ("triton",),
     "plane_gating": ("triton",),
-    "upsample2x_trilinear": ("triton",),
+    "upsample2x_trilinear": ("triton", "cpu"),
 }
 
 
@@ -139,24 +139,27 @@ def _tell_once(op: str, where: str, why: str) -> None:
     logging.getLogger("orthokernels").info("%s runs in %s, %s.", op, where, why)
 
 
-def can_accelerate(op: str, backend: str, device: torch.device) -> str:
-    """Why calling an op would not help a model on a device, or "" where it would.
+def can_accelerate(op: str, backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """Why calling an op would not help a model on a device, in a dtype (float32), or "" where it would.
 
     Raises:
         BackendUnavailable, ValueError: as ``choose``.
     """
     import torch
 
-    chosen = choose(op, backend, torch.empty(1, device=device))
+    dtype = dtype or torch.float32
+    chosen = choose(op, backend, torch.empty(1, device=device, dtype=dtype))
     if backend == "auto" and chosen.__name__.split(".")[-2] == "torch":
-        return f"no kernel computes {op} on {device.type}"
+        return f"no kernel computes {op} on {device.type}" + ("" if dtype == torch.float32 else f" in {dtype}")
     return ""
 
 
 def _unable(op: str, backend: str, x: Tensor, *, explicit: bool) -> str | None:
     """Why a backend can not compute an op for a tensor, or None."""
     interpreted = explicit and backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    if x.device.type != "cuda" and not (interpreted and find_spec("triton")):
+    if backend == "cpu" and x.device.type != "cpu":
+        return f"the tensor lies on {x.device}, and its kernels run on the processor"
+    if backend != "cpu" and x.device.type != "cuda" and not (interpreted and find_spec("triton")):
         otherwise = " (or TRITON_INTERPRET=1, to try them)" if backend == "triton" else ""
         return f"the tensor lies on {x.device}, and its kernels need a CUDA device{otherwise}"
     if not interpreted and (reason := _probes()[backend]()):

@@ -35,7 +35,7 @@ def add_noise(
         noise: like x0; drawn inside where a ``seed`` is given instead.
         seed: (1,) int64 on x0's device.
         step: counts what shares a seed: the training step.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "cpu" or "triton".
 
     Returns:
         Noisy volumes like x0. Arithmetic is float32, float64 for float64 volumes.

@@ -68,7 +68,7 @@ def denoise_step(
         seed: (1,) int64 on x's device; no noise without.
         step: counts the steps that share a seed.
         keep_x0: also return x0.
-        backend: "auto", "torch", "triton" or "cuda".
+        backend: "auto", "torch", "cpu", "triton" or "cuda".
 
     Returns:
         The next volume, like x, and x0, like x, or None. Arithmetic is float32, float64 for float64 volumes.

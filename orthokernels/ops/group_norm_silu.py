@@ -59,7 +59,7 @@ def group_norm_silu(
         activation: "silu" or None.
         eps: added to the variance.
         skip: (N, C', *voxels), read as if concatenated behind x along the channels, which is never made.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "cpu" or "triton".
 
     Returns:
         (N, C + C', *voxels) in x's dtype and memory format; sums are float32. Differentiable once in every tensor.

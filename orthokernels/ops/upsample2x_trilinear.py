@@ -31,7 +31,7 @@ def upsample2x_trilinear(x: Tensor, *, backend: str = "auto") -> Tensor:
 
     Args:
         x: (N, C, D, H, W), channels first or channels last; float32, float16 or bfloat16, and float64 in plain PyTorch.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "cpu" or "triton".
 
     Returns:
         (N, C, 2 D, 2 H, 2 W) in x's dtype and memory format; sums are float32. Differentiable, twice too.

@@ -1,4 +1,4 @@
-"""A sampler's step: both backends against the definition, the noise inside against the generator's known answers."""
+"""A sampler's step: every backend against the definition, the noise inside against the generator's known answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def noise_of(x: Tensor, step: int) -> Tensor:
     return normal(x.numel(), SEED, step).as_strided(x.shape, x.stride())
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bound", [{}, {"clip": 0.7}, {"threshold": 1.5}], ids=str)
@@ -79,7 +79,7 @@ def test_noise_is_unit_normal_and_new_at_every_step():
     assert torch.equal(first, normal(400_000, SEED, 0).double())
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("full", [True, False])
 def test_registration_passes_opcheck(backend, full):
     given = made(SHAPES[0], channels_last=True)

@@ -1,4 +1,4 @@
-"""Noising and the denoiser's loss: both backends against the float64 definition, forward and backward."""
+"""Noising and the denoiser's loss: every backend against the float64 definition, forward and backward."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def drawn(x: Tensor, step: int) -> Tensor:
     return normal(x.numel(), SEED, step).as_strided(x.shape, x.stride())
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("inside", [True, False])

@@ -1,4 +1,4 @@
-"""Group normalisation, FiLM and SiLU: both backends against the float64 definition, forward and backward."""
+"""Group normalisation, FiLM and SiLU: every backend against the float64 definition, forward and backward."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def assert_as_exact_as_plain(tensors, groups, *, backend, **options) -> None:
         assert (own.double() - want).abs().max() <= bound, name
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_output_and_gradients_are_as_exact_as_plain_pytorch_s(shape, channels_last, backend):
@@ -91,7 +91,7 @@ def test_half_precision_sums_in_float32(dtype, channels_last):
     assert_as_exact_as_plain(made(SHAPES[0], dtype, channels_last=channels_last), SHAPES[0][3], backend="triton")
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("without", list(itertools.combinations(["affine", "shift", "scale_shift"], 2)), ids=str)
 @pytest.mark.parametrize("activation", ["silu", None])
 def test_whatever_is_left_out_is_left_out(backend, without, activation):
@@ -103,24 +103,26 @@ def test_whatever_is_left_out_is_left_out(backend, without, activation):
     assert_as_exact_as_plain(tensors, 3, backend=backend, activation=activation)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_mean_of_a_thousand_deviations_keeps_its_digits(channels_last):
+def test_a_mean_of_a_thousand_deviations_keeps_its_digits(channels_last, backend):
     tensors = made((1, 8, 0, 2, (4, 33, 31)), torch.float32, channels_last=channels_last, mean=100, deviation=0.1)
     upstream = upstream_of(tensors)
     exact = both_ways(reference, {n: t.double() for n, t in tensors.items()}, 2, upstream)
-    found = both_ways(group_norm_silu, tensors, 2, upstream, backend="triton")
+    found = both_ways(group_norm_silu, tensors, 2, upstream, backend=backend)
     # x itself is known to 100 * 2^-24, 6e-5 of the deviation; sums of squares about zero would be off by 1e-1 of it.
     assert (found[0].double() - exact[0]).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_two_runs_give_the_same_bytes(channels_last):
+def test_two_runs_give_the_same_bytes(channels_last, backend):
     tensors = made(SHAPES[5], torch.float32, channels_last=channels_last)
-    first, second = (both_ways(group_norm_silu, tensors, 2, upstream_of(tensors), backend="triton") for _ in range(2))
+    first, second = (both_ways(group_norm_silu, tensors, 2, upstream_of(tensors), backend=backend) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_memory_format_is_kept(backend, channels_last):
     tensors = made(SHAPES[0], torch.float32, channels_last=channels_last)
@@ -130,10 +132,11 @@ def test_the_memory_format_is_kept(backend, channels_last):
         assert volume.is_contiguous() != channels_last
 
 
-def test_a_strided_volume_is_read_where_it_lies():
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_strided_volume_is_taken(backend):
     wide = torch.randn(2, 12, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     x = wide[:, ::2, :, :, 1:6]
-    found = group_norm_silu(x, 3, backend="triton")
+    found = group_norm_silu(x, 3, backend=backend)
     torch.testing.assert_close(found, reference(x, 3), rtol=1e-5, atol=1e-5)  # float32 rounding of values up to 4
 
 
@@ -150,7 +153,7 @@ def test_gradients_pass_gradcheck(channels_last):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last", "permuted"])
 def test_registration_passes_opcheck(backend, layout):
     tensors = made((2, 4, 2, 3, (2, 3, 4)), torch.float32, channels_last=layout == "channels_last")
@@ -179,7 +182,7 @@ def test_one_graph_holds_the_public_function():
         ({"shift": torch.zeros(2, 3)}, r"shift: shape \(2, 3\); must be \(2, 12\)"),
         ({"skip": torch.zeros(2, 4, 3, 5, 6)}, "in all but the channels"),
         ({"activation": "relu"}, "activation: 'relu'"),
-        ({"backend": "fast"}, "backend: 'fast'; group_norm_silu has auto, torch, triton"),
+        ({"backend": "fast"}, "backend: 'fast'; group_norm_silu has auto, torch, triton, cpu"),
         ({"x": torch.zeros(2, 8), "skip": None}, "allowed are floating point"),
         ({"x": torch.zeros(2, 8, 3, 5, 7, dtype=torch.int32), "skip": None}, "x: torch.int32"),
     ],
@@ -190,9 +193,19 @@ def test_bad_arguments_are_named(changes, told):
         group_norm_silu(**arguments)
 
 
+def test_auto_on_a_processor_is_the_native_kernels_in_float32_and_plain_pytorch_else():
+    tensors = made(SHAPES[0], torch.float32)
+    for own, backend in ((tensors, "cpu"), ({n: t.double() for n, t in tensors.items()}, "torch")):
+        upstream = upstream_of(own)
+        found = both_ways(group_norm_silu, own, 3, upstream)
+        assert all(map(torch.equal, found, both_ways(group_norm_silu, own, 3, upstream, backend=backend)))
+
+
 def test_a_backend_that_can_not_says_why(monkeypatch):
     with pytest.raises(BackendUnavailable, match=r"float32, float16 and bfloat16, not torch\.float64"):
         group_norm_silu(torch.zeros(1, 2, 3, dtype=torch.float64), 1, backend="triton")
+    with pytest.raises(BackendUnavailable, match=r"its kernels take float32, not torch\.float64"):
+        group_norm_silu(torch.zeros(1, 2, 3, dtype=torch.float64), 1, backend="cpu")
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(BackendUnavailable, match="lies on cpu"):
         group_norm_silu(torch.zeros(1, 2, 3), 1, backend="triton")

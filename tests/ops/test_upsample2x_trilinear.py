@@ -1,4 +1,4 @@
-"""Trilinear doubling: both backends against the float64 definition, forward and backward."""
+"""Trilinear doubling: every backend against the float64 definition, forward and backward."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def both_ways(function, x: Tensor, **options) -> tuple[Tensor, Tensor]:
     return y.detach(), torch.autograd.grad(y, leaf, upstream.to(y.dtype))[0]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_doubled_volume_and_gradient_are_pytorch_s(shape, channels_last, backend):
@@ -50,7 +50,7 @@ def test_half_precision_is_rounded_once(dtype, backend):
         assert (own - exact).abs().max() <= digits * exact.abs().max() * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 def test_an_infinite_voxel_stays_among_its_neighbours(backend):
     x = volume((1, 1, 5, 5, 5))
     x[0, 0, 2, 2, 2] = torch.inf
@@ -59,7 +59,7 @@ def test_an_infinite_voxel_stays_among_its_neighbours(backend):
     assert y.isinf().sum() == 4**3  # two outputs on either side of its middle, along each axis
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_memory_format_is_kept(backend, channels_last):
     y, dx = both_ways(upsample2x_trilinear, volume(SHAPES[0], channels_last=channels_last), backend=backend)
@@ -75,7 +75,7 @@ def test_both_derivatives_pass_gradcheck(channels_last):
     assert torch.autograd.gradgradcheck(upsample2x_trilinear, x)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last", "permuted"])
 def test_registration_passes_opcheck(backend, layout):
     x = volume((1, 2, 2, 3, 4), channels_last=layout == "channels_last")
