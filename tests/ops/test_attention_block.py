@@ -121,6 +121,7 @@ def test_the_memory_format_is_kept(last, backend):
         assert volume.is_contiguous() != last
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:divide by zero:RuntimeWarning")
 def test_no_eps_is_needed():
     tensors = made(SMALL)
     found = called(attention_block, tensors, SMALL, backend="triton", eps=0.0)
