@@ -114,7 +114,7 @@ def compile_one(configuration: Any, target: int) -> Compiled:
     with knobs.compilation.scope(), knobs.nvidia.scope(), redirect_stdout(log):
         knobs.compilation.always_compile = True  # what is taken from the cache is not assembled, and tells nothing
         knobs.nvidia.dump_ptxas_log = True
-        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": configuration.warps})
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=configuration.options())
     registers, spilled = _resources(log.getvalue())
     return Compiled(
         configuration.op, configuration.name, _first_pointer(signature),
