@@ -14,9 +14,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +68,29 @@ def compile_all(targets: tuple[int, ...] = tuple(SHARED)) -> Iterator[Compiled]:
         raise InputError(f"Triton can't be imported ({error}). Install it: pip install triton.") from error
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise InputError("TRITON_INTERPRET=1 interprets kernels instead of compiling them. Unset it.")
-    for op in ops_of("triton"):
-        for configuration in import_module(f"orthokernels.backends.triton.{op}").configurations():
-            for target in targets:
-                yield compile_one(configuration, target)
+    places = [
+        (op, place, target)
+        for op in ops_of("triton")
+        for place in range(len(_configurations(op)))
+        for target in targets
+    ]
+    # Processes that start afresh, not forks: PyTorch has threads by now.
+    with ProcessPoolExecutor(min(8, len(os.sched_getaffinity(0))), get_context("spawn")) as pool:
+        yield from pool.map(_compile_place, places, chunksize=4)
     if no_nvcc() is None:
         for op in ops_of("cuda"):
             for target in targets:
                 yield from compile_cuda(op, target)
+
+
+def _configurations(op: str) -> list[Any]:
+    return list(import_module(f"orthokernels.backends.triton.{op}").configurations())
+
+
+def _compile_place(place: tuple[str, int, int]) -> Compiled:
+    """Compile one of an op's configurations for a target; kernels themselves can't be sent to a process."""
+    op, number, target = place
+    return compile_one(_configurations(op)[number], target)
 
 
 def no_nvcc() -> str | None:
@@ -114,7 +131,7 @@ def compile_one(configuration: Any, target: int) -> Compiled:
     with knobs.compilation.scope(), knobs.nvidia.scope(), redirect_stdout(log):
         knobs.compilation.always_compile = True  # what is taken from the cache is not assembled, and tells nothing
         knobs.nvidia.dump_ptxas_log = True
-        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": configuration.warps})
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=configuration.options())
     registers, spilled = _resources(log.getvalue())
     return Compiled(
         configuration.op, configuration.name, _first_pointer(signature),

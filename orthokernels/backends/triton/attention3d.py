@@ -322,34 +322,24 @@ def backward(
     if dbias is None:
         return
     D, H, W = grid
-    tile, warps = row_tile_of(d, single)
-    width = tile["BW"]
+    cut = row_tile_of(d)
+    width = cut["BW"]
     blocks = triton.cdiv(W, width)
     part = q.new_empty((heads, 2 * D - 1, 2 * H - 1, blocks, blocks, 2 * width), dtype=torch.float32)
     _bias_gradients[((2 * D - 1) * (2 * H - 1), heads, blocks * blocks)](
-        *tensors, part, *strides, N, heads, *rest, WINDOW=window != grid, **tile, num_warps=warps
+        *tensors, part, *strides, N, heads, *rest, WINDOW=window != grid, **cut
     )
     dbias.copy_(_by_distance(part, W))
 
 
 def _cut(
-    what: str, q: Tensor, grid: list[int], window: list[int], bias: Tensor | None, default: tuple[dict[str, int], int],
+    what: str, q: Tensor, grid: list[int], window: list[int], bias: Tensor | None, default: Setting,
     run: Callable[[Setting], object],
 ) -> Setting:  # fmt: skip
-    """Sides of a tile and warps: the default, or what was found faster on this device."""
-    tile, warps = default
-    sides = [
-        (tile["BQ"], tile["BK"], warps),
-        (32, 32, 4),
-        (32, 64, 4),
-        (64, 32, 4),
-        (64, 64, 4),
-        (64, 64, 8),
-        (128, 64, 8),
-    ]
-    candidates = [
-        {"BQ": rows, "BK": keys, "BD": tile["BD"], "num_warps": own} for rows, keys, own in dict.fromkeys(sides)
-    ]
+    """Sides of a tile and options of the launch: the default, or what was found faster on this device."""
+    sides = (32, 32, 4), (32, 64, 4), (64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8)
+    others = [{**default, "BQ": rows, "BK": keys, "num_warps": warps, "maxnreg": _ALL} for rows, keys, warps in sides]
+    candidates = [default, *(other for other in others if other != default)]
     kind = (what, *q.shape, *grid, *window, bias is not None, q.dtype, q.stride(3) == 1)
     return setting("attention3d", kind, candidates, q.device, run)
 
@@ -366,28 +356,51 @@ def _by_distance(part: Tensor, W: int) -> Tensor:
     return found[..., reach - W : reach + W - 1]
 
 
-# Queries, keys and warps of a program by the kernel and the widest head, the largest found at which no target spills.
+# Registers that a thread can have. Where a launch names no bound, the assembler aims at a number of programs side by
+# side, and spills to reach it with registers to spare.
+_ALL = 255
+
+# Queries, keys, warps, stages of loads and bound on registers by the kernel and the widest head. No target spills, with
+# Triton 3.9 not at a tenth fewer registers either. A bound of 128 lets two programs of 8 warps share a multiprocessor.
+# In float32 there are no matrix units, and a thread holds whole rows of its operands: fewer loads are kept in flight.
 _TILES = {
-    ("attend", True): {64: (32, 32, 8), 128: (32, 16, 8)},
-    ("queries", True): {32: (32, 16, 8), 64: (32, 32, 8), 128: (16, 16, 4)},
-    ("keys", True): {64: (32, 32, 8), 128: (16, 16, 8)},
-    ("attend", False): {32: (64, 64, 8), 64: (64, 32, 8), 256: (32, 16, 8)},
-    ("queries", False): {64: (64, 64, 8), 256: (32, 16, 8)},
-    ("keys", False): {32: (64, 64, 8), 64: (64, 32, 8), 256: (16, 32, 8)},
+    ("attend", True): {64: (32, 32, 8, 1, 128), 128: (32, 16, 8, 1, _ALL)},
+    ("queries", True): {64: (32, 32, 8, 2, 128), 128: (32, 16, 8, 2, _ALL)},
+    ("keys", True): {64: (32, 32, 8, 1, _ALL), 128: (32, 16, 8, 1, _ALL)},
+    ("attend", False): {
+        32: (64, 64, 8, 3, _ALL),
+        128: (64, 32, 8, 3, _ALL),
+        256: (32, 32, 8, 2, _ALL),
+    },
+    ("queries", False): {
+        32: (64, 64, 8, 3, _ALL),
+        64: (64, 32, 4, 3, _ALL),
+        128: (32, 32, 8, 3, _ALL),
+        256: (16, 32, 8, 3, _ALL),
+    },
+    ("keys", False): {
+        16: (64, 64, 8, 3, _ALL),
+        64: (64, 32, 8, 3, _ALL),
+        128: (32, 32, 8, 3, _ALL),
+        256: (16, 32, 8, 3, _ALL),
+    },
 }
 
 
-def tile_of(kernel: str, d: int, single: bool) -> tuple[dict[str, int], int]:
-    """Sides of a tile of queries and keys, and warps, for "attend", "queries" or "keys" and a head's channels."""
+def tile_of(kernel: str, d: int, single: bool) -> Setting:
+    """Sides of a tile and options of the launch, for "attend", "queries" or "keys" and a head's channels."""
     width = _width(d)
-    queries, keys, warps = next(tile for widest, tile in _TILES[kernel, single].items() if width <= widest)
-    return {"BQ": queries, "BK": keys, "BD": width}, warps
+    queries, keys, warps, stages, registers = next(
+        tile for widest, tile in _TILES[kernel, single].items() if width <= widest
+    )
+    return {
+        "BQ": queries, "BK": keys, "BD": width, "num_warps": warps, "num_stages": stages, "maxnreg": registers
+    }  # fmt: skip
 
 
-def row_tile_of(d: int, single: bool) -> tuple[dict[str, int], int]:
-    """Sides of the square tile of a row's queries and keys, channels at once, and warps."""
-    channels = min(_width(d), 32)
-    return {"BW": 16, "BD": channels}, 4 if single and channels == 16 else 8
+def row_tile_of(d: int) -> Setting:
+    """Sides of the square tile of a row's queries and keys, channels at once, and options of the launch."""
+    return {"BW": 16, "BD": min(_width(d), 32), "num_warps": 4, "num_stages": 3, "maxnreg": 168}
 
 
 def _width(d: int) -> int:
@@ -419,8 +432,9 @@ def configurations() -> Iterator[Configuration]:
                 cuts = {_attend: tile_of("attend", d, single), _query_gradients: tile_of("queries", d, single)}
                 cuts |= {_key_gradients: tile_of("keys", d, single)}
                 if bias:
-                    cuts[_bias_gradients] = row_tile_of(d, single)
-                for kernel, (tile, warps) in cuts.items():
-                    own = {**named, **tile}
+                    cuts[_bias_gradients] = row_tile_of(d)
+                for kernel, cut in cuts.items():
+                    own = {**named, **cut}
                     arguments = {name: own.get(name, pointer) for name in kernel.arg_names}
-                    yield Configuration("attention3d", kernel, arguments, warps)
+                    options = cut["num_warps"], cut["num_stages"], cut["maxnreg"]
+                    yield Configuration("attention3d", kernel, arguments, *options)

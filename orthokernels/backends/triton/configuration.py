@@ -1,4 +1,4 @@
-"""What a kernel is compiled for where no device is: its arguments' types, its constants, its warps."""
+"""What a kernel is compiled for where no device is: its arguments' types, its constants, the launch's options."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ class Configuration:
         kernel: a ``triton.jit`` function.
         arguments: by name, in order: a pointer as its type ("*bf16"), anything else as a value it is called with.
         warps: of a program.
+        stages: loads in flight in a loop; None where the launch leaves it to Triton.
+        registers: the most a thread may have; None where the launch leaves it to the assembler.
     """
 
     op: str
     kernel: Any
     arguments: dict[str, Any]
     warps: int = 4
+    stages: int | None = None
+    registers: int | None = None
 
     @property
     def name(self) -> str:
         return self.kernel.fn.__name__.lstrip("_")
+
+    def options(self) -> dict[str, int]:
+        """The options that a launch gives, by Triton's names."""
+        options = {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
+        return {name: value for name, value in options.items() if value is not None}
 
     def constants(self) -> dict[str, Any]:
         """The arguments that are compiled in: those declared so, and whole numbers that are 1."""
