@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthokernels.acceleration import accelerate, restore
+from orthokernels.acceleration import accelerate, blocks, restore
 from orthokernels.models.orthodiffusion import UNet
+from orthokernels.ops import conv3d
 from orthokernels.schedulers import DDIMScheduler
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -214,9 +215,38 @@ def test_on_a_cpu_the_native_kernels_are_called_and_the_rest_is_told():
     model, inputs = MODELS["project"]()
     before = model(*inputs)
     report = accelerate(model)
-    assert {row.ops for row in report.replaced} == {("group_norm_silu",), ("upsample2x_trilinear",)}
+    assert {row.ops for row in report.replaced} == {("group_norm_silu",), ("upsample2x_trilinear",), ("conv3d",)}
     assert {row.reason for row in report.left} == {"no kernel computes attention3d on cpu"}
     torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)  # float32 through some dozen layers
+    with torch.no_grad():
+        torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_cpu_a_convolution_is_native_where_no_gradient_is_recorded(monkeypatch):
+    conv, x = nn.Conv3d(16, 16, 3, padding=1), torch.randn(1, 16, 4, 8, 8)
+    assert accelerate(nn.Sequential(conv)).replaced
+    called = []
+    monkeypatch.setattr(blocks, "conv3d", lambda *given, **options: called.append(given) or conv3d(*given, **options))
+    learnt = conv(x)
+    assert not called
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), learnt)
+    assert called
+
+
+@pytest.mark.parametrize(
+    ("conv", "reason"),
+    [
+        (nn.Conv3d(4, 4, 5, padding=2), "its kernel is neither 3 x 3 x 3 nor 1 x 1 x 1"),
+        (nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1)), "its kernel is neither 3 x 3 x 3 nor 1 x 1 x 1"),
+        (nn.Conv3d(4, 4, 3, padding=1, stride=3), "its stride is neither 1 nor 2 along all axes"),
+        (nn.Conv3d(4, 4, 3), "it does not pad with zeros to its own size"),
+        (nn.Conv3d(4, 4, 3, padding=1, padding_mode="circular"), "it does not pad with zeros to its own size"),
+        (nn.Conv3d(4, 4, 3, padding=1, groups=2), "it is dilated or grouped"),
+    ],
+)
+def test_on_a_cpu_other_convolutions_are_left(conv, reason):
+    assert [row.reason for row in accelerate(nn.Sequential(conv)).left] == [reason]
 
 
 def test_on_a_cpu_a_model_in_double_precision_is_left_as_it_is():

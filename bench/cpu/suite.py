@@ -26,8 +26,8 @@ from orthokernels.bench.record import circumstances, percentiles
 from torch import Tensor, nn
 
 from orthokernels import _native
+from orthokernels.backends.cpu.algorithm import choose
 from orthokernels.models.native import UNetPlan
-from orthokernels.models.native.algorithm import choose
 from orthokernels.models.orthodiffusion import UNet
 
 Suite = Literal["features", "layer", "denoiser"]

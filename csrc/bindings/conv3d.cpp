@@ -73,6 +73,7 @@ void add_conv3d(py::module_& module) {
       .def_property_readonly("out_sides",
                              [](const Conv3d& conv) { return sides_told(conv.out_sides()); })
       .def_property_readonly("moment_blocks", &Conv3d::moment_blocks)
+      .def_property_readonly("weight_bytes", &Conv3d::weight_bytes)
       .def("workspace_bytes", [](const Conv3d& conv, std::int64_t threads) {
         return conv.workspace_floats(threads_from(threads)) * 4;
       }, py::arg("threads") = 1);

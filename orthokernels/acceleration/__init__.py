@@ -9,7 +9,8 @@ calls the ops. Modules are known by what they hold, not by where they come from:
 guided-diffusion (this project's, the published ones), MONAI's residual blocks of ``DiffusionModelUNet`` and
 ``AutoencoderKL`` and its self-attention, and any ``nn.Sequential`` in which a GroupNorm is followed by a SiLU. Where
 all of this project's decoder is replaced, it reads its skips where they lie: nothing is concatenated. An attention
-block of guided-diffusion over few voxels is one op, ``attention_block``, which goes with "attention3d".
+block of guided-diffusion over few voxels is one op, ``attention_block``, which goes with "attention3d". On a processor
+convolutions are replaced too, where no gradient is recorded; on a GPU they are cuDNN's and stay so.
 
 No kernel was timed on a GPU yet, so nothing is left out for being slower there.
 """
@@ -28,7 +29,7 @@ from orthokernels.acceleration import blocks
 from orthokernels.acceleration.rules import is_project_unet, rule_of
 from orthokernels.backends.registry import can_accelerate
 
-OPS = ("group_norm_silu", "upsample2x_trilinear", "attention3d")
+OPS = ("group_norm_silu", "upsample2x_trilinear", "attention3d", "conv3d")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,9 @@ def accelerate(
         ValueError: an unknown op.
         BackendUnavailable: a backend that was asked for by name can not run.
     """
-    wanted = OPS if ops == "auto" else (ops,) if isinstance(ops, str) else tuple(ops)
-    if unknown := [name for name in wanted if name not in OPS]:
-        raise ValueError(f"ops: {unknown[0]!r}; there are {', '.join(OPS)}, and auto.")
     restore(model)
     own = next(model.parameters(), torch.empty(0))
+    wanted = _wanted(ops, backend, own.device)
     reasons = {name: can_accelerate(name, backend, own.device, own.dtype) for name in wanted}
     report = Report()
     inside: list[str] = []  # of blocks that were looked at: their sequences are theirs
@@ -102,6 +101,8 @@ def accelerate(
             inside.append(f"{name}." if name else "")
         kind = type(module).__name__
         served = [op for op in rule.ops if op in wanted]
+        if not served and rule.ops == ("conv3d",):
+            continue  # a network has dozens, and nobody expects them in the list
         if not served:
             report.rows.append(Row(name, kind, reason=f"{', '.join(rule.ops)} was not asked for"))
         elif reason := reasons[served[0]] or rule.unfit(module):
@@ -112,6 +113,17 @@ def accelerate(
     if memory_format is not None and report.replaced:
         model.to(memory_format=memory_format)  # type: ignore[call-overload]
     return report
+
+
+def _wanted(ops: str | Sequence[str], backend: str, device: torch.device) -> tuple[str, ...]:
+    """The ops to use, as ``accelerate`` was asked; "auto" leaves convolutions to who does them best on a GPU."""
+    if ops == "auto":
+        native = backend in ("auto", "cpu") and device.type == "cpu"
+        return OPS if native else tuple(name for name in OPS if name != "conv3d")
+    wanted = (ops,) if isinstance(ops, str) else tuple(ops)
+    if unknown := [name for name in wanted if name not in OPS]:
+        raise ValueError(f"ops: {unknown[0]!r}; there are {', '.join(OPS)}, and auto.")
+    return wanted
 
 
 def restore(model: nn.Module) -> None:

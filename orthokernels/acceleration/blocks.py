@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from orthokernels.ops.attention3d import attention3d
 from orthokernels.ops.attention_block import attention_block as whole_block
 from orthokernels.ops.attention_block import fits
+from orthokernels.ops.conv3d import conv3d
 from orthokernels.ops.group_norm_silu import group_norm_silu
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
@@ -110,6 +111,17 @@ def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(size) == tuple(2 * side for side in x.shape[2:]):
         return self.conv(upsample2x_trilinear(x, backend=self._orthokernels_backend))
     return self.conv(F.interpolate(x, size=size, mode="trilinear", align_corners=False))
+
+
+def convolution(self: Any, x: Tensor) -> Tensor:
+    """``nn.Conv3d`` of 3 x 3 x 3 or 1 x 1 x 1 with zeros around; PyTorch's where a gradient is recorded.
+
+    (In training the weights change with every step, and would be packed anew.)
+    """
+    learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+    if learns or x.ndim != 5 or x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return self._orthokernels_original.forward(self, x)
+    return conv3d(x, self.weight, self.bias, stride=self.stride[0], backend=self._orthokernels_backend)
 
 
 def doubling(self: Any, x: Tensor) -> Tensor:

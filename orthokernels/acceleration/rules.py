@@ -144,11 +144,28 @@ def _doubling_unfit(module: nn.Module) -> str:
     return ""
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv3d) and not isinstance(module, nn.ConvTranspose3d)
+
+
+def _convolution_unfit(module: nn.Module) -> str:
+    own: Any = module
+    kernel, stride = own.kernel_size[0], own.stride[0]
+    reasons = {
+        "its kernel is neither 3 x 3 x 3 nor 1 x 1 x 1": kernel not in (1, 3) or set(own.kernel_size) != {kernel},
+        "its stride is neither 1 nor 2 along all axes": stride not in (1, 2) or set(own.stride) != {stride},
+        "it does not pad with zeros to its own size": own.padding not in ("same", (kernel // 2,) * 3)
+        or own.padding_mode != "zeros",
+        "it is dilated or grouped": set(own.dilation) != {1} or own.groups != 1,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
 def _fit(module: nn.Module) -> str:
     return ""
 
 
-_NORM, _UP, _ATTENTION = ("group_norm_silu",), ("upsample2x_trilinear",), ("attention3d",)
+_NORM, _UP, _ATTENTION, _CONVOLUTION = ("group_norm_silu",), ("upsample2x_trilinear",), ("attention3d",), ("conv3d",)
 RULES = (
     Rule(is_project_unet, _unet_unfit, _NORM, blocks.pair, "_join"),
     Rule(
@@ -169,4 +186,5 @@ RULES = (
     Rule(_is_project_upsample, _fit, _UP, blocks.upsample),
     Rule(_is_doubling, _doubling_unfit, _UP, blocks.doubling),
     Rule(_is_sequence, _norms_unfit, _NORM, blocks.sequence),
+    Rule(_is_convolution, _convolution_unfit, _CONVOLUTION, blocks.convolution),
 )

@@ -92,6 +92,7 @@ _COMPUTE: dict[str, tuple[str, ...]] = {
     "attention3d": ("triton",),
     "attention_block": ("triton",),
     "attention_pool": ("triton", "cuda"),
+    "conv3d": ("cpu",),
     "denoise_step": ("triton", "cuda", "cpu"),
     "diffusion_loss": ("triton",),
     "group_norm_silu": ("triton", "cpu"),

@@ -6,6 +6,7 @@ from orthokernels.ops.add_noise import add_noise
 from orthokernels.ops.attention3d import attention3d
 from orthokernels.ops.attention_block import attention_block
 from orthokernels.ops.attention_pool import attention_pool
+from orthokernels.ops.conv3d import conv3d
 from orthokernels.ops.denoise_step import denoise_step
 from orthokernels.ops.diffusion_loss import diffusion_loss
 from orthokernels.ops.group_norm_silu import group_norm_silu
@@ -18,6 +19,7 @@ __all__ = [
     "attention3d",
     "attention_block",
     "attention_pool",
+    "conv3d",
     "denoise_step",
     "diffusion_loss",
     "group_norm_silu",

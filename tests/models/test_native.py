@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("orthokernels._native")
 
-from orthokernels.models.native import UNetPlan, algorithm  # noqa: E402
+from orthokernels.backends.cpu import algorithm  # noqa: E402
+from orthokernels.models.native import UNetPlan  # noqa: E402
 from orthokernels.models.orthodiffusion import GaussianDiffusion, UNet, features  # noqa: E402
 from orthokernels.models.orthodiffusion.native import NativeUNet  # noqa: E402
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthokernels import _native
-from orthokernels.models.native.algorithm import choose
+from orthokernels.backends.cpu.algorithm import choose
 
 Array = NDArray[np.float32]
 

@@ -1,0 +1,120 @@
+"""The convolution: every backend against the float64 definition, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from orthokernels.backends.cpu import conv3d as native
+from orthokernels.backends.registry import BackendUnavailable
+from orthokernels.ops import conv3d
+from orthokernels.ops.conv3d import bytes_moved, operations, reference
+
+# Channels, outputs, kernel, stride, sides; and F(4,4,4)'s bound of csrc/cpu/conv3d.h for at most 64 channels.
+SHAPES = [
+    (16, 32, 3, 1, (4, 9, 10)), (32, 16, 3, 1, (1, 16, 16)), (16, 16, 3, 1, (3, 5, 7)), (5, 3, 3, 1, (3, 4, 5)),
+    (16, 24, 3, 2, (3, 6, 9)), (24, 16, 1, 1, (2, 5, 3)), (1, 16, 3, 1, (4, 4, 4)),
+]  # fmt: skip
+BOUND = 4e-6
+
+
+def inputs(shape, dtype=torch.float32, *, channels_last=False, batch=2) -> tuple[Tensor, Tensor, Tensor]:
+    channels, out, kernel, _, sides = shape
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, *sides, generator=seeded)
+    weight = torch.randn(out, channels, kernel, kernel, kernel, generator=seeded) / (channels * kernel**3) ** 0.5
+    bias = torch.randn(out, generator=seeded)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
+    return x.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+def both_ways(function, given, **options) -> list[Tensor]:
+    """The output and every gradient."""
+    leaves = [tensor.detach().requires_grad_() for tensor in given]
+    y = function(*leaves, **options)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, leaves, upstream)]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_are_the_definition_s(shape, channels_last, backend):
+    given = inputs(shape, channels_last=channels_last)
+    found = both_ways(conv3d, given, stride=shape[3], backend=backend)
+    exact = both_ways(reference, [tensor.double() for tensor in given], stride=shape[3])
+    for own, want in zip(found, exact, strict=True):
+        assert (own - want).norm() / want.norm() < BOUND
+    last = channels_last or shape[0] == 1  # one channel is both, and what comes of it is channels last
+    assert found[0].is_contiguous(memory_format=torch.channels_last_3d) == last
+
+
+def test_changed_weights_are_seen_however_they_were_changed():
+    x, weight, bias = inputs(SHAPES[0])
+    with torch.no_grad():
+        before = conv3d(x, weight, bias, backend="cpu")
+        weight.data.mul_(2)  # no version counter tells of this
+        after = conv3d(x, weight, bias, backend="cpu")
+    torch.testing.assert_close(after - bias.view(-1, 1, 1, 1), 2 * (before - bias.view(-1, 1, 1, 1)))
+
+
+def test_packed_weights_are_let_go_of_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(native, "KEPT_BYTES", 1)
+    for seed in range(3):
+        x, weight, _ = inputs(SHAPES[0])
+        conv3d(x, weight + seed, backend="cpu")
+    assert len(native._packed) == 1
+
+
+@pytest.mark.parametrize(("exact", "bound"), [(True, 1e-6), (False, BOUND)])
+def test_exact_has_the_bound_of_plain_products(exact, bound):
+    given = inputs((64, 64, 3, 1, (16, 32, 32)), batch=1)
+    want = reference(*(tensor.double() for tensor in given))
+    found = conv3d(*given, exact=exact, backend="cpu")
+    assert (found - want).norm() / want.norm() < bound
+
+
+def test_both_derivatives_pass_gradcheck():
+    given = [tensor.requires_grad_() for tensor in inputs((2, 3, 3, 1, (2, 3, 2)), torch.float64)]
+    assert torch.autograd.gradcheck(lambda *tensors: conv3d(*tensors), given)
+    strided = [tensor.requires_grad_() for tensor in inputs((2, 3, 3, 2, (2, 3, 2)), torch.float64)]
+    assert torch.autograd.gradcheck(lambda *tensors: conv3d(*tensors, stride=2), strided)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last", "permuted"])
+def test_registration_passes_opcheck(backend, layout):
+    x, weight, bias = inputs(SHAPES[2], channels_last=layout == "channels_last")
+    if layout == "permuted":
+        x = x.transpose(2, 4).contiguous().transpose(2, 4)
+    x.requires_grad_()
+    weight.requires_grad_()
+    torch.library.opcheck(torch.ops.orthokernels.conv3d.default, (x, weight, bias, 1, False, backend))
+
+
+def test_bytes_and_operations_are_counted_by_the_formula():
+    x, weight, _ = inputs((16, 24, 3, 2, (3, 6, 9)))
+    places = 2 * 3 * 5
+    assert operations(x, weight, 2) == 2 * 2 * 24 * 16 * 27 * places
+    assert bytes_moved(x, weight, 2) == 4 * (x.numel() + weight.numel() + 2 * 24 * places)
+
+
+def test_bad_input_gets_a_sentence():
+    x, weight, bias = inputs(SHAPES[0])
+    for arguments, options, told in [
+        ((x[0], weight, bias), {}, "x: torch.float32 of shape"),
+        (
+            (x, weight[:, :3], bias),
+            {},
+            r"weight: shape \(32, 3, 3, 3, 3\); must be \(K, 16, k, k, k\) with k of 1 or 3",
+        ),
+        ((x, weight, bias[:1]), {}, r"bias: shape \(1,\); must be \(32,\)"),
+        ((x, weight.double(), bias), {}, "weight: torch.float64 on cpu; must be as x"),
+        ((x, weight, bias), {"stride": 3}, "stride: 3; allowed are 1 and 2"),
+        ((x, weight, bias), {"backend": "triton"}, "backend: 'triton'; conv3d has auto, torch, cpu"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            conv3d(*arguments, **options)
+    with pytest.raises(BackendUnavailable, match="its kernels take float32"):
+        conv3d(x.double(), weight.double(), bias.double(), backend="cpu")
