@@ -24,14 +24,18 @@ std::vector<float> values_of(const char* name, const py::array& array, const std
 // (groups, weight, bias, eps), or None.
 std::unique_ptr<cpu::Norm> norm_from(const py::object& given) {
   if (given.is_none()) return nullptr;
-  const py::tuple parts = given.cast<py::tuple>();
-  if (parts.size() != 4) refuse("norm", "must be groups, weight, bias and eps.");
-  const py::array weight = parts[1].cast<py::array>(), bias = parts[2].cast<py::array>();
   auto norm = std::make_unique<cpu::Norm>();
-  norm->groups = size_from("groups", parts[0].cast<std::int64_t>());
-  norm->weight = values_of("norm weight", weight, {kAny});
-  norm->bias = values_of("norm bias", bias, {kAny});
-  norm->eps = parts[3].cast<float>();
+  try {
+    const py::tuple parts = given.cast<py::tuple>();
+    if (parts.size() != 4) throw py::cast_error();
+    norm->groups = size_from("groups", parts[0].cast<std::int64_t>());
+    norm->weight = values_of("norm weight", parts[1].cast<py::array>(), {kAny});
+    norm->bias = values_of("norm bias", parts[2].cast<py::array>(), {kAny});
+    norm->eps = parts[3].cast<float>();
+  } catch (const py::cast_error&) {
+    refuse("norm", "must be a tuple of groups, weight, bias and eps.");
+  }
+  if (!(norm->eps > 0)) refuse("eps", "must be positive.");
   return norm;
 }
 
