@@ -3,6 +3,9 @@
 // A block of tiles goes through three steps in a workspace of its own: every tile's input is transformed along width,
 // height and depth; for each of the transformed places, tiles x channels times channels x outputs; every tile's sums
 // are transformed back, completed and written. The lines of `Line<M>` are the transforms along one axis.
+//
+// Ladder, 64 to 64 channels at 16 x 256 x 256 with SiLU and moments, one thread of a Zen 4 with AVX-512, GFLOP/s of the
+// definition: as above 352; the next tile's input fetched ahead 440; its output and residual too 475. Direct: 115.
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -89,9 +92,10 @@ Place place_of(const ConvTask& task, std::int64_t tile) {
 }
 
 // The input's transform of one tile and kLanes channels, from a tile's table of addresses (null outside the volume).
+// `ahead` lies the same voxel of the next tile, whose fetch from memory begins here: no hardware sees these strides.
 template <int D, int P, bool kActivate>
 void transform_input(const float* const* sources, std::int64_t channel, Vector scale, Vector shift, float* v,
-                     std::int64_t place_step) {
+                     std::int64_t place_step, std::int64_t ahead) {
   constexpr int kDepth = Tile<D, P>::kDepth, kPlane = Tile<D, P>::kPlane;
   Vector t[kDepth][kPlane][kPlane];
   for (int i = 0; i < kDepth; ++i) {
@@ -102,6 +106,7 @@ void transform_input(const float* const* sources, std::int64_t channel, Vector s
         Vector value = {};
         if (source != nullptr) {
           value = load(source + channel);
+          __builtin_prefetch(source + channel + ahead);
           if (kActivate) value = silu(value * scale + shift);
         }
         row[k] = value;
@@ -146,9 +151,9 @@ void transform_volume(const ConvTask& task, Place place, const float* x, std::in
   for (std::int64_t c = 0; c < channels; c += kLanes) {
     if (input.scale != nullptr) {
       const Vector scale = load(input.scale + first + c), shift = load(input.shift + first + c);
-      transform_input<D, P, true>(sources, c, scale, shift, v + first + c, place_step);
+      transform_input<D, P, true>(sources, c, scale, shift, v + first + c, place_step, P * channels);
     } else {
-      transform_input<D, P, false>(sources, c, Vector{}, Vector{}, v + first + c, place_step);
+      transform_input<D, P, false>(sources, c, Vector{}, Vector{}, v + first + c, place_step, P * channels);
     }
   }
 }
@@ -182,6 +187,7 @@ void transform_output(const ConvTask& task, Place place, std::int64_t channel, c
   const Vector bias = output.bias != nullptr ? load(output.bias + channel) : Vector{};
   const std::int64_t deep = task.out.depth - place.d, down = task.out.height - place.h;
   const std::int64_t across = task.out.width - place.w;
+  const std::int64_t ahead = P * task.out_channels;  // the same voxel of the next tile
   for (int j = 0; j < P && j < down; ++j) {
     for (int k = 0; k < P && k < across; ++k) {
       Vector line[kDepth], made[D];
@@ -191,8 +197,12 @@ void transform_output(const ConvTask& task, Place place, std::int64_t channel, c
         const std::int64_t voxel = ((place.d + i) * task.out.height + place.h + j) * task.out.width + place.w + k;
         const std::int64_t at = voxel * task.out_channels + channel;
         Vector value = made[i] + bias;
-        if (output.residual != nullptr) value += load(output.residual + at);
+        if (output.residual != nullptr) {
+          value += load(output.residual + at);
+          __builtin_prefetch(output.residual + at + ahead);
+        }
         store(output.y + at, value);
+        __builtin_prefetch(output.y + at + ahead, 1);
         if (gathered == nullptr) continue;
         if (first_of_block) *gathered = {value, Vector{}, Vector{}}, first_of_block = false;
         const Vector apart = value - gathered->pivot;
