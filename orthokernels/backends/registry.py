@@ -90,7 +90,7 @@ class BackendUnavailable(ValueError):  # noqa: N818
 _COMPUTE: dict[str, tuple[str, ...]] = {
     "add_noise": ("triton", "cpu"),
     "attention3d": ("triton",),
-    "attention_pool": ("triton", "cuda"),
+    "attention_pool": ("triton", "cuda", "cpu"),
     "denoise_step": ("triton", "cuda", "cpu"),
     "diffusion_loss": ("triton",),
     "group_norm_silu": ("triton", "cpu"),
