@@ -14,6 +14,7 @@ def add_noise(
     x0: Array, shares: Array, noisy: Array, *, noise: Array | None = None, seed: int | None = None, step: int = 0,
     threads: int = 1,
 ) -> None: ...  # fmt: skip
+def attention_pool(*arguments: Array | float, threads: int = 1) -> None: ...
 def denoise_step(
     x: Array, output: Array, coefficients: Array, found: Array, *, previous: Array | None = None,
     threshold: Array | None = None, seed: int | None = None, step: int = 0, clip: float | None = None,

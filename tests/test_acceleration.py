@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthokernels.acceleration import accelerate, blocks, restore
+from orthokernels.acceleration import OPS, accelerate, blocks, restore
 from orthokernels.models.orthodiffusion import UNet
 from orthokernels.ops import conv3d
 from orthokernels.schedulers import DDIMScheduler
@@ -211,13 +211,26 @@ def test_the_report_names_every_module_and_why_one_was_left():
     assert not report.left
 
 
-def test_on_a_cpu_the_native_kernels_are_called_and_the_rest_is_told():
+def test_on_a_cpu_convolutions_are_replaced_and_the_rest_is_told():
     model, inputs = MODELS["project"]()
     before = model(*inputs)
     report = accelerate(model)
+    assert {row.ops for row in report.replaced} == {("conv3d",)}
+    made = {f"the native {op} made no network faster; backend='cpu' asks for it" for op in OPS[:2]}
+    assert {row.reason for row in report.left} == {*made, "no kernel computes attention3d on cpu"}
+    with torch.no_grad():
+        torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)  # float32 through some dozen layers
+
+
+def test_on_a_cpu_every_native_kernel_is_called_where_it_is_asked_for():
+    model, inputs = MODELS["project"]()
+    for parameter in model.parameters():  # layers that begin at zero would hide what comes before them
+        nn.init.normal_(parameter, std=0.1)
+    before = model(*inputs)
+    assert before.std() > 0.01
+    report = accelerate(model, backend="cpu")
     assert {row.ops for row in report.replaced} == {("group_norm_silu",), ("upsample2x_trilinear",), ("conv3d",)}
-    assert {row.reason for row in report.left} == {"no kernel computes attention3d on cpu"}
-    torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)  # float32 through some dozen layers
+    torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)
 

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("instruction_set", [] { return orthokernels::cpu::name_of(orthokernels::cpu::best_isa()); },
              "The instruction set that kernels use: avx512, avx2 or portable; ORTHOKERNELS_ISA asks for a lower one.");
   orthokernels::bindings::add_add_noise(module);
+  orthokernels::bindings::add_attention_pool(module);
   orthokernels::bindings::add_conv3d(module);
   orthokernels::bindings::add_denoise_step(module);
   orthokernels::bindings::add_group_norm_silu(module);

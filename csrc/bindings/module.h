@@ -6,6 +6,7 @@
 namespace orthokernels::bindings {
 
 void add_add_noise(pybind11::module_& module);
+void add_attention_pool(pybind11::module_& module);
 void add_conv3d(pybind11::module_& module);
 void add_denoise_step(pybind11::module_& module);
 void add_group_norm_silu(pybind11::module_& module);

@@ -27,9 +27,10 @@ from torch import nn
 
 from orthokernels.acceleration import blocks
 from orthokernels.acceleration.rules import is_project_unet, rule_of
-from orthokernels.backends.registry import can_accelerate
+from orthokernels.backends.registry import can_accelerate, ops_of
 
-OPS = ("group_norm_silu", "upsample2x_trilinear", "attention3d", "conv3d")
+ON_A_GPU = ("group_norm_silu", "upsample2x_trilinear", "attention3d")
+OPS = (*ON_A_GPU, "conv3d")
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def accelerate(
 def _wanted(ops: str | Sequence[str], backend: str, device: torch.device) -> tuple[str, ...]:
     """The ops to use, as ``accelerate`` was asked; "auto" leaves convolutions to who does them best on a GPU."""
     if ops == "auto":
-        native = backend in ("auto", "cpu") and device.type == "cpu"
-        return OPS if native else tuple(name for name in OPS if name != "conv3d")
+        computed = ops_of(backend) if backend != "auto" else OPS if device.type == "cpu" else ON_A_GPU
+        return tuple(name for name in OPS if name in computed)
     wanted = (ops,) if isinstance(ops, str) else tuple(ops)
     if unknown := [name for name in wanted if name not in OPS]:
         raise ValueError(f"ops: {unknown[0]!r}; there are {', '.join(OPS)}, and auto.")

@@ -38,7 +38,7 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
         q, k, v: (N, heads, T, d), of any strides: views into one projection are read where they lie. float32, float16
             or bfloat16, and float64 in plain PyTorch; for the kernels d up to 128 in float32, 256 in half precision.
         scale: of the scores; 1 / sqrt(d) by default.
-        backend: "auto", "torch", "triton" or "cuda".
+        backend: "auto", "torch", "cpu", "triton" or "cuda".
 
     Returns:
         (N, heads, d) in q's dtype; sums are float32. Differentiable once.

@@ -83,6 +83,12 @@ class Cases:
         noising = {"x0": self.normal(*shape), "shares": shares, "noisy": nan(*shape), "step": step, **own}
         yield self.native.add_noise, {**noising, "threads": threads}, check_noised
 
+    def pooling(self) -> Iterator[Case]:
+        heads, tokens, d = self.side(4), int(self.rng.choice([1, 6, 65, 200])), self.side(40)
+        given = {name: self.normal(heads, tokens, d) for name in "qkv"}
+        written = {"out": nan(heads, d), "looked_at": nan(heads, tokens), "log_sum": nan(heads, tokens)}
+        yield self.native.attention_pool, {**given, **written, "scale": 0.3, "threads": self.side(3)}, check_pooled
+
     def convolution(self) -> Iterator[Case]:
         sides = [self.side(5), self.side(7), self.side(9)]
         out, channels = (int(self.rng.choice([1, 3, 16, 32, 48])) for _ in range(2))
@@ -138,7 +144,7 @@ class Cases:
         yield attend, attention, lambda done: None
 
     def __iter__(self) -> Iterator[Case]:
-        for kind in (self.group_norm, self.doubling, self.sampling, self.convolution, self.plan):
+        for kind in (self.group_norm, self.doubling, self.sampling, self.pooling, self.convolution, self.plan):
             yield from kind()
 
 
@@ -204,6 +210,15 @@ def check_noised(done: dict[str, Any]) -> None:
     if "noise" in done:
         close(done["noisy"], signal * done["x0"] + share * done["noise"], 1e-5)
     assert np.all(np.abs(done["noisy"] - signal * done["x0"]) <= 6 * np.abs(share) + 1e-4)
+
+
+def check_pooled(done: dict[str, Any]) -> None:
+    q, k, v = (done[name].astype(np.float64) for name in "qkv")
+    e = np.exp(done["scale"] * q @ k.swapaxes(1, 2))
+    looked_at = (e / e.sum(axis=2, keepdims=True)).mean(axis=1)
+    close(done["looked_at"], looked_at, 1e-5)
+    close(done["log_sum"], np.log(e.sum(axis=2)), 1e-5)
+    close(done["out"], (looked_at[:, None] @ v)[:, 0], 1e-5)
 
 
 def check_convolved(done: dict[str, Any], weight: np.ndarray, stride: int) -> None:

@@ -1,4 +1,4 @@
-"""Attention with a mean over the queries: both backends against the float64 definition, forward and backward."""
+"""Attention with a mean over the queries: every backend against the float64 definition, forward and backward."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_as_exact_as_plain(tokens: list[Tensor], **options) -> None:
         assert (own - want).abs().max() <= 2 * (other - want).abs().max() + rounding
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("views", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pooled_tokens_and_gradients_are_as_exact_as_plain_pytorch_s(shape, views, backend):
@@ -53,7 +53,7 @@ def test_half_precision_sums_in_float32(shape):
     assert_as_exact_as_plain(made(shape, torch.float16), backend="triton")
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 def test_scores_of_hundreds_do_not_overflow(backend):
     tokens = made(SHAPES[0])
     found = attention_pool(tokens[0] * 50, *tokens[1:], backend=backend)
@@ -75,7 +75,7 @@ def test_it_is_what_the_published_pooling_computes():
     torch.testing.assert_close(found, pooling(x)[:, 32:], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("views", [True, False])
 def test_registration_passes_opcheck(backend, views):
     tokens = [part.detach().requires_grad_() for part in made((1, 2, 5, 4), views=views)]
