@@ -11,6 +11,7 @@ larger of its operations over the measured matrix rate and its bytes over the me
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ TINY = (8, 32, 32)
 TIMESTEP = 100
 WIDTH = 64
 HALF_GIBIBYTE = 2**29
+LIMITS = ("ORTHOKERNELS_ISA", "ONEDNN_MAX_CPU_ISA")  # of our instruction set, and of PyTorch's and OpenVINO's
 
 
 class FeaturePass(nn.Module):
@@ -78,7 +80,8 @@ def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) ->
             made[name] = call()
             if number > 0:
                 seconds[name].append(time.perf_counter() - started)
-    command = f"orthokernels bench cpu --suite {suite} --threads {threads} --rounds {rounds}" + " --tiny" * tiny
+    limits = "".join(f"{name}={os.environ[name]} " for name in LIMITS if name in os.environ)
+    command = f"{limits}orthokernels bench cpu --suite {suite} --threads {threads} --rounds {rounds}" + " --tiny" * tiny
     return {
         **circumstances(command),
         "suite": suite,
