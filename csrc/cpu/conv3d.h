@@ -54,7 +54,7 @@ struct ConvOutput {
   float* moments = nullptr;         // [blocks][3][out]: count, mean, sum of squared distances to it
 };
 
-// One block of the output: geometry that all instruction sets share.
+// All that a kernel is told: the same for every instruction set.
 struct ConvTask {
   Sides in, out;
   std::int64_t in_channels, out_channels;  // of both inputs together
@@ -112,8 +112,8 @@ class Conv3d {
 };
 
 // A group's mean and 1 / sqrt(variance + eps) from the moments of its channels, folded with weight and bias into
-// scale and shift of each channel: (x - mean) rstd weight + bias = x scale + shift.
-// first, blocks, channels: two volumes side by side may have moments of their own.
+// scale and shift of each channel: (x - mean) rstd weight + bias = x scale + shift. Two volumes side by side have moments
+// of their own, each with its number of blocks.
 struct ChannelMoments {
   const float* moments;
   std::int64_t blocks, channels;
