@@ -1,11 +1,8 @@
 // A block of queries at a time, its scores for all keys in the workspace: for the few hundred tokens of a bottleneck.
 #include "cpu/attention.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "cpu/products.h"
+#include "cpu/threads.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -84,14 +81,6 @@ void attend_block(const AttentionTask& task, std::int64_t n, std::int64_t first,
     float* out = task.out + (first + i) * task.heads * task.d + n * task.d;
     for (std::int64_t c = 0; c < task.d; ++c) out[c] = sums[i * width + c] / totals[i];
   }
-}
-
-int thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }
 
 void attend(const AttentionTask& task) {

@@ -26,7 +26,7 @@ ORTHOKERNELS_TABLES(AttentionKernels, attention)
 
 constexpr std::int64_t kQueries = 24;  // of a block; a multiple of kRows
 
-inline std::int64_t attention_workspace_floats(std::int64_t tokens, std::int64_t heads, std::int64_t d, int threads,
+static inline std::int64_t attention_workspace_floats(std::int64_t tokens, std::int64_t heads, std::int64_t d, int threads,
                                                Isa isa) {
   const std::int64_t lanes = lanes_of(isa);
   const std::int64_t columns = (tokens + lanes - 1) / lanes * lanes, width = (d + lanes - 1) / lanes * lanes;

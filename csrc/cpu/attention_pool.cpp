@@ -1,10 +1,7 @@
 // Compiled for each instruction set. Keys are packed once for each head, in panels of kColumns vectors.
 #include "cpu/attention_pool.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
+#include "cpu/threads.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -12,14 +9,6 @@ namespace {
 
 constexpr std::int64_t kWide = kColumns * kLanes;
 static_assert(kPoolingColumns % kWide == 0 && kPoolingQueries % kRows == 0, "blocks are whole tiles of registers");
-
-int thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 // Keys [tokens][d] to panels [columns / kWide][d][kWide], zeros behind the last.
 void pack(const PoolingTask& task, std::int64_t head, float* keys) {
@@ -100,11 +89,11 @@ void finish(const PoolingTask& task, std::int64_t head, const float* slices) {
   }
   const float* v = task.v + head * task.tokens * task.d;
   for (std::int64_t c = 0; c < task.d; c += kLanes) {
-    const int count = task.d - c < kLanes ? static_cast<int>(task.d - c) : kLanes;
+    const int count = lanes_left(c, task.d);
     Vector sum = {};
     for (std::int64_t t = 0; t < task.tokens; ++t) {
       const float* own = v + t * task.d + c;
-      sum += (count == kLanes ? load(own) : load_first(own, count)) * looked_at[t];
+      sum += load_some(own, count) * looked_at[t];
     }
     store_first(task.out + head * task.d + c, sum, count);
   }

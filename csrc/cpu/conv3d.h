@@ -32,7 +32,7 @@ const char* name_of(Algorithm algorithm);
 
 struct Sides {
   std::int64_t depth, height, width;
-  std::int64_t voxels() const { return depth * height * width; }
+  [[gnu::always_inline]] std::int64_t voxels() const { return depth * height * width; }
 };
 
 // What is read. [depth, height, width, channels], and [.., skip_channels] behind it where skip is not null.

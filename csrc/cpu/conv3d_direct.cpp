@@ -70,18 +70,13 @@ void make_voxels(const ConvTask& task, const Tap* taps, int tap_count, std::int6
   const ConvOutput& output = task.output;
   for (int j = 0; j < kC; ++j) {
     const std::int64_t k = channel + j * kLanes;
-    const int count = task.out_channels - k < kLanes ? static_cast<int>(task.out_channels - k) : kLanes;
-    const bool whole = count == kLanes;
-    Vector bias = {};
-    if (output.bias != nullptr) bias = whole ? load(output.bias + k) : load_first(output.bias + k, count);
+    const int count = lanes_left(k, task.out_channels);
+    const Vector bias = output.bias != nullptr ? load_some(output.bias + k, count) : Vector{};
     for (int i = 0; i < kR; ++i) {
       const std::int64_t at = (row_start + voxel + i) * task.out_channels + k;
       Vector value = sum[i][j] + bias;
-      if (output.residual != nullptr) {
-        value += whole ? load(output.residual + at) : load_first(output.residual + at, count);
-      }
-      if (whole) store(output.y + at, value);
-      else store_first(output.y + at, value, count);
+      if (output.residual != nullptr) value += load_some(output.residual + at, count);
+      store_some(output.y + at, value, count);
     }
   }
 }
@@ -101,20 +96,16 @@ void gather(const ConvTask& task, std::int64_t row, std::int64_t first, std::int
   float* moments = task.output.moments + row * 3 * out;
   const float n = static_cast<float>(width);
   for (std::int64_t k = first; k < last; k += kLanes) {
-    const int count = last - k < kLanes ? static_cast<int>(last - k) : kLanes;
-    const bool whole = count == kLanes;
-    const Vector pivot = whole ? load(y + k) : load_first(y + k, count);
+    const int count = lanes_left(k, last);
+    const Vector pivot = load_some(y + k, count);
     Vector sum = {}, squares = {};
     for (std::int64_t w = 0; w < width; ++w) {
-      const Vector value = whole ? load(y + w * out + k) : load_first(y + w * out + k, count);
-      sum += value - pivot;
-      squares += (value - pivot) * (value - pivot);
+      const Vector apart = load_some(y + w * out + k, count) - pivot;
+      sum += apart;
+      squares += apart * apart;
     }
     const Vector rows[3] = {splat(n), pivot + sum / n, squares - sum * sum / n};
-    for (int i = 0; i < 3; ++i) {
-      if (whole) store(moments + i * out + k, rows[i]);
-      else store_first(moments + i * out + k, rows[i], count);
-    }
+    for (int i = 0; i < 3; ++i) store_some(moments + i * out + k, rows[i], count);
   }
 }
 

@@ -6,12 +6,9 @@
 //
 // Ladder, 64 to 64 channels at 16 x 256 x 256 with SiLU and moments, one thread of a Zen 4 with AVX-512, GFLOP/s of the
 // definition: as above 352; the next tile's input fetched ahead 440; its output and residual too 475. Direct: 115.
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "cpu/conv3d.h"
 #include "cpu/products.h"
+#include "cpu/threads.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -255,14 +252,6 @@ void block(const ConvTask& task, std::int64_t number, std::int64_t first, std::i
     store(moments + out + k, own.pivot + own.sum / n);
     store(moments + 2 * out + k, own.squares - own.sum * own.sum / n);
   }
-}
-
-int thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }
 
 template <int D, int P>

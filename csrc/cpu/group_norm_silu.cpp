@@ -57,17 +57,6 @@ float* table_at(const Task& task, std::int64_t sample, int kind) {
   return task.workspace.table + (sample * 8 + kind) * task.shape.all_channels();
 }
 
-inline Vector load_some(const float* p, int count) { return count == kLanes ? load(p) : load_first(p, count); }
-
-inline void store_some(float* p, Vector v, int count) {
-  if (count == kLanes) store(p, v);
-  else store_first(p, v, count);
-}
-
-inline int lanes_left(std::int64_t at, std::int64_t end) {
-  return end - at < kLanes ? static_cast<int>(end - at) : kLanes;
-}
-
 // kSums sums over the rows of a block, of each of kV vectors of columns; `add(sums, row, column, count)` adds a place.
 template <int kSums, int kV, typename Add>
 inline void add_rows(std::int64_t rows, std::int64_t column, int count, Vector (&total)[kV][kSums], const Add& add) {

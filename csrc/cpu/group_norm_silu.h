@@ -17,7 +17,7 @@ namespace orthokernels::cpu {
 struct GroupNormShape {
   std::int64_t samples, channels, skip_channels, voxels, groups;
   bool channels_last;
-  std::int64_t all_channels() const { return channels + skip_channels; }
+  [[gnu::always_inline]] std::int64_t all_channels() const { return channels + skip_channels; }
 };
 
 // What both directions read; null is left out.

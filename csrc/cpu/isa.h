@@ -1,8 +1,9 @@
 // One source, compiled once per instruction set into a namespace of its own; the best that runs here is chosen once.
 //
 // A kernel's file is compiled with ORTHOKERNELS_ISA set to portable, avx2 or avx512 (see CMakeLists.txt) and defines a
-// table of functions in orthokernels::cpu::ORTHOKERNELS_ISA. Such files use no inline function of the standard library:
-// the linker might keep the copy of the wider instruction set for everyone.
+// table of functions in orthokernels::cpu::ORTHOKERNELS_ISA. Such files call no inline function that others have too, of
+// the standard library or ours, unless it is static or always inlined: the linker might keep the copy of the wider
+// instruction set for everyone.
 #pragma once
 
 #include <stdexcept>

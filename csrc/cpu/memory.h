@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 #include <new>
 #include <utility>
@@ -12,17 +13,29 @@
 
 namespace orthokernels::cpu {
 
+// Becomes Python's MemoryError, with the size that was asked for.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::size_t floats) {
+    std::snprintf(text_, sizeof(text_), "no memory for %zu bytes", floats * sizeof(float));
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[64];
+};
+
 class Floats {
  public:
   Floats() = default;
-  // Throws std::bad_alloc.
+  // Throws OutOfMemory.
   explicit Floats(std::size_t count) : size_(count) {
     const std::size_t bytes = count * sizeof(float);
     const std::size_t alignment = bytes >= kLargePage ? kLargePage : 64;
     const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
-    if (whole < bytes) throw std::bad_alloc();
+    if (whole < bytes) throw OutOfMemory(count);
     data_ = static_cast<float*>(std::aligned_alloc(alignment, whole == 0 ? alignment : whole));
-    if (data_ == nullptr) throw std::bad_alloc();
+    if (data_ == nullptr) throw OutOfMemory(count);
 #if defined(__linux__)
     if (bytes >= kLargePage) madvise(data_, whole, MADV_HUGEPAGE);
 #endif

@@ -5,18 +5,6 @@
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
 namespace {
 
-// The first `count` of kLanes, or all.
-Vector load_some(const float* p, int count) { return count == kLanes ? load(p) : load_first(p, count); }
-
-void store_some(float* p, Vector v, int count) {
-  if (count == kLanes) store(p, v);
-  else store_first(p, v, count);
-}
-
-int lanes_left(std::int64_t channel, std::int64_t channels) {
-  return channels - channel < kLanes ? static_cast<int>(channels - channel) : kLanes;
-}
-
 void block_moments(const float* x, std::int64_t voxels, std::int64_t channels, float* moments) {
   const float n = static_cast<float>(voxels);
   for (std::int64_t c = 0; c < channels; c += kLanes) {

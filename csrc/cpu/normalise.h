@@ -9,7 +9,7 @@ namespace orthokernels::cpu {
 
 constexpr std::int64_t kMomentVoxels = 256;  // of a block of moments
 
-inline std::int64_t moment_blocks(std::int64_t voxels) { return (voxels + kMomentVoxels - 1) / kMomentVoxels; }
+static inline std::int64_t moment_blocks(std::int64_t voxels) { return (voxels + kMomentVoxels - 1) / kMomentVoxels; }
 
 struct NormaliseKernels {
   // x [voxels, channels] to moments [moment_blocks(voxels)][3][channels]: count, mean, squared distances to it.

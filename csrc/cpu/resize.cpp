@@ -33,17 +33,14 @@ void make_row(const float* x, Sides in, float* y, Sides out, std::int64_t channe
     const Between w = between(voxel, in.width, out.width);
     float* made = y + (row * out.width + voxel) * channels;
     for (std::int64_t c = 0; c < channels; c += kLanes) {
-      const int count = channels - c < kLanes ? static_cast<int>(channels - c) : kLanes;
-      const bool whole = count == kLanes;
+      const int count = lanes_left(c, channels);
       Vector sum = {};
       for (int n = 0; n < 4; ++n) {
         const float *one = rows[n] + w.first * channels + c, *two = rows[n] + w.second * channels + c;
-        const Vector first = whole ? load(one) : load_first(one, count);
-        const Vector second = whole ? load(two) : load_first(two, count);
+        const Vector first = load_some(one, count), second = load_some(two, count);
         sum += shares[n] * ((1 - w.share) * first + w.share * second);
       }
-      if (whole) store(made + c, sum);
-      else store_first(made + c, sum, count);
+      store_some(made + c, sum, count);
     }
   }
 }

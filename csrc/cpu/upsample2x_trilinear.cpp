@@ -2,22 +2,11 @@
 // height into a row that the first-level cache holds, which is then stretched, or gathered, along the width.
 #include "cpu/upsample2x_trilinear.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
+#include "cpu/threads.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
 namespace {
-
-int thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 std::int64_t clamped(std::int64_t place, std::int64_t side) {
   return place < 0 ? 0 : place >= side ? side - 1 : place;

@@ -41,6 +41,18 @@ static inline void store_first(float* p, Vector v, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+// How many lanes a vector of channels from `at` on has before `end`.
+static inline int lanes_left(std::int64_t at, std::int64_t end) {
+  return end - at < kLanes ? static_cast<int>(end - at) : kLanes;
+}
+
+static inline Vector load_some(const float* p, int count) { return count == kLanes ? load(p) : load_first(p, count); }
+
+static inline void store_some(float* p, Vector v, int count) {
+  if (count == kLanes) store(p, v);
+  else store_first(p, v, count);
+}
+
 static inline Vector select(Integers mask, Vector yes, Vector no) {
   return reinterpret_cast<Vector>((mask & reinterpret_cast<Integers>(yes)) | (~mask & reinterpret_cast<Integers>(no)));
 }

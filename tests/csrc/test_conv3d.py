@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -175,3 +177,16 @@ def test_bad_input_gets_a_sentence():
     ]:
         with pytest.raises(ValueError, match=told):
             native.Conv3d(*arguments)
+
+
+def test_no_memory_is_told_with_the_size_that_was_asked_for():
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    if overcommit.is_file() and overcommit.read_text().strip() == "1":
+        pytest.skip("this system promises any amount of memory")
+    sides = (4, 6, 8)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 64, 3, 3, 3), dtype=np.float32)
+    x = rng.standard_normal((*sides, 64), dtype=np.float32)
+    conv = native.Conv3d(weight, 1, sides, "F(4,4,4)", tiles=4096)
+    with pytest.raises(MemoryError, match=f"no memory for {conv.workspace_bytes(threads=1024)} bytes"):
+        conv.run(x, poisoned(*sides, 64), threads=1024)  # half a terabyte
