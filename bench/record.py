@@ -49,15 +49,22 @@ def record(rows: list[Row], command: str) -> dict[str, Any]:
     return {**circumstances(command), "rows": [{**asdict(row), "median": row.median} for row in rows]}
 
 
-def markdown(facts: dict[str, Any]) -> str:
-    """A table with medians, the 20th and 80th percentiles, ratios and limits."""
+def heading(facts: dict[str, Any]) -> list[str]:
+    """A result's first lines: command, commit and date, then machine and versions."""
     machine = facts["processor"]
-    lines = [
+    return [
         f"`{facts['command']}` at {facts['commit']}, {facts['date']}",
         "",
         f"{machine['name']}, {machine['cores']} cores ({', '.join(machine['features'])}); "
         + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "",
+    ]
+
+
+def markdown(facts: dict[str, Any]) -> str:
+    """A table with medians, the 20th and 80th percentiles, ratios and limits."""
+    lines = [
+        *heading(facts),
         "| suite | what | median | 20 % | 80 % | ratio | limit |",
         "|---|---|---|---|---|---|---|",
     ]

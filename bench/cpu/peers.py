@@ -1,4 +1,4 @@
-"""What else runs a PyTorch module on a CPU: each made ready once, then called with a NumPy array.
+"""What else runs a PyTorch module on a CPU: each made ready once for an input, in its own memory format, then called.
 
 A peer that is not installed, or that can not take the module, is left out with its reason.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-Call = Callable[[np.ndarray], np.ndarray]
+Call = Callable[[], np.ndarray]
 Make = Callable[[nn.Module, np.ndarray, int], Call]
 
 CALIBRATION_VOLUMES = 2
@@ -28,21 +28,21 @@ CALIBRATION_VOLUMES = 2
 
 def torch_eager(module: nn.Module, x: np.ndarray, threads: int) -> Call:
     """Plain eager PyTorch, contiguous memory."""
-    return _torch_call(module, torch.contiguous_format, threads)
+    return _torch_call(module, x, torch.contiguous_format, threads)
 
 
 def torch_channels_last(module: nn.Module, x: np.ndarray, threads: int) -> Call:
     """Plain eager PyTorch, weights and volumes channels last."""
-    return _torch_call(module, torch.channels_last_3d, threads)
+    return _torch_call(module, x, torch.channels_last_3d, threads)
 
 
-def _torch_call(module: nn.Module, memory_format: torch.memory_format, threads: int) -> Call:
+def _torch_call(module: nn.Module, x: np.ndarray, memory_format: torch.memory_format, threads: int) -> Call:
     own = copy.deepcopy(module).to(memory_format=memory_format)  # type: ignore[call-overload]
+    volume = torch.from_numpy(x).contiguous(memory_format=memory_format)
 
-    def call(x: np.ndarray) -> np.ndarray:
+    def call() -> np.ndarray:
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            volume = torch.from_numpy(x).contiguous(memory_format=memory_format)
             return np.asarray(own(volume).numpy())
 
     return call
@@ -57,7 +57,7 @@ def onnxruntime_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
     with _exported(module, x) as path:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda volume: np.asarray(session.run(None, {name: volume})[0])
+    return lambda: np.asarray(session.run(None, {name: x})[0])
 
 
 def openvino_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
@@ -65,7 +65,7 @@ def openvino_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
     import openvino
 
     with _exported(module, x) as path:
-        return _openvino_call(openvino.Core().read_model(path), threads)
+        return _openvino_call(openvino.Core().read_model(path), x, threads)
 
 
 def openvino_int8(module: nn.Module, x: np.ndarray, threads: int) -> Call:
@@ -78,7 +78,7 @@ def openvino_int8(module: nn.Module, x: np.ndarray, threads: int) -> Call:
     nncf.set_log_level(40)  # errors
     with _exported(module, x) as path:
         model = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(volumes), fast_bias_correction=True)
-    return _openvino_call(model, threads)
+    return _openvino_call(model, x, threads)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _exported(module: nn.Module, x: np.ndarray) -> Iterator[Path]:
         yield path
 
 
-def _openvino_call(model: Any, threads: int) -> Call:
+def _openvino_call(model: Any, x: np.ndarray, threads: int) -> Call:
     import openvino
 
     settings = {
@@ -100,7 +100,7 @@ def _openvino_call(model: Any, threads: int) -> Call:
         "NUM_STREAMS": 1,
     }  # fmt: skip
     compiled = openvino.Core().compile_model(model, "CPU", settings)
-    return lambda volume: np.asarray(compiled(volume)[0])
+    return lambda: np.asarray(compiled(x)[0])
 
 
 # Each peer's name in a result, how it is made, and what it needs beside PyTorch.

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from orthokernels.bench.cpu.peers import made_ready
-from orthokernels.bench.record import circumstances, percentiles
+from orthokernels.bench.cpu.peers import Call, made_ready
+from orthokernels.bench.record import circumstances, heading, percentiles
 from torch import Tensor, nn
 
 from orthokernels import _native
@@ -68,9 +68,7 @@ def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) ->
     sides = TINY if tiny else SIDES
     ours, module, x, layers = _subject(suite, sides, threads, tiny)
     left_out: dict[str, str] = {}
-    calls: dict[str, Callable[[], np.ndarray]] = {"orthokernels": lambda: ours(x)}
-    for name, call in made_ready(module, x, threads, left_out):
-        calls[name] = lambda call=call: call(x)  # type: ignore[misc]
+    calls: dict[str, Call] = {"orthokernels": ours, **dict(made_ready(module, x, threads, left_out))}
     expected = _float64(module, x)
     made: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -100,37 +98,33 @@ def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) ->
 
 def _subject(
     suite: Suite, sides: tuple[int, int, int], threads: int, tiny: bool
-) -> tuple[Callable[[np.ndarray], np.ndarray], nn.Module, np.ndarray, Callable[[], list[dict[str, Any]]]]:
+) -> tuple[Call, nn.Module, np.ndarray, Callable[[], list[dict[str, Any]]]]:
     """What is measured: ours, the PyTorch module, the input, and our layers' facts after a run."""
     rng = np.random.default_rng(0)
     if suite == "layer":
         conv = nn.Conv3d(WIDTH, WIDTH, 3, padding=1).eval()
         x = rng.standard_normal((1, WIDTH, *sides), dtype=np.float32)
-        layer = _NativeLayer(conv, sides, threads)
-        return layer, conv, x, list
+        return _native_layer(conv, x, threads), conv, x, list
     unet = network(tiny)
     name = "mid_2" if suite == "features" else "final"
     plan = native_plan(unet, name, sides)
     x = rng.standard_normal((1, 1, *sides), dtype=np.float32)
-    return lambda volume: plan.run(volume[0], threads=threads)[name][None], FeaturePass(unet, name), x, plan.describe
+    return lambda: plan.run(x[0], threads=threads)[name][None], FeaturePass(unet, name), x, plan.describe
 
 
-class _NativeLayer:
-    """One convolution, its volumes channels last as the engine keeps them; turning them is not part of it."""
+def _native_layer(conv: nn.Conv3d, x: np.ndarray, threads: int) -> Call:
+    """One convolution, its volumes channels last as the engine keeps them."""
+    assert conv.bias is not None
+    weight, bias = conv.weight.detach().numpy(), conv.bias.detach().numpy()
+    sides = x.shape[2:]
+    own = _native.Conv3d(weight, 1, sides, choose(WIDTH, WIDTH, 3, 1, sides))
+    volume, made = np.ascontiguousarray(np.moveaxis(x[0], 0, -1)), np.empty((*sides, WIDTH), np.float32)
 
-    def __init__(self, conv: nn.Conv3d, sides: tuple[int, int, int], threads: int) -> None:
-        weight = conv.weight.detach().numpy()
-        assert conv.bias is not None
-        self.bias, self.threads = conv.bias.detach().numpy(), threads
-        self.conv = _native.Conv3d(weight, 1, sides, choose(WIDTH, WIDTH, 3, 1, sides))
-        self.x: np.ndarray | None = None
+    def call() -> np.ndarray:
+        own.run(volume, made, bias=bias, threads=threads)
+        return np.moveaxis(made, -1, 0)[None]
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        if self.x is None:  # in the round that warms up
-            self.x = np.ascontiguousarray(np.moveaxis(x[0], 0, -1))
-            self.y = np.empty(self.x.shape[:3] + self.bias.shape, np.float32)
-        self.conv.run(self.x, self.y, bias=self.bias, threads=self.threads)
-        return np.moveaxis(self.y, -1, 0)[None]
+    return call
 
 
 def network(tiny: bool) -> UNet:
@@ -222,15 +216,10 @@ def peak_resident(suite: Suite, sides: tuple[int, int, int], threads: int, tiny:
 
 def markdown(facts: dict[str, Any]) -> str:
     """The suite's figures as tables."""
-    machine = facts["processor"]
     lines = [
-        f"`{facts['command']}` at {facts['commit']}, {facts['date']}",
-        "",
-        f"{machine['name']}, {facts['threads']} threads, {facts['instruction_set']}; "
-        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        "",
-        f"PyTorch's matrix product {facts['rates']['operations'] / 1e9:.0f} GFLOP/s, its copy "
-        f"{facts['rates']['bytes'] / 1e9:.1f} GB/s.",
+        *heading(facts),
+        f"{facts['threads']} threads, ours with {facts['instruction_set']}. PyTorch's matrix product "
+        f"{facts['rates']['operations'] / 1e9:.0f} GFLOP/s, its copy {facts['rates']['bytes'] / 1e9:.1f} GB/s.",
         "",
         "| | median, s | 20 % | 80 % | their time / ours | relative L2 error to float64 |",
         "|---|---|---|---|---|---|",
