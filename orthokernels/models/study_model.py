@@ -1,0 +1,113 @@
+"""What the pipeline asks of a model, whichever engine computes it: NumPy arrays in and out, no PyTorch in sight.
+
+One volume goes through as slabs of 16 slices. Each takes one noisy pass (``features``), whose maps the heads read
+(``heads``); a series' vector is made of its slabs' (``series_vector``), scored by the plane's own head (``score``) or,
+with the other planes', by the fusion (``StudyModel.fuse``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SlabOutput:
+    """What the heads make of a slab; None where the model has no such head.
+
+    Attributes:
+        logits: of every class, [classes, 16, size, size].
+        vector: what the pooling makes of it, [width]; ``series_vector`` makes the series' vector of its slabs'.
+    """
+
+    logits: Array | None
+    vector: Array | None
+
+
+class PlaneModel(Protocol):
+    """One plane's denoiser and heads.
+
+    Attributes:
+        timestep, block: of the diagnosis features.
+        classes: of the segmentation, with the background; None without a segmentation head.
+        scores: whether ``score`` can be asked.
+    """
+
+    @property
+    def timestep(self) -> int: ...
+    @property
+    def block(self) -> str: ...
+    @property
+    def classes(self) -> int | None: ...
+    @property
+    def scores(self) -> bool: ...
+
+    def features(self, x0: Array, *, seed: int, draws: int, sample: int) -> Any:
+        """The maps that the heads read, in whatever form the engine keeps them.
+
+        Args:
+            x0: [16, size, size], values in [-1, 1].
+            seed, draws: of the noise (``feature_noise``), and how many draws the maps are averaged over.
+            sample: which noise this slab gets; the pipeline gives the number of its first slice.
+        """
+
+    def heads(self, found: Any, x0: Array) -> SlabOutput:
+        """Logits and vector of a slab, from what ``features`` found."""
+
+    def series_vector(self, slabs: Sequence[Array]) -> Array:
+        """A series' vector, [width], of its slabs' vectors."""
+
+    def score(self, vector: Array) -> Array:
+        """The single-plane head's logits, [labels], of a series' vector."""
+
+
+class StudyModel(Protocol):
+    """Every network and head that a study of one joint needs.
+
+    Attributes:
+        name, digest, trained, notice: as ``orthokernels.result.Model`` shows them.
+        engine: what computes it: "torch", "native", "openvino" or "onnxruntime".
+        size: side of the square slices that the networks take, in pixels.
+        fusion_name: how planes are fused, None without a fusion. "gating" reads the planes' logits, the others their
+            vectors.
+        thresholds: probability from which a label counts as present, where it is not 0.5.
+        planes: models by plane.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def trained(self) -> bool: ...
+    @property
+    def notice(self) -> str | None: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def joint(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def fusion_name(self) -> str | None: ...
+    @property
+    def thresholds(self) -> Mapping[str, float]: ...
+    @property
+    def planes(self) -> Mapping[str, PlaneModel]: ...
+
+    def fuse(self, planes: Array) -> tuple[Array, Array | None]:
+        """Logits of a study, and the share of each plane in each label where the fusion gates.
+
+        Args:
+            planes: in the order of ``orthokernels.tasks.PLANES``: logits [3, labels] for "gating", else vectors
+                [3, width].
+
+        Returns:
+            Logits [labels]; shares [3, labels] or None.
+        """
