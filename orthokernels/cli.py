@@ -73,6 +73,10 @@ def run(
             "or random:SEED (untrained)."
         ),
     ] = "demo",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Run a bundle, as 'export bundle' makes it, instead of weights; needs no PyTorch."),
+    ] = None,
     planes: Annotated[str, typer.Option(help="Planes to run, separated by commas.")] = ",".join(tasks.PLANES),
     preparation: Annotated[
         str, typer.Option(help="'full' covers every slice; 'published' the centre 16, as the publication does.")
@@ -82,18 +86,23 @@ def run(
     draws: Annotated[int, typer.Option(min=1, help="Noise draws that features are averaged over.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
     engine: Annotated[
-        str, typer.Option(help="What computes the features: torch, or native, the package's own C++ on the CPU.")
-    ] = "torch",
+        str,
+        typer.Option(
+            help="What computes the networks. For weights: torch, or native, the package's own C++ on the CPU. For a "
+            "bundle: openvino, onnxruntime or native. auto: torch, and for a bundle what 'bundle tune' chose."
+        ),
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment one study and score its findings; write label maps, findings.json, pictures and report.html."""
-    need("orthokernels run", "torch", "torch")
+    if bundle is None:
+        need("orthokernels run with weights", "torch", "torch")
+    elif weights != "demo":
+        raise InputError("--weights and --bundle are two models; pass one of them.")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
-    if engine not in ("torch", "native"):
-        raise InputError(f"there is no engine {engine!r}; choose torch or native.")
     from orthokernels.pipeline import run as run_study
 
     with _progress(quiet or as_json) as tell:
@@ -101,13 +110,14 @@ def run(
             paths,
             out,
             weights=weights,
+            bundle=bundle,
             planes=[plane.strip() for plane in planes.split(",") if plane.strip()],
             preparation="published" if preparation == "published" else "full",
             joint=joint,
             seed=seed,
             draws=draws,
             device=device,
-            engine="native" if engine == "native" else "torch",
+            engine=engine,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
             progress=tell,
         )

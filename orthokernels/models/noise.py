@@ -21,7 +21,7 @@ _RUN = 16  # numbers that one transform makes: of 8 radii and 8 angles, 8 cosine
 def feature_noise(shape: tuple[int, ...], *, seed: int, draw: int = 0, sample: int = 0) -> NDArray[np.float32]:
     """Unit noise for one sample, float32."""
     mixed = sum(value * factor for value, factor in zip((seed, draw, sample), _SPREAD, strict=True)) % 2**63
-    words = np.random.RandomState(mixed % 2**32)._bit_generator  # type: ignore[attr-defined]
+    words = np.random.RandomState(mixed % 2**32)._bit_generator
     count = math.prod(shape)
     noise = _normal(words, max(count, _RUN))
     return noise[:count].reshape(shape)
