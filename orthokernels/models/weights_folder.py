@@ -17,7 +17,7 @@ Tensors may be stored in half precision; they are float32 once loaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,12 +117,12 @@ def load_settings(folder: Path) -> Settings:
         ) from error
 
 
-def load_card(path: Path, kind: str | None, known: Iterable[str]) -> Card:
+def load_card(path: Path, allowed: Collection[str]) -> Card:
     """The card of a safetensors file.
 
     Args:
         path: of the safetensors file.
-        kind: the module that it must describe; any of ``known`` where None.
+        allowed: modules that it may describe.
 
     Raises:
         InputError: no card, a damaged one, or one of another module.
@@ -134,11 +134,9 @@ def load_card(path: Path, kind: str | None, known: Iterable[str]) -> Card:
         raise InputError(
             f"{card_path}: no valid card for {path.name} ({first_line(error)}). Convert it again."
         ) from error
-    names = tuple(known)
-    if card.module != kind if kind else card.module not in names:
-        raise InputError(
-            f"{card_path}: describes a module {card.module!r}, not {kind or 'one of ' + ', '.join(names)}."
-        )
+    if card.module not in allowed:
+        wanted = ("one of " if len(allowed) > 1 else "") + ", ".join(allowed)
+        raise InputError(f"{card_path}: describes a module {card.module!r}, not {wanted}.")
     return card
 
 

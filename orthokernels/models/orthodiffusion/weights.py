@@ -216,7 +216,7 @@ def load_module(path: Path, kind: str | None) -> tuple[nn.Module, Card]:
     Raises:
         InputError: the file or its card is missing, damaged or altered, or is not of ``kind``.
     """
-    card = load_card(path, kind, _MODULES)
+    card = load_card(path, (kind,) if kind else _MODULES)
     try:
         state = _state(path, card)
         with torch.device("meta"):
@@ -233,7 +233,7 @@ def load_encoder(path: Path, denoiser: UNet) -> tuple[UNet, Card]:
     Raises:
         InputError: the file or its card is missing, damaged or altered, or belongs to a network of another shape.
     """
-    card = load_card(path, "unet_encoder", ())
+    card = load_card(path, ("unet_encoder",))
     state = _state(path, card)
     encoder = copy.deepcopy(denoiser)
     expected = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name.startswith(FINE_TUNED)}
