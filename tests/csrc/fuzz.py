@@ -123,6 +123,25 @@ class Cases:
             made.finish([made.add_resize("third", small, sides), y])
             made.run(volumes, threads)
 
+        memory = self.native.PlanMemory()
+
+        def decode(*, memory: Any, volumes: Any, threads: Any, relu: Any, activation: Any, **given: Any) -> None:
+            """A doubling, and a normalisation with a residual, in memory that plans share."""
+            made = self.native.Plan(memory)
+            x, other = made.add_input(sides, channels), made.add_input(sides, out)
+            y = made.add_conv_transpose("up", x, given["up"], given["up_bias"], relu=relu)
+            z = made.add_conv("beside", x, given["beside"], given["bias"], norm=given["norm"], activation=activation)
+            y = made.add_norm("behind", y, norm=given["behind"], activation=activation)
+            made.finish([y, made.add_norm("last", z, norm=given["last"], activation="relu", residual=other), x])
+            made.run(volumes, threads)
+
+        yield decode, {
+            "memory": memory, "volumes": [first, second], "threads": self.side(3), "relu": bool(self.side(2) - 1),
+            "activation": str(self.rng.choice(["none", "silu", "relu"])), "up": self.normal(12, channels, 4, 4, 4),
+            "up_bias": self.normal(12), "beside": self.normal(out, channels, 3, 3, 3), "bias": self.normal(out),
+            "norm": norm(channels), "behind": norm(12), "last": norm(out),
+        }, lambda done: None  # fmt: skip
+
         for algorithm in self.native.conv3d_algorithms(out, channels + out, 3, 1, sides):
             given = {
                 "weight": self.normal(out, channels + out, 3, 3, 3), "bias": self.normal(out), "algorithm": algorithm,
