@@ -117,7 +117,7 @@ class GraphModel:
         self._graphs = Graphs(bundle, engine, form)
         self._own: Joint = manifest.joints[joint]
         self.name, self.trained, self.notice = manifest.name, manifest.trained, manifest.notice
-        self.digest, self.bundle = manifest.weights_digest, bundle.digest
+        self.digest, self.bundle = self._own.weights_digest, bundle.digest
         self.engine: str = engine
         self.form: str = form
         self.joint, self.size = joint, manifest.size
