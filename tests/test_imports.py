@@ -27,8 +27,9 @@ def python(code: str) -> str:
     "module",
     [
         "orthokernels", "orthokernels.tasks", "orthokernels.result", "orthokernels.report", "orthokernels.cli",
-        "orthokernels.writing", "orthokernels.data.study", "orthokernels.data.prepare", "orthokernels.data.restore",
-        "orthokernels.data.phantom", "orthokernels.edge",
+        "orthokernels.writing", "orthokernels.pipeline", "orthokernels.bundle.verify", "orthokernels.runtime.model",
+        "orthokernels.runtime.tuning", "orthokernels.data.study", "orthokernels.data.prepare",
+        "orthokernels.data.restore", "orthokernels.data.phantom", "orthokernels.edge",
     ],
 )  # fmt: skip
 def test_works_where_pytorch_is_not_installed(module):
