@@ -10,7 +10,8 @@ import numpy as np
 from orthokernels import tasks
 from orthokernels.bundle.manifest import Form, Joint, PlaneGraphs
 from orthokernels.bundle.verify import Bundle
-from orthokernels.models.native.regional_pooling import StructureSeries, load_structure_series
+from orthokernels.models.native.pooling import StructurePool
+from orthokernels.models.native.tensors import load_tensors
 from orthokernels.models.noise import feature_noise
 from orthokernels.models.study_model import Array, SlabOutput
 from orthokernels.runtime.sessions import GraphEngine, Session, open_graph
@@ -57,9 +58,10 @@ class GraphPlane:
         self._graphs, self._own = graphs, own
         self.timestep, self.block, self.classes = own.timestep, own.block, own.classes
         self.scores = own.head is not None
-        self._structures: StructureSeries | None = None
+        self._structures: StructurePool | None = None
         if own.structures is not None:
-            self._structures = load_structure_series(graphs.bundle.folder / own.structures)
+            state, card = load_tensors(graphs.bundle.folder / own.structures, "structures")
+            self._structures = StructurePool(state, card.arguments)
 
     def features(self, x0: Array, *, seed: int, draws: int, sample: int) -> SlabMaps:
         passes = {name for name in (self._own.segmentation_features, self._own.diagnosis_features) if name is not None}
@@ -89,7 +91,7 @@ class GraphPlane:
 
     def series_vector(self, slabs: Sequence[Array]) -> Array:
         mean: Array = np.stack(slabs).mean(axis=0, dtype=np.float32)
-        return mean if self._structures is None else self._structures(mean)
+        return mean if self._structures is None else self._structures.of_series(mean)
 
     def score(self, vector: Array) -> Array:
         assert self._own.head is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,7 +12,7 @@ from orthokernels.bundle.manifest import WEIGHTS, Form
 from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.errors import InputError
 from orthokernels.runtime.graph_model import GraphModel
-from orthokernels.runtime.sessions import ENGINES, GraphEngine
+from orthokernels.runtime.sessions import ENGINES, GraphEngine, threads
 from orthokernels.runtime.tuning import Choice, tuned
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def _choice(bundle: Bundle, joint: str, engine: str, form: Form | None) -> Choic
 
 
 def _native(bundle: Bundle, joint: str, planes: Sequence[str]) -> StudyModel:
-    from orthokernels.models.native.model import load_native
+    from orthokernels.models.native.load import load_native
 
-    model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes))
-    model.bundle = bundle.digest
-    return model
+    model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads())
+    return replace(model, bundle=bundle.digest)
