@@ -17,15 +17,8 @@ from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, SegmentationHead, UNet, cosine_schedule
 from orthokernels.models.orthodiffusion.published import convert_checkpoint
 from orthokernels.models.orthodiffusion.untrained import random_weights, save_random
-from orthokernels.models.orthodiffusion.weights import (
-    FeaturePoint,
-    Settings,
-    digest_of,
-    load_module,
-    load_weights,
-    save_encoder,
-    save_module,
-)
+from orthokernels.models.orthodiffusion.weights import digest_of, load_module, load_weights, save_encoder, save_module
+from orthokernels.models.weights_folder import FeaturePoint, Settings
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.pooling import SelfAttentionPool
 from orthokernels.models.orthodiffusion.segmentation import SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import PlaneWeights, Settings, Weights, ready, save_module
+from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, ready, save_module
+from orthokernels.models.weights_folder import Settings
 from orthokernels.tasks import LABELS, PLANES, STRUCTURES
 
 
