@@ -10,7 +10,7 @@ What computes the networks is a ``StudyModel``; nothing here needs PyTorch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
 from orthokernels.models.study_model import Array, PlaneModel, StudyModel
+from orthokernels.progress import Progress
 from orthokernels.result import (
     Finding,
     Model,
@@ -45,9 +46,6 @@ DEFAULT_THRESHOLD = 0.5  # the published evaluation's
 
 # What computes the networks. "auto" is PyTorch for weights, and what "bundle tune" chose for a bundle.
 Engine = Literal["auto", "torch", "native", "openvino", "onnxruntime"]
-
-# Told of each step: what is being done, steps done, steps in all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -243,6 +241,7 @@ def _run_plane(
     own.vector = model.series_vector(vectors) if vectors else None
     own.labels = restorer.labels() if restorer is not None else None
     own.labelled_slices = _in_view(prepared.way_back, own.volume)
+    model.release()
 
 
 def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:

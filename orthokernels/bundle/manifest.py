@@ -100,8 +100,12 @@ class PlaneGraphs(_Record):
 
 
 class Joint(_Record):
-    """What is done for a joint: its findings, its planes, and the graph that fuses them."""
+    """What is done for a joint: its findings, its planes, and the graph that fuses them.
 
+    ``weights_digest`` is the reference model's own, over every tensor of this joint's modules.
+    """
+
+    weights_digest: str
     findings: tuple[Finding, ...]
     planes: dict[str, PlaneGraphs]
     fusion: str | None = None
@@ -131,7 +135,7 @@ class Manifest(_Record):
     """The whole.
 
     Attributes:
-        name, notice, trained, weights_digest: of the weights; the digest is the reference model's own.
+        name, notice, trained: of the weights.
         size, depth: of the slabs that the networks take, in pixels and slices.
         preparation: how a study becomes slabs; "full" covers every slice.
         structures: of each plane's segmentation.
@@ -147,7 +151,6 @@ class Manifest(_Record):
     intended_use: str
     limits: tuple[str, ...]
     trained: bool
-    weights_digest: str
     licence: str
     origin: str
     size: int

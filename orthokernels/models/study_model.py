@@ -66,6 +66,9 @@ class PlaneModel(Protocol):
     def score(self, vector: Array) -> Array:
         """The single-plane head's logits, [labels], of a series' vector."""
 
+    def release(self) -> None:
+        """Let go of memory that only ``features`` and ``heads`` need; they may be asked again, at the cost of time."""
+
 
 class StudyModel(Protocol):
     """Every network and head that a study of one joint needs.

@@ -74,6 +74,9 @@ class TorchPlane:
         logits: Array = self.weights.head(self._row(vector))[0].cpu().numpy()
         return logits
 
+    def release(self) -> None:
+        """Nothing: the weights are the caller's, and PyTorch keeps no more than them."""
+
     def _row(self, vector: Array) -> Tensor:
         return torch.from_numpy(vector)[None].to(self.device)
 
