@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,11 +50,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run's result, the arrays behind its pictures, and the native label maps by plane (with their affines)."""
+    """A run's result, the arrays behind its pictures, and the native label maps by plane (with their affines).
+
+    ``frames`` are the DICOM file and frame number that each native slice of a plane was read from.
+    """
 
     result: StudyResult
     arrays: dict[str, PlaneArrays]
     label_maps: dict[str, tuple[np.ndarray, np.ndarray]]
+    frames: dict[str, tuple[tuple[Path, int], ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -134,12 +138,13 @@ def run(
         with _timed(seconds, "findings"):
             findings = _findings(weights, runs)
     result = _result(study, weights, runs, findings, preparation, seed, seconds)
-    made = StudyRun(result, *_arrays(runs, weights))
+    frames = {plane: own.volume.frames for plane, own in runs.items()}
+    made = StudyRun(result, *_arrays(runs, weights), frames)
     if folder is not None:
         tell("Writing the report", 0, 1)
         with _timed(seconds, "report"):
             result = folder.write(made.result, made.arrays, made.label_maps, seconds)
-        made = StudyRun(result, made.arrays, made.label_maps)
+        made = replace(made, result=result)
     tell("Done", 1, 1)
     return made
 

@@ -28,7 +28,7 @@ def python(code: str) -> str:
     [
         "orthokernels", "orthokernels.tasks", "orthokernels.result", "orthokernels.report", "orthokernels.cli",
         "orthokernels.writing", "orthokernels.data.study", "orthokernels.data.prepare", "orthokernels.data.restore",
-        "orthokernels.data.phantom", "orthokernels.edge",
+        "orthokernels.data.phantom", "orthokernels.edge", "orthokernels.edge.objects",
     ],
 )  # fmt: skip
 def test_works_where_pytorch_is_not_installed(module):
