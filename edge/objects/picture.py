@@ -7,7 +7,6 @@ from highdicom.sc import ConversionTypeValues, SCImage
 from orthokernels.edge.objects.canvas import with_notice
 from orthokernels.edge.objects.setting import Setting
 from PIL import Image
-from pydicom.valuerep import DA, TM
 
 from orthokernels.montage import draw_montage
 from orthokernels.result import PlaneArrays, PlaneResult
@@ -60,10 +59,7 @@ def _capture(
         made.PatientOrientation = []  # a page shows no patient, but the constructor insists
     made.ConversionType = ConversionTypeValues.WSD.value
     made.BurnedInAnnotation = "NO"  # the notice is burned in, but nothing that identifies the patient
-    made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = (
-        DA(setting.created.date()),
-        TM(setting.created.time()),
-    )
+    made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = setting.day_and_time
     made.BodyPartExamined, made.Laterality = setting.body_part, setting.side
     setting.settle_moment(made)
     return made

@@ -151,9 +151,10 @@ def _refer_to_frames(made: Segmentation, setting: Setting, stand_ins: Mapping[st
     for group in made.PerFrameFunctionalGroupsSequence:
         for derivation in group.DerivationImageSequence:
             for reference in derivation.SourceImageSequence:
-                frame = stand_ins[reference.ReferencedSOPInstanceUID]
-                _name(reference, setting.sources[frame.path])
-                reference.ReferencedFrameNumber = frame.index + 1
+                frame = stand_ins.get(reference.ReferencedSOPInstanceUID)
+                if frame is not None:  # segments of one slice share the reference, so it may be replaced already
+                    _name(reference, setting.sources[frame.path])
+                    reference.ReferencedFrameNumber = frame.index + 1
     files = [setting.sources[path] for path in dict.fromkeys(frame.path for frame in stand_ins.values())]
     made.SourceImageSequence = [_name(Dataset(), source) for source in files]
     made.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [_name(Dataset(), source) for source in files]

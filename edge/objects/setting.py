@@ -17,7 +17,6 @@ from orthokernels.edge.objects.sources import moment, read_sources
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
-from pydicom.valuerep import DA, TM
 
 from orthokernels import __version__
 
@@ -70,7 +69,7 @@ class Setting:
 
     def object(self, kind: str, series: str, *, number: int = 1, description: str) -> dict[str, Any]:
         """Arguments that all of highdicom's objects take. ``kind`` names the instance, ``series`` its series."""
-        day, time = self.created.date(), self.created.time()
+        day, time = self.day_and_time
         return {
             "series_instance_uid": self.uid("series", series),
             "series_number": SERIES_NUMBERS[series],
@@ -89,9 +88,16 @@ class Setting:
             "transfer_syntax_uid": ExplicitVRLittleEndian,
         }
 
+    @property
+    def day_and_time(self) -> tuple[str, str]:
+        """The moment as DICOM writes it."""
+        return f"{self.created:%Y%m%d}", f"{self.created:%H%M%S}"
+
     def settle_moment(self, made: Dataset) -> None:
         """Replace the moment of writing, which highdicom sets, by the result's own."""
-        made.InstanceCreationDate, made.InstanceCreationTime = DA(self.created.date()), TM(self.created.time())
+        made.InstanceCreationDate, made.InstanceCreationTime = self.day_and_time
+        for equipment in made.get("ContributingEquipmentSequence", ()):
+            equipment.ContributionDateTime = "".join(self.day_and_time)
 
     def algorithm_parameters(self) -> dict[str, str]:
         return {"model SHA-256": self.model_digest, "configuration SHA-256": self.configuration_digest}

@@ -119,6 +119,8 @@ def _valid(header: Dataset, keyword: str) -> str | None:
         validate_value(vr, text, RAISE)
         if vr in ("DA", "TM"):
             (DA if vr == "DA" else TM)(text)  # the pattern alone lets 31 February pass
+        if vr == "DA" and text.startswith("0"):  # de-identified studies are dated to the year 1, which is no date
+            return None
     except DAMAGE:
         return None
     return text
