@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +12,12 @@ from rich.console import Console
 
 from orthokernels import __version__, tasks
 from orthokernels.bench.commands import app as bench_app
+from orthokernels.bundle.commands import app as bundle_app
 from orthokernels.errors import InputError, need
+from orthokernels.progress import progress
 from orthokernels.training.commands import app as train_app
 
 if TYPE_CHECKING:
-    from orthokernels.pipeline import Progress
     from orthokernels.result import StudyResult
 
 app = typer.Typer(
@@ -29,6 +28,7 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(no_args_is_help=True, help="Convert and fetch weights.")
 app.add_typer(weights_app, name="weights")
+app.add_typer(bundle_app, name="bundle")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 
@@ -73,6 +73,10 @@ def run(
             "or random:SEED (untrained)."
         ),
     ] = "demo",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Run a bundle, as 'export bundle' makes it, instead of weights; needs no PyTorch."),
+    ] = None,
     planes: Annotated[str, typer.Option(help="Planes to run, separated by commas.")] = ",".join(tasks.PLANES),
     preparation: Annotated[
         str, typer.Option(help="'full' covers every slice; 'published' the centre 16, as the publication does.")
@@ -82,32 +86,38 @@ def run(
     draws: Annotated[int, typer.Option(min=1, help="Noise draws that features are averaged over.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
     engine: Annotated[
-        str, typer.Option(help="What computes the features: torch, or native, the package's own C++ on the CPU.")
-    ] = "torch",
+        str,
+        typer.Option(
+            help="What computes the networks. For weights: torch, or native, the package's own C++ on the CPU. For a "
+            "bundle: openvino, onnxruntime or native. auto: torch, and for a bundle what 'bundle tune' chose."
+        ),
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment one study and score its findings; write label maps, findings.json, pictures and report.html."""
-    need("orthokernels run", "torch", "torch")
+    if bundle is None:
+        need("orthokernels run with weights", "torch", "torch")
+    elif weights != "demo":
+        raise InputError("--weights and --bundle are two models; pass one of them.")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
-    if engine not in ("torch", "native"):
-        raise InputError(f"there is no engine {engine!r}; choose torch or native.")
     from orthokernels.pipeline import run as run_study
 
-    with _progress(quiet or as_json) as tell:
+    with progress(quiet or as_json) as tell:
         made = run_study(
             paths,
             out,
             weights=weights,
+            bundle=bundle,
             planes=[plane.strip() for plane in planes.split(",") if plane.strip()],
             preparation="published" if preparation == "published" else "full",
             joint=joint,
             seed=seed,
             draws=draws,
             device=device,
-            engine="native" if engine == "native" else "torch",
+            engine=engine,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
             progress=tell,
         )
@@ -115,29 +125,6 @@ def run(
         print(json.dumps({**made.result.model_dump(mode="json"), "out": str(out)}))
     elif not quiet:
         _print_result(made.result, out)
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Progress]:
-    """A progress bar on a terminal, plain lines elsewhere, nothing when silent. All of it goes to standard error."""
-    console = Console(stderr=True, highlight=False)
-    if silent:
-        yield lambda what, done, total: None
-        return
-    if not console.is_terminal:
-        yield lambda what, done, total: print(f"{what} {done + 1}/{total}" if total > 1 else what, file=sys.stderr)
-        return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def tell(what: str, done: int, total: int) -> None:
-            part = f"{what} {done + 1}/{total}" if total > 1 else what
-            bar.update(task, description=part, completed=done, total=total if total > 1 else None)
-
-        yield tell
 
 
 def _print_result(result: StudyResult, out: Path) -> None:
@@ -205,7 +192,7 @@ def phantom(
         write_single(out, seed, recipe)
     else:
         done = 0
-        with _progress(quiet or not sys.stderr.isatty()) as tell:
+        with progress(quiet or not sys.stderr.isatty()) as tell:
 
             def told(name: str) -> None:
                 nonlocal done

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from matplotlib.transforms import IdentityTransform
+from matplotlib.transforms import Bbox, IdentityTransform, TransformedBbox
 from PIL import Image
 
 from orthokernels import tasks
@@ -84,9 +85,9 @@ def draw_montage(plane: PlaneResult, arrays: PlaneArrays, *, untrained: bool) ->
     figure = Figure(figsize=(WIDTH / 100, sheet.height / 100), dpi=100, facecolor=BACKGROUND)
     canvas = FigureCanvasAgg(figure)
     _draw_header(figure, sheet, plane)
-    window = _window(arrays.voxels)
+    window, axes = _window(arrays.voxels), _sheet_axes(figure, sheet)
     for cell in range(len(sheet.slices)):
-        _draw_cell(figure, sheet, arrays, cell, window)
+        _draw_cell(axes, sheet, arrays, cell, window)
     _draw_legend(figure, sheet, plane)
     _draw_footer(figure, sheet)
     canvas.draw()
@@ -96,11 +97,13 @@ def draw_montage(plane: PlaneResult, arrays: PlaneArrays, *, untrained: bool) ->
 def _png(pixels: np.ndarray) -> bytes:
     """Encode pixels with axes (y, x, RGBA); a picture too large for a report is reduced to 256 colours."""
     picture = Image.fromarray(pixels).convert("RGB")
-    for attempt in (picture, picture.quantize(256, dither=Image.Dither.NONE)):
-        stream = io.BytesIO()
-        attempt.save(stream, "PNG", optimize=True)
-        if stream.tell() <= LARGEST_PNG:
-            break
+    encoded = _encoded(picture)
+    return encoded if len(encoded) <= LARGEST_PNG else _encoded(picture.quantize(256, dither=Image.Dither.NONE))
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=3)  # the highest level takes ten times as long for a tenth of the bytes
     return stream.getvalue()
 
 
@@ -190,42 +193,66 @@ def _facts(plane: PlaneResult) -> list[str]:
     return facts
 
 
-def _draw_cell(figure: Figure, sheet: Sheet, arrays: PlaneArrays, cell: int, window: tuple[float, float]) -> None:
-    k = sheet.slices[cell]
+def _sheet_axes(figure: Figure, sheet: Sheet) -> Axes:
+    """Axes over the whole sheet, in pixels, y upwards: one for all pictures, since axes cost as much as a slice."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, WIDTH)
+    axes.set_ylim(0, sheet.height)
+    axes.set_autoscale_on(False)
+    return axes
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Where a picture lies on the sheet: pixels from its lower left corner, and the millimetres that it shows."""
+
+    left: float
+    bottom: float
+    width: float
+    height: float
+    mm: tuple[float, float]
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        return self.left, self.left + self.width, self.bottom, self.bottom + self.height
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Pixels of a place given as shares of width and height."""
+        return self.left + x * self.width, self.bottom + y * self.height
+
+
+def _tile(sheet: Sheet, cell: int, arrays: PlaneArrays, *, overlay: bool = False) -> _Tile:
+    left, top = sheet.corner(cell, overlay)
+    width, height = sheet.tile
+    return _Tile(left, sheet.height - top - height, width, height, field_of_view(arrays))
+
+
+def _draw_cell(axes: Axes, sheet: Sheet, arrays: PlaneArrays, cell: int, window: tuple[float, float]) -> None:
+    figure, k = axes.figure, sheet.slices[cell]
+    assert isinstance(figure, Figure)
     left, top = sheet.corner(cell)
     width = max(NARROWEST_CAPTION, 2 * sheet.tile[0] + SEAM if sheet.paired else sheet.tile[0])
     shape = arrays.voxels.shape
     _write(figure, sheet, (left, top - 9), f"{k + 1} / {shape[2]}", 18, bold=True)
     _write(figure, sheet, (left + width, top - 9), slice_position(arrays.affine, shape, k), 18, MUTED, align="right")
-    _draw_image(_tile_axes(figure, sheet, cell, arrays), arrays, k, window, scale_bar=True)
+    _draw_image(axes, _tile(sheet, cell, arrays), arrays, k, window, scale_bar=True)
     if sheet.paired:
-        axes = _tile_axes(figure, sheet, cell, arrays, overlay=True)
-        _draw_image(axes, arrays, k, window, scale_bar=False)
-        _draw_labels(axes, sheet, arrays, k)
+        tile = _tile(sheet, cell, arrays, overlay=True)
+        _draw_image(axes, tile, arrays, k, window, scale_bar=False)
+        _draw_labels(axes, tile, sheet, arrays, k)
 
 
-def _tile_axes(figure: Figure, sheet: Sheet, cell: int, arrays: PlaneArrays, overlay: bool = False) -> Axes:
-    """Axes in millimetres over one picture."""
-    left, top = sheet.corner(cell, overlay)
-    width, height = sheet.tile
-    bottom = sheet.height - top - height
-    axes = figure.add_axes((left / WIDTH, bottom / sheet.height, width / WIDTH, height / sheet.height))
-    axes.set_axis_off()
-    mm = field_of_view(arrays)
-    axes.set_xlim(0, mm[0])
-    axes.set_ylim(0, mm[1])
-    return axes
-
-
-def _draw_image(axes: Axes, arrays: PlaneArrays, k: int, window: tuple[float, float], *, scale_bar: bool) -> None:
-    width, height = field_of_view(arrays)
+def _draw_image(
+    axes: Axes, tile: _Tile, arrays: PlaneArrays, k: int, window: tuple[float, float], *, scale_bar: bool
+) -> None:
     axes.imshow(
         np.nan_to_num(arrays.voxels[:, :, k].T.astype(np.float32)),
         cmap="gray",
         vmin=window[0],
         vmax=window[1],
         origin="lower",
-        extent=(0, width, 0, height),
+        extent=tile.extent,
         aspect="auto",
         interpolation="hanning",
     )
@@ -238,24 +265,24 @@ def _draw_image(axes: Axes, arrays: PlaneArrays, k: int, window: tuple[float, fl
         (0.5, 0.98, top, "center", "top"),
     ):
         axes.text(
-            x,
-            y,
+            *tile.at(x, y),
             letter,
             ha=across,
             va=along,
-            transform=axes.transAxes,
             color=BRIGHT,
             fontsize=12,
             family=LETTER_FONT,
             path_effects=outline,
         )
     if scale_bar:
-        length = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width / 4), default=1)
-        x, y = 0.03 * width, 0.03 * height
-        axes.plot([x, x + length], [y, y], color=BRIGHT, linewidth=2, solid_capstyle="butt", path_effects=outline)
+        mm = tile.mm[0]
+        length = max((own for own in (1, 2, 5, 10, 20, 50, 100) if own <= mm / 4), default=1)
+        x, y = tile.at(0.03, 0.03)
+        end = x + length / mm * tile.width
+        axes.plot([x, end], [y, y], color=BRIGHT, linewidth=2, solid_capstyle="butt", path_effects=outline)
         axes.text(
             x,
-            y + 0.02 * height,
+            y + 0.02 * tile.height,
             f"{length} mm",
             color=BRIGHT,
             fontsize=10,
@@ -265,23 +292,24 @@ def _draw_image(axes: Axes, arrays: PlaneArrays, k: int, window: tuple[float, fl
         )
 
 
-def _draw_labels(axes: Axes, sheet: Sheet, arrays: PlaneArrays, k: int) -> None:
+def _draw_labels(axes: Axes, tile: _Tile, sheet: Sheet, arrays: PlaneArrays, k: int) -> None:
     """Lay a light fill and a thin contour of each structure over the slice."""
     assert arrays.labels is not None
     labels = arrays.labels[:, :, k].T  # [j, i]
-    width, height = field_of_view(arrays)
     fills = np.zeros((int(arrays.labels.max()) + 1, 4))
     # One voxel of background around the slice closes contours that run into its edge.
     padded = np.pad(labels, 1)
-    x = (np.arange(-1, labels.shape[1] + 1) + 0.5) * width / labels.shape[1]
-    y = (np.arange(-1, labels.shape[0] + 1) + 0.5) * height / labels.shape[0]
+    x = tile.left + (np.arange(-1, labels.shape[1] + 1) + 0.5) * tile.width / labels.shape[1]
+    y = tile.bottom + (np.arange(-1, labels.shape[0] + 1) + 0.5) * tile.height / labels.shape[0]
+    box = TransformedBbox(Bbox.from_extents(tile.left, tile.bottom, *tile.at(1, 1)), axes.transData)
     for entry in sheet.legend:
         rgb = _unit(entry.colour)
         fills[entry.index] = (*rgb, 0.25)
         mask = padded == entry.index
         if mask.any():
-            axes.contour(x, y, mask.astype(float), levels=[0.5], colors=[rgb], linewidths=1.1)
-    axes.imshow(fills[labels], origin="lower", extent=(0, width, 0, height), aspect="auto", interpolation="nearest")
+            lines = axes.contour(x, y, mask.astype(float), levels=[0.5], colors=[rgb], linewidths=1.1)
+            lines.set_clip_box(box)
+    axes.imshow(fills[labels], origin="lower", extent=tile.extent, aspect="auto", interpolation="nearest")
 
 
 def _unit(colour: tuple[int, int, int]) -> tuple[float, float, float]:

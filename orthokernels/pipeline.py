@@ -3,33 +3,32 @@
 Each plane's volume is prepared into slabs; every slab takes one noisy pass through its plane's denoiser; the features
 feed the segmentation head (labels go back to the scanner's grid slab by slab) and the pooling. A volume's pooled vector
 is made of the mean over its slabs. Planes are fused into findings.
+
+What computes the networks is a ``StudyModel``; nothing here needs PyTorch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from orthokernels import tasks
 from orthokernels.data.contrast import contrast_name
 from orthokernels.data.geometry import plane_of, spacing
-from orthokernels.data.prepare import Mode, Prepared, WayBack, prepare
+from orthokernels.data.prepare import Mode, WayBack, prepare
 from orthokernels.data.restore import Restorer
 from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.features import Network
-from orthokernels.models.orthodiffusion.inference import series_vector, slab_features, slab_output
-from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
+from orthokernels.models.study_model import Array, PlaneModel, StudyModel
+from orthokernels.progress import Progress
 from orthokernels.result import (
     Finding,
     Model,
@@ -40,25 +39,28 @@ from orthokernels.result import (
 )
 from orthokernels.system import peak_memory_mb, versions
 
+if TYPE_CHECKING:
+    from orthokernels.models.orthodiffusion.weights import Weights
+
 DEFAULT_THRESHOLD = 0.5  # the published evaluation's
 
-Engine = Literal["torch", "native"]
-
-# Told of each step: what is being done, steps done, steps in all.
-Progress = Callable[[str, int, int], None]
+# What computes the networks. "auto" is PyTorch for weights, and what "bundle tune" chose for a bundle.
+Engine = Literal["auto", "torch", "native", "openvino", "onnxruntime"]
 
 
 @dataclass(frozen=True)
 class StudyRun:
     """A run's result, the arrays behind its pictures, and the native label maps by plane (with their affines).
 
-    ``frames`` are the DICOM file and frame number that each native slice of a plane was read from.
+    ``frames`` are the DICOM file and frame number that each native slice of a plane was read from; ``vectors`` what the
+    pooling made of a plane's features, [width].
     """
 
     result: StudyResult
     arrays: dict[str, PlaneArrays]
     label_maps: dict[str, tuple[np.ndarray, np.ndarray]]
     frames: dict[str, tuple[tuple[Path, int], ...]] = field(default_factory=dict)
+    vectors: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,7 +70,7 @@ class _PlaneRun:
     volume: Volume
     because: str
     labels: np.ndarray | None = None
-    vector: Tensor | None = None
+    vector: Array | None = None
     warnings: list[str] = field(default_factory=list)
     labelled_slices: tuple[int, int] = (0, 0)
 
@@ -78,13 +80,14 @@ def run(
     out: Path | str | None = None,
     *,
     weights: str | Weights = "demo",
+    bundle: Path | str | None = None,
     planes: Sequence[str] = tasks.PLANES,
     preparation: Mode = "full",
     joint: str = "knee",
     seed: int = 0,
     draws: int = 1,
     device: str = "auto",
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> StudyRun:
@@ -95,13 +98,16 @@ def run(
         out: folder for label maps, findings, pictures and report; nothing is written where it is None.
         weights: "demo" (in the package, trained on digital joints alone), "published" (fetched before), a weights
             folder, "random:SEED" (untrained), or loaded weights.
+        bundle: folder of a bundle, instead of weights; it is verified first. Needs no PyTorch.
         planes: which planes to run; those that the study lacks are skipped.
         preparation: "full" covers every slice, "published" the centre 16 as the publication does.
         joint: "knee", "ankle" or "shoulder": which labels are scored.
         seed: of the noise that features are computed with.
         draws: noise draws that features are averaged over.
-        device: "auto", "cpu" or "cuda[:N]".
-        engine: what computes the features: "torch", or "native", the package's own C++ on the CPU.
+        device: "auto", "cpu" or "cuda[:N]"; all engines but "torch" run on the CPU.
+        engine: what computes the networks. Weights run on "torch", or on "native", the package's own C++ on the CPU; a
+            bundle on "openvino", "onnxruntime" or "native". "auto" is "torch" for weights, and for a bundle what
+            ``bundle tune`` chose on this machine.
         overwrite: replace an earlier result in ``out``.
         progress: called with each step.
 
@@ -110,36 +116,31 @@ def run(
     """
     from orthokernels.writing import OutputFolder
 
-    _check_options(planes, joint, draws)
+    _check_options(planes, joint, draws, bundle, device, engine)
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     tell = progress or (lambda what, done, total: None)
     seconds: dict[str, float] = {}
     folder = OutputFolder(out, overwrite=overwrite) if out is not None else None
-    target = _device(device, engine)
 
     with _timed(seconds, "read"):
         tell("Reading the study", 0, 1)
         study = read_study(paths, planes)
         runs = _load_volumes(study, paths)
     with _timed(seconds, "weights"):
-        tell("Loading the weights", 0, 1)
-        if isinstance(weights, str):
-            weights = load_weights(weights, joint, tuple(p for p in tasks.PLANES if p in planes))
-        elif weights.joint != joint:
-            raise InputError(f"the weights are for the {weights.joint}, not the {joint}.")
-    with torch.inference_mode():
-        for plane, own in runs.items():
-            if plane not in weights.planes:
-                own.warnings.append(f"the weights have no {plane} denoiser")
-                continue
-            _run_plane(
-                plane, own, weights.planes[plane], preparation, weights.size, seed, draws, target, engine, seconds, tell
-            )
-        with _timed(seconds, "findings"):
-            findings = _findings(weights, runs)
-    result = _result(study, weights, runs, findings, preparation, seed, seconds)
+        tell("Loading the model", 0, 1)
+        wanted = tuple(p for p in tasks.PLANES if p in planes)
+        model = load_model(weights, bundle=bundle, joint=joint, planes=wanted, device=device, engine=engine)
+    for plane, own in runs.items():
+        if plane not in model.planes:
+            own.warnings.append(f"the weights have no {plane} denoiser")
+            continue
+        _run_plane(plane, own, model.planes[plane], preparation, model.size, seed, draws, seconds, tell)
+    with _timed(seconds, "findings"):
+        findings = _findings(model, runs)
+    result = _result(study, model, runs, findings, preparation, seed, seconds)
     frames = {plane: own.volume.frames for plane, own in runs.items()}
-    made = StudyRun(result, *_arrays(runs, weights), frames)
+    vectors = {plane: own.vector for plane, own in runs.items() if own.vector is not None}
+    made = StudyRun(result, *_arrays(runs, model), frames, vectors)
     if folder is not None:
         tell("Writing the report", 0, 1)
         with _timed(seconds, "report"):
@@ -149,7 +150,9 @@ def run(
     return made
 
 
-def _check_options(planes: Sequence[str], joint: str, draws: int) -> None:
+def _check_options(
+    planes: Sequence[str], joint: str, draws: int, bundle: Path | str | None, device: str, engine: Engine
+) -> None:
     for plane in planes:
         if plane not in tasks.PLANES:
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
@@ -157,25 +160,40 @@ def _check_options(planes: Sequence[str], joint: str, draws: int) -> None:
         raise InputError(f"there is no joint {joint!r}; choose from {', '.join(tasks.LABELS)}.")
     if draws < 1:
         raise InputError(f"at least 1 noise draw is needed, not {draws}.")
+    known = ("torch", "native") if bundle is None else ("openvino", "onnxruntime", "native")
+    if engine not in ("auto", *known):
+        what = "weights" if bundle is None else "a bundle"
+        raise InputError(f"there is no engine {engine!r} for {what}; choose {', '.join(known)} or auto.")
+    if engine not in ("auto", "torch") and device not in ("auto", "cpu"):
+        raise InputError(f"the {engine} engine runs on the CPU, not on {device!r}. Leave --device out.")
 
 
-def _device(name: str, engine: Engine) -> torch.device:
-    if engine == "native":
-        if name not in ("auto", "cpu"):
-            raise InputError(f"the native engine runs on the CPU, not on {name!r}. Leave --device out.")
-        return torch.device("cpu")
-    if engine != "torch":
-        raise InputError(f"there is no engine {engine!r}; choose torch or native.")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {name!r} can't be used: {str(error).splitlines()[0]}. Use 'cpu' or 'auto'."
-        ) from error
-    return device
+def load_model(
+    weights: str | Weights = "demo",
+    *,
+    bundle: Path | str | None = None,
+    joint: str = "knee",
+    planes: Sequence[str] = tasks.PLANES,
+    device: str = "auto",
+    engine: Engine = "auto",
+) -> StudyModel:
+    """The model that ``run`` runs; arguments as there.
+
+    Raises:
+        InputError: there is no such model, or the engine or the device can not run it.
+    """
+    if bundle is not None:
+        from orthokernels.runtime.model import load_bundle
+
+        return load_bundle(Path(bundle), joint, tuple(planes), engine)
+    from orthokernels.models.orthodiffusion.study_model import load_torch
+    from orthokernels.models.orthodiffusion.weights import load_weights
+
+    if isinstance(weights, str):
+        weights = load_weights(weights, joint, tuple(planes))
+    elif weights.joint != joint:
+        raise InputError(f"the weights are for the {weights.joint}, not the {joint}.")
+    return load_torch(weights, device, native=engine == "native")
 
 
 @contextmanager
@@ -202,52 +220,36 @@ def _load_volumes(study: Study, paths: Sequence[Path | str]) -> dict[str, _Plane
 def _run_plane(
     plane: str,
     own: _PlaneRun,
-    weights: PlaneWeights,
+    model: PlaneModel,
     preparation: Mode,
     size: int,
     seed: int,
     draws: int,
-    device: torch.device,
-    engine: Engine,
     seconds: dict[str, float],
     tell: Progress,
 ) -> None:
     with _timed(seconds, "prepare"):
         prepared = prepare(own.volume, preparation, size)
-    restorer = Restorer(prepared.way_back) if weights.segmentation is not None else None
+    restorer = Restorer(prepared.way_back) if model.classes is not None else None
     slabs = len(prepared.way_back.starts)
     vectors = []
-    for module in weights.modules().values():
-        module.to(device)
-    engines = _engines(weights, engine)
-    for unet in weights.networks():
-        unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for number, start in enumerate(prepared.way_back.starts):
         tell(f"{plane.capitalize()}: features", number, slabs)
-        x0 = _slab_tensor(prepared, number, device)
+        x0 = prepared.slab(number)[0]
         with _timed(seconds, "features"):
-            found = slab_features(weights, x0, seed=seed, draws=draws, sample=start, engines=engines)
+            found = model.features(x0, seed=seed, draws=draws, sample=start)
         with _timed(seconds, "heads"):
-            output = slab_output(weights, found, x0)
-            if output.vector is not None:
-                vectors.append(output.vector)
-            if output.logits is not None:
-                logits = output.logits[0].float().cpu().numpy()
+            output = model.heads(found, x0)
+        if output.vector is not None:
+            vectors.append(output.vector)
         if restorer is not None:
+            assert output.logits is not None
             with _timed(seconds, "restore"):
-                restorer.add(logits)
-    own.vector = series_vector(weights, vectors).cpu() if vectors else None
+                restorer.add(output.logits)
+    own.vector = model.series_vector(vectors) if vectors else None
     own.labels = restorer.labels() if restorer is not None else None
     own.labelled_slices = _in_view(prepared.way_back, own.volume)
-
-
-def _engines(weights: PlaneWeights, engine: Engine) -> dict[UNet, Network]:
-    """What computes the networks' features, where not they themselves."""
-    if engine == "torch":
-        return {}
-    from orthokernels.models.orthodiffusion.native import NativeUNet
-
-    return {unet: NativeUNet(unet) for unet in weights.networks()}
+    model.release()
 
 
 def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:
@@ -258,46 +260,42 @@ def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:
     return first, stop
 
 
-def _slab_tensor(prepared: Prepared, number: int, device: torch.device) -> Tensor:
-    slab = torch.from_numpy(prepared.slab(number))[None]  # [1, 1, 16, 256, 256]
-    return slab.to(device).contiguous(memory_format=torch.channels_last_3d)
-
-
-def _findings(weights: Weights, runs: dict[str, _PlaneRun]) -> tuple[Finding, ...]:
+def _findings(model: StudyModel, runs: dict[str, _PlaneRun]) -> tuple[Finding, ...]:
     """Probabilities per label: fused where all three planes are there, else the mean over those that are."""
-    labels = tasks.LABELS[weights.joint]
+    labels = tasks.LABELS[model.joint]
     vectors = {p: own.vector for p, own in runs.items() if own.vector is not None}
-    single = {
-        plane: weights.planes[plane].head.to("cpu")(vector)[0]  # type: ignore[union-attr]
-        for plane, vector in vectors.items()
-        if weights.planes[plane].head is not None
-    }
-    complete = [vectors[plane] for plane in tasks.PLANES if plane in vectors]
-    shares: dict[str, Tensor] = {}
-    if weights.fusion is not None and weights.fusion_name == "gating" and len(single) == len(tasks.PLANES):
-        logits, gates = weights.fusion(torch.stack([single[plane] for plane in tasks.PLANES])[None])
-        probabilities = logits[0].sigmoid()
-        shares = dict(zip(tasks.PLANES, gates[0], strict=True))
-    elif weights.fusion is not None and weights.fusion_name != "gating" and len(complete) == len(tasks.PLANES):
-        probabilities = weights.fusion(*complete)[0].sigmoid()
+    single = {p: model.planes[p].score(vector) for p, vector in vectors.items() if model.planes[p].scores}
+    rows = single if model.fusion_name == "gating" else vectors
+    shares: dict[str, Array] = {}
+    if model.fusion_name is not None and len(rows) == len(tasks.PLANES):
+        logits, gates = model.fuse(np.stack([rows[plane] for plane in tasks.PLANES]))
+        probabilities = _sigmoid(logits)
+        if gates is not None:
+            shares = dict(zip(tasks.PLANES, gates, strict=True))
     elif single:
-        probabilities = torch.stack(list(single.values())).sigmoid().mean(dim=0)
-        shares = {plane: torch.full((len(labels),), 1 / len(single)) for plane in single}
+        probabilities = np.mean([_sigmoid(logits) for logits in single.values()], axis=0)
+        shares = {plane: np.full(len(labels), 1 / len(single), np.float32) for plane in single}
     else:
-        reason = f"the weights have no diagnosis head for the {weights.joint}"
-        if weights.fusion is not None:
+        reason = f"the weights have no diagnosis head for the {model.joint}"
+        if model.fusion_name is not None:
             reason = "the fusion needs all three planes, and the weights have no single-plane head"
         return tuple(
             Finding(label=label.key, name=label.name, status="not evaluated", reason=reason) for label in labels
         )
     return tuple(
-        _finding(label, float(probability), weights, {p: float(share[n]) for p, share in shares.items()})
+        _finding(label, float(probability), model.thresholds, {p: float(share[n]) for p, share in shares.items()})
         for n, (label, probability) in enumerate(zip(labels, probabilities, strict=True))
     )
 
 
-def _finding(label: tasks.Label, probability: float, weights: Weights, shares: dict[str, float]) -> Finding:
-    threshold = weights.thresholds.get(label.key, DEFAULT_THRESHOLD)
+def _sigmoid(logits: Array) -> NDArray[np.float64]:
+    return 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))  # no exponential that could overflow
+
+
+def _finding(
+    label: tasks.Label, probability: float, thresholds: Mapping[str, float], shares: dict[str, float]
+) -> Finding:
+    threshold = thresholds.get(label.key, DEFAULT_THRESHOLD)
     return Finding(
         label=label.key,
         name=label.name,
@@ -310,7 +308,7 @@ def _finding(label: tasks.Label, probability: float, weights: Weights, shares: d
 
 def _result(
     study: Study,
-    weights: Weights,
+    model: StudyModel,
     runs: dict[str, _PlaneRun],
     findings: tuple[Finding, ...],
     preparation: Mode,
@@ -319,34 +317,37 @@ def _result(
 ) -> StudyResult:
     volumes = [own.volume for own in runs.values()]
     sides = sorted({v.source.laterality for v in volumes if v.source.laterality})
-    used = {plane: own for plane, own in weights.planes.items() if plane in runs}
+    used = {plane: own for plane, own in model.planes.items() if plane in runs}
     return StudyResult(
-        untrained=None if weights.trained else tasks.UNTRAINED_NOTICE,
+        untrained=None if model.trained else tasks.UNTRAINED_NOTICE,
         study_hash=study.study_hash,
-        joint=weights.joint,
+        joint=model.joint,
         laterality=sides[0] if len(sides) == 1 else None,
         preparation=preparation,
         seed=seed,
         model=Model(
-            weights=weights.name,
-            digest=weights.digest(),
-            trained=weights.trained,
+            weights=model.name,
+            digest=model.digest,
+            trained=model.trained,
             timestep={plane: own.timestep for plane, own in used.items()},  # type: ignore[misc]
             block={plane: own.block for plane, own in used.items()},  # type: ignore[misc]
-            fusion=weights.fusion_name,
-            notice=weights.notice,
+            fusion=model.fusion_name,
+            notice=model.notice,
+            engine=model.engine,
+            form=model.form,
+            bundle=model.bundle,
         ),
-        planes=tuple(_plane_result(plane, own, weights) for plane, own in runs.items()),
+        planes=tuple(_plane_result(plane, own, model) for plane, own in runs.items()),
         findings=findings,
         left_out=tuple(study.left_out),
-        warnings=tuple(_study_warnings(weights, runs, sides)),
+        warnings=tuple(_study_warnings(model, runs, sides)),
         versions=versions(),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         peak_memory_mb=round(peak_memory_mb()),
     )
 
 
-def _study_warnings(weights: Weights, runs: dict[str, _PlaneRun], sides: list[str]) -> Iterator[str]:
+def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], sides: list[str]) -> Iterator[str]:
     missing = [plane for plane in tasks.PLANES if plane not in runs]
     if missing:
         yield f"no {' and no '.join(missing)} volume was used, so findings rest on {len(runs)} of 3 planes"
@@ -354,11 +355,11 @@ def _study_warnings(weights: Weights, runs: dict[str, _PlaneRun], sides: list[st
         yield f"the headers name both sides ({', '.join(sides)}); laterality is left open"
     parts = {own.volume.source.body_part for own in runs.values() if own.volume.source.body_part}
     for part in sorted(parts):
-        if weights.joint not in part.lower():
-            yield f"the header says the body part is {part}, but the {weights.joint} was asked for"
+        if model.joint not in part.lower():
+            yield f"the header says the body part is {part}, but the {model.joint} was asked for"
 
 
-def _plane_result(plane: str, own: _PlaneRun, weights: Weights) -> PlaneResult:
+def _plane_result(plane: str, own: _PlaneRun, model: StudyModel) -> PlaneResult:
     volume = own.volume
     return PlaneResult(
         plane=plane,  # type: ignore[arg-type]
@@ -372,13 +373,13 @@ def _plane_result(plane: str, own: _PlaneRun, weights: Weights) -> PlaneResult:
         contrast=contrast_name(volume.source),
         labelled_slices=own.labelled_slices if own.labels is not None else None,
         segmentation_reason=None if own.labels is not None else f"the weights have no {plane} segmentation head",
-        structures=_structures(own, _names(weights.planes[plane])) if own.labels is not None else (),
+        structures=_structures(own, _names(model.planes[plane])) if own.labels is not None else (),
         warnings=tuple(own.warnings),
     )
 
 
-def _names(weights: PlaneWeights) -> tuple[str, ...]:
-    return tasks.class_names(weights.segmentation.classes) if weights.segmentation is not None else ()
+def _names(model: PlaneModel) -> tuple[str, ...]:
+    return tasks.class_names(model.classes) if model.classes is not None else ()
 
 
 def _structures(own: _PlaneRun, names: tuple[str, ...]) -> tuple[StructureVolume, ...]:
@@ -400,7 +401,7 @@ def _structures(own: _PlaneRun, names: tuple[str, ...]) -> tuple[StructureVolume
 
 
 def _arrays(
-    runs: dict[str, _PlaneRun], weights: Weights
+    runs: dict[str, _PlaneRun], model: StudyModel
 ) -> tuple[dict[str, PlaneArrays], dict[str, tuple[np.ndarray, np.ndarray]]]:
     arrays, label_maps = {}, {}
     for plane, own in runs.items():
@@ -409,7 +410,7 @@ def _arrays(
             voxels=turn.apply(own.volume.voxels),
             labels=None if own.labels is None else turn.apply(own.labels),
             affine=turn.apply_affine(own.volume.affine, own.volume.shape),
-            names=_names(weights.planes[plane]) if plane in weights.planes else (),
+            names=_names(model.planes[plane]) if plane in model.planes else (),
         )
         if own.labels is not None:
             label_maps[plane] = (own.labels, own.volume.affine)

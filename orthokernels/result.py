@@ -66,7 +66,8 @@ class PlaneResult(_Record):
 class Model(_Record):
     """Which weights ran: ``digest`` is the SHA-256 over every tensor's name, type, shape and bytes.
 
-    ``notice`` is what the weights say of themselves, in one sentence.
+    ``notice`` is what the weights say of themselves, in one sentence. ``engine`` computed them, in the arithmetic of
+    ``form``; ``bundle`` is the SHA-256 of the manifest of the bundle they came in.
     """
 
     weights: str
@@ -76,6 +77,9 @@ class Model(_Record):
     block: dict[Plane, str]
     fusion: str | None = None
     notice: str | None = None
+    engine: str = "torch"
+    form: str = "fp32"
+    bundle: str | None = None
 
 
 class StudyResult(_Record):

@@ -264,7 +264,10 @@ def test_plain_lines_without_a_terminal_and_silence_when_quiet(study, tmp_path):
         (["{data}/study", "--out", "{out}", "--preparation", "half"], "there is no preparation 'half'"),
         (["{data}/study", "--out", "{out}", "--joint", "hip"], "there is no joint 'hip'"),
         (["{data}/study", "--out", "{out}", "--device", "warp"], "device 'warp' can't be used"),
-        (["{data}/study", "--out", "{out}", "--engine", "steam"], "no engine 'steam'; choose torch or native"),
+        (
+            ["{data}/study", "--out", "{out}", "--engine", "steam"],
+            "no engine 'steam' for weights",
+        ),
         (["{data}/study", "--out", "{out}", "--engine", "native", "--device", "cuda"], "native engine runs on the CPU"),
     ],
 )
@@ -278,7 +281,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, arguments, m
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line not in ("Reading the study", "Loading the weights")]
+    told = [line for line in done.stderr.splitlines() if line not in ("Reading the study", "Loading the model")]
     assert len(told) == 1
     assert told[0].startswith("orthokernels: ")
     assert "❌" not in told[0]  # "random:x" is no emoji

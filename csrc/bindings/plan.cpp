@@ -39,6 +39,13 @@ std::unique_ptr<cpu::Norm> norm_from(const py::object& given) {
   return norm;
 }
 
+cpu::Activation activation_from(const std::string& name) {
+  if (name == "none") return cpu::Activation::none;
+  if (name == "silu") return cpu::Activation::silu;
+  if (name == "relu") return cpu::Activation::relu;
+  refuse("activation", "'" + name + "'; there are none, silu, relu.");
+}
+
 // Before anything is read: every volume must be one of the plan's.
 void check_volume(const Plan& plan, const char* name, VolumeId id, bool optional = false) {
   if (optional && id == cpu::kNone) return;
@@ -53,7 +60,7 @@ void check_same_sides(const Plan& plan, const char* name, VolumeId id, VolumeId 
 
 VolumeId add_conv(Plan& plan, std::string name, VolumeId x, const py::array& weight, const py::array& bias,
                   std::int64_t stride, const std::string& algorithm, VolumeId skip, const py::object& norm,
-                  VolumeId residual, std::int64_t tiles) {
+                  const std::string& activation, VolumeId residual, std::int64_t tiles) {
   check_volume(plan, "x", x);
   check_volume(plan, "skip", skip, true);
   check_volume(plan, "residual", residual, true);
@@ -66,6 +73,7 @@ VolumeId add_conv(Plan& plan, std::string name, VolumeId x, const py::array& wei
   layer.skip = skip;
   layer.residual = residual;
   layer.norm = norm_from(norm);
+  layer.activation = activation_from(activation);
   layer.out = weight.shape(0);
   layer.kernel = weight.shape(2);
   layer.stride = stride;
@@ -80,6 +88,39 @@ VolumeId add_conv(Plan& plan, std::string name, VolumeId x, const py::array& wei
     check_same_sides(plan, "residual", residual, x);
   }
   return plan.add_conv(std::move(layer));
+}
+
+VolumeId add_conv_transpose(Plan& plan, std::string name, VolumeId x, const py::array& weight, const py::array& bias,
+                            bool relu) {
+  check_volume(plan, "x", x);
+  cpu::TransposedLayer layer;
+  layer.name = std::move(name);
+  layer.x = x;
+  layer.weight = values_of("weight", weight, {kAny, plan.channels(x), 4, 4, 4});
+  layer.out = weight.shape(0);
+  layer.bias = values_of("bias", bias, {layer.out});
+  layer.relu = relu;
+  const cpu::Sides in = plan.sides(x);
+  sides_from({2 * in.depth, 2 * in.height, 2 * in.width});  // not too many
+  return plan.add_conv_transpose(std::move(layer));
+}
+
+VolumeId add_norm(Plan& plan, std::string name, VolumeId x, const py::object& norm, const std::string& activation,
+                  VolumeId residual) {
+  check_volume(plan, "x", x);
+  check_volume(plan, "residual", residual, true);
+  if (norm.is_none()) refuse("norm", "is missing.");
+  cpu::NormLayer layer;
+  layer.name = std::move(name);
+  layer.x = x;
+  layer.norm = norm_from(norm);
+  layer.activation = activation_from(activation);
+  layer.residual = residual;
+  if (residual != cpu::kNone) {
+    if (plan.channels(residual) != plan.channels(x)) refuse("residual", "has other channels than x.");
+    check_same_sides(plan, "residual", residual, x);
+  }
+  return plan.add_norm(std::move(layer));
 }
 
 VolumeId add_attention(Plan& plan, std::string name, VolumeId x, const py::object& norm, const py::array& qkv_weight,
@@ -153,15 +194,25 @@ py::list describe(const Plan& plan) {
 }  // namespace
 
 void add_plan(py::module_& module) {
+  py::class_<cpu::PlanMemory, std::shared_ptr<cpu::PlanMemory>>(
+      module, "PlanMemory", "What plans work in; those that share it wait for each other.")
+      .def(py::init<>());
   py::class_<Plan>(module, "Plan", "A network as a fixed list of layers on volumes of fixed shape.")
-      .def(py::init([] { return std::make_unique<Plan>(cpu::best_isa()); }))
+      .def(py::init([](std::shared_ptr<cpu::PlanMemory> memory) {
+             return std::make_unique<Plan>(cpu::best_isa(), std::move(memory));
+           }), py::arg("memory") = py::none())
       .def("add_input",
            [](Plan& plan, const std::vector<std::int64_t>& sides, std::int64_t channels) {
              return plan.add_input(sides_from(sides), size_from("channels", channels));
            }, py::arg("sides"), py::arg("channels"))
       .def("add_conv", &add_conv, py::arg("name"), py::arg("x"), py::arg("weight"), py::arg("bias"),
            py::arg("stride") = 1, py::arg("algorithm") = "direct", py::kw_only(), py::arg("skip") = cpu::kNone,
-           py::arg("norm") = py::none(), py::arg("residual") = cpu::kNone, py::arg("tiles") = 0)
+           py::arg("norm") = py::none(), py::arg("activation") = "silu", py::arg("residual") = cpu::kNone,
+           py::arg("tiles") = 0)
+      .def("add_conv_transpose", &add_conv_transpose, py::arg("name"), py::arg("x"), py::arg("weight"), py::arg("bias"),
+           py::kw_only(), py::arg("relu"), "Of 4 x 4 x 4, stride 2 and padding 1; weight [out, in, 4, 4, 4].")
+      .def("add_norm", &add_norm, py::arg("name"), py::arg("x"), py::kw_only(), py::arg("norm"), py::arg("activation"),
+           py::arg("residual") = cpu::kNone)
       .def("add_attention", &add_attention, py::arg("name"), py::arg("x"), py::kw_only(), py::arg("norm"),
            py::arg("qkv_weight"), py::arg("qkv_bias"), py::arg("out_weight"), py::arg("out_bias"), py::arg("heads"),
            py::arg("heads_first"))

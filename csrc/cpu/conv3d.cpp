@@ -84,17 +84,6 @@ struct Panels {
   }
 };
 
-Floats packed_direct(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa) {
-  const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
-  Floats packed(static_cast<std::size_t>(up(out, panels.lanes) * panels.lanes * in * taps));
-  std::fill_n(packed.data(), packed.size(), 0.0f);
-  for (std::int64_t k = 0; k < out; ++k)
-    for (std::int64_t c = 0; c < in; ++c)
-      for (std::int64_t tap = 0; tap < taps; ++tap)
-        packed.data()[panels.place(k, c, taps, tap)] = weight[(k * in + c) * taps + tap];
-  return packed;
-}
-
 Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, Algorithm algorithm, Isa isa) {
   const Variant variant = variant_of(algorithm);
   const Axis deep = axis_of(variant.depth), plane = axis_of(variant.plane);
@@ -130,6 +119,17 @@ Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, A
 
 }  // namespace
 
+Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa) {
+  const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
+  Floats packed(static_cast<std::size_t>(up(out, panels.lanes) * panels.lanes * in * taps));
+  std::fill_n(packed.data(), packed.size(), 0.0f);
+  for (std::int64_t k = 0; k < out; ++k)
+    for (std::int64_t c = 0; c < in; ++c)
+      for (std::int64_t tap = 0; tap < taps; ++tap)
+        packed.data()[panels.place(k, c, taps, tap)] = weight[(k * in + c) * taps + tap];
+  return packed;
+}
+
 const char* name_of(Algorithm algorithm) { return variant_of(algorithm).name; }
 
 const char* Conv3d::unfit(Algorithm algorithm, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
@@ -150,7 +150,7 @@ Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kerne
   out_ = {up(sides.depth, stride), up(sides.height, stride), up(sides.width, stride)};
   if (algorithm == Algorithm::direct) {
     tiles_ = 0;
-    weights_ = packed_direct(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
+    weights_ = packed_taps(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
   } else {
     const std::int64_t wanted = tiles > 0 ? up(tiles, kRowsOfPanel) * kRowsOfPanel
                                           : tiles_of(in, out, places_of(algorithm));

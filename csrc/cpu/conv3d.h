@@ -73,6 +73,10 @@ struct ConvKernels {
 };
 ORTHOKERNELS_TABLES(ConvKernels, conv3d)
 
+// Weights [out, in, taps] as the direct algorithms read them: panels of output channels, in them the taps, in them the
+// input channels; lanes beyond the outputs are zero.
+Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa);
+
 // A convolution's weights, packed for one algorithm and instruction set, to be run on one shape.
 class Conv3d {
  public:

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/conv3d.h"
+#include "cpu/taps.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -11,62 +12,13 @@ void winograd(Algorithm algorithm, const ConvTask& task);
 
 namespace {
 
-// One tap of the kernel on one row: where it reads, for each of the row's voxels, is `first + voxel * step`.
-struct Tap {
-  const float* row[2];  // of x and skip, at depth and height of the tap
-  std::int64_t offset;  // of the tap along width
-  const float* weights;
-};
-
-// Adds the products of kR voxels' channels; `value_of(i, c)` is channel c of voxel i.
-template <int kR, int kC, typename Value>
-inline void add_products(const Value& value_of, const float* weights, std::int64_t channels, Vector (&sum)[kR][kC]) {
-  for (std::int64_t c = 0; c < channels; ++c) {
-    Vector weight[kC];
-    for (int j = 0; j < kC; ++j) weight[j] = load(weights + (c * kC + j) * kLanes);
-    for (int i = 0; i < kR; ++i) {
-      const Vector value = splat(value_of(i, c));
-      for (int j = 0; j < kC; ++j) sum[i][j] += value * weight[j];
-    }
-  }
-}
-
-// Adds one tap for kR voxels from `voxel` on. Outside the row it reads zeros.
-template <int kR, int kC>
-inline void add_tap(const ConvTask& task, const Tap& tap, int part, std::int64_t channels, const float* weights,
-                    std::int64_t voxel, Vector (&sum)[kR][kC]) {
-  static const float zero = 0.0f;
-  const std::int64_t first = voxel * task.stride + tap.offset, last = first + (kR - 1) * task.stride;
-  if (first >= 0 && last < task.in.width) {
-    const float* from = tap.row[part] + first * channels;
-    const std::int64_t step = task.stride * channels;
-    const auto value_of = [&](int i, std::int64_t c) { return from[i * step + c]; };
-    return add_products<kR, kC>(value_of, weights, channels, sum);
-  }
-  const float* from[kR];
-  std::int64_t steps[kR];
-  for (int i = 0; i < kR; ++i) {
-    const std::int64_t w = first + i * task.stride;
-    const bool inside = w >= 0 && w < task.in.width;
-    from[i] = inside ? tap.row[part] + w * channels : &zero;
-    steps[i] = inside ? 1 : 0;
-  }
-  const auto value_of = [&](int i, std::int64_t c) { return from[i][c * steps[i]]; };
-  add_products<kR, kC>(value_of, weights, channels, sum);
-}
-
 // kR voxels from `voxel` on, kC vectors of channels of which the last may be partly beyond the output's channels.
 template <int kR, int kC>
 void make_voxels(const ConvTask& task, const Tap* taps, int tap_count, std::int64_t channel, std::int64_t row_start,
                  std::int64_t voxel) {
   Vector sum[kR][kC] = {};
   const ConvInput& input = task.input;
-  for (int n = 0; n < tap_count; ++n) {
-    add_tap<kR, kC>(task, taps[n], 0, input.channels, taps[n].weights, voxel, sum);
-    if (input.skip != nullptr)
-      add_tap<kR, kC>(task, taps[n], 1, input.skip_channels, taps[n].weights + input.channels * kC * kLanes, voxel,
-                      sum);
-  }
+  add_taps<kR, kC>({task.in.width, task.stride, input.channels, input.skip_channels}, taps, tap_count, voxel, sum);
   const ConvOutput& output = task.output;
   for (int j = 0; j < kC; ++j) {
     const std::int64_t k = channel + j * kLanes;

@@ -32,23 +32,31 @@ void moments(const float* x, std::int64_t voxels, std::int64_t channels, float* 
   }
 }
 
-void apply_part(const float* x, std::int64_t channels, const float* scale, const float* shift, bool activate, float* y) {
+Vector activated(Vector z, Activation activation) {
+  if (activation == Activation::silu) return silu(z);
+  return activation == Activation::relu ? relu(z) : z;
+}
+
+// A voxel's channels of one volume; residual may be null.
+void apply_part(const float* x, std::int64_t channels, const float* scale, const float* shift, const float* residual,
+                Activation activation, float* y) {
   for (std::int64_t c = 0; c < channels; c += kLanes) {
     const int count = lanes_left(c, channels);
-    const Vector z = load_some(x + c, count) * load_some(scale + c, count) + load_some(shift + c, count);
-    store_some(y + c, activate ? silu(z) : z, count);
+    Vector z = load_some(x + c, count) * load_some(scale + c, count) + load_some(shift + c, count);
+    if (residual != nullptr) z += load_some(residual + c, count);
+    store_some(y + c, activated(z, activation), count);
   }
 }
 
-void apply(const float* x, std::int64_t channels, const float* skip, std::int64_t skip_channels, std::int64_t voxels,
-           const float* scale, const float* shift, bool activate, float* y, int threads) {
-  const std::int64_t whole = channels + skip_channels;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (std::int64_t v = 0; v < voxels; ++v) {
-    apply_part(x + v * channels, channels, scale, shift, activate, y + v * whole);
-    if (skip != nullptr)
-      apply_part(skip + v * skip_channels, skip_channels, scale + channels, shift + channels, activate,
-                 y + v * whole + channels);
+void apply(const NormaliseTask& task) {
+  const std::int64_t channels = task.channels, whole = channels + task.skip_channels;
+#pragma omp parallel for schedule(static) num_threads(task.threads)
+  for (std::int64_t v = 0; v < task.voxels; ++v) {
+    const float* residual = task.residual != nullptr ? task.residual + v * channels : nullptr;
+    apply_part(task.x + v * channels, channels, task.scale, task.shift, residual, task.activation, task.y + v * whole);
+    if (task.skip != nullptr)
+      apply_part(task.skip + v * task.skip_channels, task.skip_channels, task.scale + channels, task.shift + channels,
+                 nullptr, task.activation, task.y + v * whole + channels);
   }
 }
 

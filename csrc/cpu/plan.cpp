@@ -5,19 +5,18 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <utility>
 
 #include "cpu/attention.h"
-#include "cpu/normalise.h"
+#include "cpu/conv_transpose3d.h"
 #include "cpu/resize.h"
 
 namespace orthokernels::cpu {
 namespace {
 
-enum class Kind { normalise, conv, attend, resize };
+enum class Kind { normalise, conv, transpose, attend, resize };
 
 struct Volume {
   Sides sides;
@@ -26,8 +25,9 @@ struct Volume {
   int last_read;          // step
   bool output = false;
   bool normed = false;    // somebody wants its moments
-  VolumeId same_as = kNone;  // written over this one
-  std::int64_t offset = -1;
+  VolumeId home = kNone;     // the first of those that are written over one another, this one maybe
+  std::int64_t offset = -1;  // in the arena
+  float* given = nullptr;    // in place of it, during a run: an input's memory, never written to, or an output's
   std::int64_t moment_blocks = 0;
   Floats moments;
   std::int64_t floats() const { return sides.voxels() * channels; }
@@ -39,12 +39,22 @@ struct Step {
   VolumeId x, skip = kNone, residual = kNone, y = kNone;
   std::unique_ptr<Norm> norm;
   Floats scale, shift;
+  Activation activation = Activation::none;
   std::optional<Conv3d> conv;
+  Floats transposed;  // packed weights
   std::vector<float> bias;
   std::int64_t heads = 0;
   bool heads_first = false;
   double seconds = 0;
+
+  std::int64_t weight_bytes() const {
+    return conv ? conv->weight_bytes() : static_cast<std::int64_t>(transposed.size()) * 4;
+  }
 };
+
+void grow(Floats& memory, std::int64_t floats) {
+  if (static_cast<std::int64_t>(memory.size()) < floats) memory = Floats(static_cast<std::size_t>(floats));
+}
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -59,8 +69,7 @@ struct Plan::Parts {
   std::vector<VolumeId> inputs, outputs;
   bool finished = false;
   std::int64_t arena_floats = 0;
-  Floats arena, workspace;
-  std::mutex running;
+  std::shared_ptr<PlanMemory> memory;
 
   VolumeId add_volume(Sides sides, std::int64_t channels) {
     Volume volume{};
@@ -68,8 +77,9 @@ struct Plan::Parts {
     volume.channels = channels;
     volume.made = static_cast<int>(steps.size());
     volume.last_read = volume.made;
+    volume.home = static_cast<VolumeId>(volumes.size());
     volumes.push_back(std::move(volume));
-    return static_cast<VolumeId>(volumes.size()) - 1;
+    return volumes.back().home;
   }
 
   const Volume& volume(VolumeId id) const {
@@ -103,14 +113,19 @@ struct Plan::Parts {
     if (skip != kNone) volumes[skip].normed = true;
   }
 
-  // A volume that holds the normalised input of a layer that can not normalise as it reads.
-  VolumeId add_normalised(const std::string& name, VolumeId x, VolumeId skip, std::unique_ptr<Norm> norm, bool silu) {
-    if (skip != kNone) read(skip);
+  // A volume that holds the normalised input of a layer that can not normalise as it reads, or a normalisation alone.
+  VolumeId add_normalised(const std::string& name, VolumeId x, VolumeId skip, VolumeId residual,
+                          std::unique_ptr<Norm> norm, Activation activation) {
+    want_moments(*norm, x, skip);
+    for (VolumeId other : {skip, residual})
+      if (other != kNone) read(other);
     const std::int64_t channels = volume(x).channels + (skip == kNone ? 0 : volume(skip).channels);
     const VolumeId y = add_volume(volume(x).sides, channels);
     Step& step = add_step(Kind::normalise, name, x);
-    step.algorithm = silu ? "norm, SiLU" : "norm";
+    step.algorithm = activation == Activation::silu ? "norm, SiLU" : activation == Activation::relu ? "norm, ReLU" : "norm";
+    step.activation = activation;
     step.skip = skip;
+    step.residual = residual;
     step.y = y;
     step.norm = std::move(norm);
     step.scale = Floats(static_cast<std::size_t>(channels));
@@ -120,12 +135,19 @@ struct Plan::Parts {
 
   void fold(Step& step);
   void run_step(Step& step, int threads);
-  float* place(VolumeId id) { return arena.data() + volumes[id].offset; }
+  float* place(VolumeId id) {
+    const Volume& home = volumes[volumes[id].home];
+    return home.given != nullptr ? home.given : memory->arena.data() + home.offset;
+  }
+  void give(const std::vector<const float*>& from, const std::vector<float*>& to);
   void lay_out();
   std::int64_t workspace_floats(int threads) const;
 };
 
-Plan::Plan(Isa isa) : parts_(std::make_unique<Parts>()) { parts_->isa = isa; }
+Plan::Plan(Isa isa, std::shared_ptr<PlanMemory> memory) : parts_(std::make_unique<Parts>()) {
+  parts_->isa = isa;
+  parts_->memory = memory ? std::move(memory) : std::make_shared<PlanMemory>();
+}
 Plan::~Plan() = default;
 
 VolumeId Plan::add_input(Sides sides, std::int64_t channels) {
@@ -145,11 +167,12 @@ VolumeId Plan::add_conv(ConvLayer layer) {
     throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
   if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
     throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
-  if (layer.norm) parts.want_moments(*layer.norm, layer.x, layer.skip);
-  if (layer.norm && layer.algorithm == Algorithm::direct) {
-    layer.x = parts.add_normalised(layer.name + ".norm", layer.x, layer.skip, std::move(layer.norm), true);
+  if (layer.norm && (layer.algorithm == Algorithm::direct || layer.activation != Activation::silu)) {
+    layer.x = parts.add_normalised(layer.name + ".norm", layer.x, layer.skip, kNone, std::move(layer.norm),
+                                   layer.activation);
     layer.skip = kNone;
   }
+  if (layer.norm) parts.want_moments(*layer.norm, layer.x, layer.skip);
   if (layer.skip != kNone) parts.read(layer.skip);
   if (layer.residual != kNone) parts.read(layer.residual);
   Conv3d conv(layer.weight.data(), layer.out, channels, static_cast<int>(layer.kernel), static_cast<int>(layer.stride),
@@ -170,15 +193,37 @@ VolumeId Plan::add_conv(ConvLayer layer) {
   return y;
 }
 
+VolumeId Plan::add_conv_transpose(TransposedLayer layer) {
+  Parts& parts = *parts_;
+  const Volume& x = parts.volume(layer.x);
+  const Sides in = x.sides;
+  if (static_cast<std::int64_t>(layer.weight.size()) != layer.out * x.channels * kTransposedTaps)
+    throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
+  if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
+    throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
+  Floats packed = packed_taps(layer.weight.data(), layer.out, x.channels, kTransposedTaps, parts.isa);
+  const VolumeId y = parts.add_volume({2 * in.depth, 2 * in.height, 2 * in.width}, layer.out);
+  Step& step = parts.add_step(Kind::transpose, std::move(layer.name), layer.x);
+  step.algorithm = "direct";
+  step.activation = layer.relu ? Activation::relu : Activation::none;
+  step.y = y;
+  step.transposed = std::move(packed);
+  step.bias = std::move(layer.bias);
+  return y;
+}
+
+VolumeId Plan::add_norm(NormLayer layer) {
+  return parts_->add_normalised(layer.name, layer.x, kNone, layer.residual, std::move(layer.norm), layer.activation);
+}
+
 VolumeId Plan::add_attention(AttentionLayer layer) {
   Parts& parts = *parts_;
   const std::int64_t channels = parts.volume(layer.x).channels;
   const Sides sides = parts.volume(layer.x).sides;
   if (layer.heads < 1 || channels % layer.heads != 0) throw std::invalid_argument(layer.name + ": heads do not divide");
-  parts.want_moments(*layer.norm, layer.x, kNone);
   ConvLayer qkv, projection;
   qkv.name = layer.name + ".qkv";
-  qkv.x = parts.add_normalised(layer.name + ".norm", layer.x, kNone, std::move(layer.norm), false);
+  qkv.x = parts.add_normalised(layer.name + ".norm", layer.x, kNone, kNone, std::move(layer.norm), Activation::none);
   qkv.weight = std::move(layer.qkv_weight);
   qkv.bias = std::move(layer.qkv_bias);
   qkv.out = 3 * channels;
@@ -234,33 +279,34 @@ void Plan::Parts::lay_out() {
     if (step.residual == kNone || step.residual == step.x || step.residual == step.skip) continue;
     const Volume& residual = volumes[step.residual];
     const bool dies = residual.last_read == static_cast<int>(n) && !residual.output && residual.made >= 0;
-    if (dies) y.same_as = step.residual;
+    if (dies) y.home = residual.home;
   }
   for (VolumeId id : inputs)
     if (volumes[id].normed) {
       volumes[id].moment_blocks = moment_blocks(volumes[id].sides.voxels());
       volumes[id].moments = Floats(static_cast<std::size_t>(volumes[id].moment_blocks * 3 * volumes[id].channels));
     }
-  // A volume that is written over another lives in the same place: one life for both.
+  // A volume that is written over another lives in the same place: one life for both. Inputs and outputs live outside.
   struct Life {
-    VolumeId id;
     int from, to;
     std::int64_t floats, offset;
+    bool outside;
   };
   std::vector<Life> lives;
   std::map<VolumeId, std::size_t> life_of;
   for (VolumeId id = 0; id < static_cast<VolumeId>(volumes.size()); ++id) {
     const Volume& own = volumes[id];
-    if (own.same_as != kNone) {
-      life_of[id] = life_of[own.same_as];
-      lives[life_of[id]].to = std::max(lives[life_of[id]].to, own.last_read);
-      continue;
+    if (own.home == id) {
+      life_of[id] = lives.size();
+      lives.push_back({own.made, own.last_read, (own.floats() + 15) / 16 * 16, -1, own.made < 0});
     }
-    life_of[id] = lives.size();
-    lives.push_back({id, own.made, own.last_read, (own.floats() + 15) / 16 * 16, -1});
+    Life& life = lives[life_of[own.home]];
+    life.to = std::max(life.to, own.last_read);
+    life.outside |= own.output;
   }
   std::vector<Life*> order;
-  for (Life& life : lives) order.push_back(&life);
+  for (Life& life : lives)
+    if (!life.outside) order.push_back(&life);
   std::stable_sort(order.begin(), order.end(), [](const Life* a, const Life* b) { return a->floats > b->floats; });
   std::vector<Life*> placed;
   for (Life* life : order) {
@@ -278,6 +324,16 @@ void Plan::Parts::lay_out() {
     placed.push_back(life);
   }
   for (const auto& [id, n] : life_of) volumes[id].offset = lives[n].offset;
+}
+
+// Inputs are read where they lie, outputs are made where they are wanted.
+void Plan::Parts::give(const std::vector<const float*>& from, const std::vector<float*>& to) {
+  for (Volume& own : volumes) own.given = nullptr;
+  for (std::size_t n = 0; n < from.size(); ++n) volumes[inputs[n]].given = const_cast<float*>(from[n]);
+  for (std::size_t n = 0; n < to.size(); ++n) {
+    Volume& home = volumes[volumes[outputs[n]].home];
+    if (home.given == nullptr) home.given = to[n];
+  }
 }
 
 std::int64_t Plan::Parts::workspace_floats(int threads) const {
@@ -307,27 +363,31 @@ void Plan::Parts::run_step(Step& step, int threads) {
   const Volume& x = volumes[step.x];
   Volume& y = volumes[step.y];
   const float* skip = step.skip == kNone ? nullptr : place(step.skip);
+  const float* residual = step.residual == kNone ? nullptr : place(step.residual);
   const std::int64_t skip_channels = step.skip == kNone ? 0 : volumes[step.skip].channels;
   fold(step);
   switch (step.kind) {
     case Kind::normalise:
-      normalise_for(isa).apply(place(step.x), x.channels, skip, skip_channels, x.sides.voxels(), step.scale.data(),
-                               step.shift.data(), step.algorithm != "norm", place(step.y), threads);
+      normalise_for(isa).apply({place(step.x), x.channels, skip, skip_channels, x.sides.voxels(), step.scale.data(),
+                                step.shift.data(), residual, step.activation, place(step.y), threads});
       break;
     case Kind::conv: {
       ConvInput input{place(step.x), x.channels, skip, skip_channels};
       if (step.norm) input.scale = step.scale.data(), input.shift = step.shift.data();
-      ConvOutput output{place(step.y), step.bias.data()};
-      if (step.residual != kNone) output.residual = place(step.residual);
+      ConvOutput output{place(step.y), step.bias.data(), residual};
       if (y.normed) output.moments = y.moments.data();
-      step.conv->run(input, output, workspace.data(), threads);
+      step.conv->run(input, output, memory->workspace.data(), threads);
       return;
     }
+    case Kind::transpose:
+      conv_transpose3d_for(isa).run({x.sides, x.channels, y.channels, place(step.x), step.transposed.data(),
+                                     step.bias.data(), step.activation == Activation::relu, place(step.y), threads});
+      break;
     case Kind::attend: {
       const std::int64_t d = y.channels / step.heads;
       const float scale = 1.0f / std::sqrt(static_cast<float>(d));
       attention_for(isa).attend({place(step.x), place(step.y), x.sides.voxels(), step.heads, d, step.heads_first,
-                                 scale, workspace.data(), threads});
+                                 scale, memory->workspace.data(), threads});
       break;
     }
     case Kind::resize:
@@ -341,29 +401,30 @@ void Plan::Parts::run_step(Step& step, int threads) {
 void Plan::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int threads) {
   Parts& parts = *parts_;
   if (!parts.finished) throw std::invalid_argument("plan: it is not finished");
-  const std::lock_guard<std::mutex> one_at_a_time(parts.running);
-  if (parts.arena.size() == 0) parts.arena = Floats(static_cast<std::size_t>(parts.arena_floats));
-  const auto wanted = static_cast<std::size_t>(parts.workspace_floats(threads));
-  if (parts.workspace.size() < wanted) parts.workspace = Floats(wanted);
-  for (std::size_t n = 0; n < inputs.size(); ++n) {
-    Volume& own = parts.volumes[parts.inputs[n]];
-    std::memcpy(parts.place(parts.inputs[n]), inputs[n], static_cast<std::size_t>(own.floats()) * sizeof(float));
+  const std::lock_guard<std::mutex> one_at_a_time(parts.memory->running);
+  grow(parts.memory->arena, parts.arena_floats);
+  grow(parts.memory->workspace, parts.workspace_floats(threads));
+  parts.give(inputs, outputs);
+  for (VolumeId id : parts.inputs) {
+    const Volume& own = parts.volumes[id];
     if (own.normed)
-      normalise_for(parts.isa).moments(inputs[n], own.sides.voxels(), own.channels, own.moments.data(), threads);
+      normalise_for(parts.isa).moments(own.given, own.sides.voxels(), own.channels, own.moments.data(), threads);
   }
   for (Step& step : parts.steps) {
     const double start = now();
     parts.run_step(step, threads);
     step.seconds = now() - start;
   }
+  // An input that is an output too, or one output twice.
   for (std::size_t n = 0; n < outputs.size(); ++n) {
-    const VolumeId id = parts.outputs[n];
-    std::memcpy(outputs[n], parts.place(id), static_cast<std::size_t>(parts.volumes[id].floats()) * sizeof(float));
+    const float* made = parts.place(parts.outputs[n]);
+    const Volume& own = parts.volumes[parts.outputs[n]];
+    if (made != outputs[n]) std::memcpy(outputs[n], made, static_cast<std::size_t>(own.floats()) * sizeof(float));
   }
 }
 
 void Plan::set_bias(const std::string& layer, const std::vector<float>& bias) {
-  const std::lock_guard<std::mutex> not_while_running(parts_->running);
+  const std::lock_guard<std::mutex> not_while_running(parts_->memory->running);
   for (Step& step : parts_->steps) {
     if (step.kind != Kind::conv || step.name != layer) continue;
     if (step.bias.size() != bias.size()) throw std::invalid_argument("bias: it must have a value for each output");
@@ -383,8 +444,7 @@ std::int64_t Plan::arena_bytes() const { return parts_->arena_floats * 4; }
 
 std::int64_t Plan::weight_bytes() const {
   std::int64_t sum = 0;
-  for (const Step& step : parts_->steps)
-    if (step.kind == Kind::conv) sum += step.conv->weight_bytes();
+  for (const Step& step : parts_->steps) sum += step.weight_bytes();
   return sum;
 }
 
@@ -396,11 +456,14 @@ std::vector<LayerFacts> Plan::describe() const {
     double floats = static_cast<double>(x.floats() + y.floats());
     for (VolumeId id : {step.skip, step.residual})
       if (id != kNone) floats += static_cast<double>(parts_->volumes[id].floats());
-    own.bytes = 4 * floats;
+    own.bytes = 4 * floats + static_cast<double>(step.weight_bytes());
     if (step.kind == Kind::conv) {
       own.operations = step.conv->operations();
       own.multiplied = step.conv->operations_done();
-      own.bytes += static_cast<double>(step.conv->weight_bytes());
+    }
+    if (step.kind == Kind::transpose) {
+      constexpr double met = kTransposedTaps / 8;
+      own.operations = own.multiplied = 2 * met * static_cast<double>(x.channels * y.channels * y.sides.voxels());
     }
     if (step.kind == Kind::attend) {
       const double tokens = static_cast<double>(y.sides.voxels());

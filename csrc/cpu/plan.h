@@ -1,21 +1,29 @@
 // A network as a fixed list of layers on volumes of fixed shape: weights packed, biases folded, every buffer's place
-// known beforehand. Built once, run often, one volume at a time: runs of one plan wait for each other, several plans run
-// side by side.
+// known beforehand. Built once, run often, one volume at a time: plans run side by side, unless they share the memory that
+// they work in.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "cpu/conv3d.h"
+#include "cpu/normalise.h"
 
 namespace orthokernels::cpu {
 
 using VolumeId = int;
 constexpr VolumeId kNone = -1;
 
-// A group normalisation (weight and bias [channels]) of what a layer reads; SiLU follows in a convolution.
+// What plans work in, as large as the largest of them. Runs of plans that share it wait for each other.
+struct PlanMemory {
+  std::mutex running;
+  Floats arena, workspace;
+};
+
+// A group normalisation (weight and bias [channels]) of what a layer reads.
 struct Norm {
   std::int64_t groups;
   std::vector<float> weight, bias;
@@ -26,10 +34,28 @@ struct ConvLayer {
   std::string name;
   VolumeId x, skip = kNone, residual = kNone;  // skip is read as if concatenated behind x
   std::unique_ptr<Norm> norm;
-  std::vector<float> weight, bias;  // [out, in, kernel, kernel, kernel], [out]
+  Activation activation = Activation::silu;  // behind the normalisation
+  std::vector<float> weight, bias;           // [out, in, kernel, kernel, kernel], [out]
   std::int64_t out, kernel, stride;
   Algorithm algorithm;
   int tiles = 0;
+};
+
+// 4 x 4 x 4, stride 2: every side doubles.
+struct TransposedLayer {
+  std::string name;
+  VolumeId x;
+  std::vector<float> weight, bias;  // [out, in, 4, 4, 4], [out]
+  std::int64_t out;
+  bool relu;
+};
+
+// activation(norm(x) + residual), where no convolution reads it.
+struct NormLayer {
+  std::string name;
+  VolumeId x, residual = kNone;
+  std::unique_ptr<Norm> norm;
+  Activation activation;
 };
 
 // x + projection(attention(qkv(norm(x)))), over all voxels of a volume.
@@ -55,11 +81,14 @@ struct LayerFacts {
 
 class Plan {
  public:
-  explicit Plan(Isa isa);
+  // Without memory to share it has its own.
+  explicit Plan(Isa isa, std::shared_ptr<PlanMemory> memory = nullptr);
   ~Plan();
 
   VolumeId add_input(Sides sides, std::int64_t channels);
   VolumeId add_conv(ConvLayer layer);
+  VolumeId add_conv_transpose(TransposedLayer layer);
+  VolumeId add_norm(NormLayer layer);
   VolumeId add_attention(AttentionLayer layer);
   VolumeId add_resize(std::string name, VolumeId x, Sides sides);
   // Gives every volume its place; nothing can be added afterwards.
@@ -75,10 +104,11 @@ class Plan {
   // A convolution's bias, such as a time embedding changes. Throws std::invalid_argument for an unknown name.
   void set_bias(const std::string& layer, const std::vector<float>& bias);
 
-  // inputs and outputs in the order of `inputs()` and `outputs()`, [depth, height, width, channels].
+  // inputs and outputs in the order of `inputs()` and `outputs()`, [depth, height, width, channels]: the layers read and
+  // write there. Outputs overlap nothing.
   void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int threads);
 
-  std::int64_t arena_bytes() const;
+  std::int64_t arena_bytes() const;  // of the volumes in between
   std::int64_t weight_bytes() const;
   std::vector<LayerFacts> describe() const;
 

@@ -82,5 +82,6 @@ static inline Vector exponential(Vector x) {
 
 static inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
 static inline Vector silu(Vector x) { return x * sigmoid(x); }
+static inline Vector relu(Vector x) { return select(x < Vector{}, Vector{}, x); }  // NaN stays
 
 }  // namespace orthokernels::cpu::ORTHOKERNELS_ISA

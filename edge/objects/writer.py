@@ -6,7 +6,6 @@ import datetime
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pydicom
 from highdicom import SOPClass
@@ -20,9 +19,7 @@ from orthokernels.edge.objects.setting import Setting, make_setting
 
 from orthokernels.data.dicom import Frame, read_frames
 from orthokernels.errors import InputError
-
-if TYPE_CHECKING:  # it stands beside the engines, and not every one of them is installed here
-    from orthokernels.pipeline import StudyRun
+from orthokernels.pipeline import StudyRun
 
 FINDINGS, ABSTENTION, PAGE = "findings.dcm", "abstention.dcm", "page.dcm"
 

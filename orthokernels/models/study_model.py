@@ -66,6 +66,9 @@ class PlaneModel(Protocol):
     def score(self, vector: Array) -> Array:
         """The single-plane head's logits, [labels], of a series' vector."""
 
+    def release(self) -> None:
+        """Let go of memory that only ``features`` and ``heads`` need; they may be asked again, at the cost of time."""
+
 
 class StudyModel(Protocol):
     """Every network and head that a study of one joint needs.
@@ -73,6 +76,8 @@ class StudyModel(Protocol):
     Attributes:
         name, digest, trained, notice: as ``orthokernels.result.Model`` shows them.
         engine: what computes it: "torch", "native", "openvino" or "onnxruntime".
+        form: in which arithmetic, as bundles name it: "fp32", "int8", ...
+        bundle: digest of the manifest it came from; None for plain weights.
         size: side of the square slices that the networks take, in pixels.
         fusion_name: how planes are fused, None without a fusion. "gating" reads the planes' logits, the others their
             vectors.
@@ -90,6 +95,10 @@ class StudyModel(Protocol):
     def notice(self) -> str | None: ...
     @property
     def engine(self) -> str: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def bundle(self) -> str | None: ...
     @property
     def joint(self) -> str: ...
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orthokernels.models.orthodiffusion.weights import FeaturePoint
+from orthokernels.models.weights_folder import FeaturePoint
 from orthokernels.training.config import (
     AugmentConfig,
     DataConfig,

@@ -10,7 +10,7 @@ from torch import nn
 
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import FeaturePoint, load_settings
+from orthokernels.models.weights_folder import FeaturePoint, load_settings
 from orthokernels.training.baselines import resnet18, unet3d
 from orthokernels.training.config_heads import LabelsConfig, SegmentConfig
 from orthokernels.training.curves import progress

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 
 from orthokernels.data.phantom.dataset import Recipe, write_studies
-from orthokernels.models.orthodiffusion.weights import Settings, load_weights
+from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.models.weights_folder import Settings
 from orthokernels.tasks import LABELS
 from orthokernels.training.card import model_card, write_card
 from orthokernels.training.config import DataConfig, Positive, PretrainConfig, Section

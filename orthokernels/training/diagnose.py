@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import load_settings, save_module
+from orthokernels.models.orthodiffusion.weights import save_module
+from orthokernels.models.weights_folder import load_settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.diagnosis_files import Fused, PlaneResult, write_gates, write_heads, write_thresholds

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from orthokernels.models.orthodiffusion.weights import FeaturePoint, Settings, save_module
+from orthokernels.models.orthodiffusion.weights import save_module
+from orthokernels.models.weights_folder import FeaturePoint, Settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.metrics import best_threshold

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import FeaturePoint
+from orthokernels.models.weights_folder import FeaturePoint
 from orthokernels.training.config import OptimiserConfig
 from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.curves import progress

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import load_settings
+from orthokernels.models.weights_folder import load_settings
 from orthokernels.training.bootstrap import aurocs, interval, mean_over_labels, means, patient_counts
 from orthokernels.training.config_heads import LabelsConfig
 from orthokernels.training.contenders import train_and_score

@@ -14,7 +14,8 @@ from torch import Tensor
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.regional_pooling import GridPool, StructurePool
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import FeaturePoint, PlaneWeights, Settings, save_encoder
+from orthokernels.models.orthodiffusion.weights import PlaneWeights, save_encoder
+from orthokernels.models.weights_folder import FeaturePoint, Settings
 from orthokernels.tasks import PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.curves import progress

@@ -17,13 +17,8 @@ from orthokernels.models.orthodiffusion.segmentation import (
     level_names,
 )
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import (
-    FeaturePoint,
-    Settings,
-    load_settings,
-    save_encoder,
-    save_module,
-)
+from orthokernels.models.orthodiffusion.weights import save_encoder, save_module
+from orthokernels.models.weights_folder import FeaturePoint, Settings, load_settings
 from orthokernels.tasks import STRUCTURES
 from orthokernels.training import checkpoint
 from orthokernels.training.config_heads import SegmentConfig

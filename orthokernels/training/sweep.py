@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import FeaturePoint, Settings, load_settings
+from orthokernels.models.weights_folder import FeaturePoint, Settings, load_settings
 from orthokernels.training.config_heads import SweepConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone

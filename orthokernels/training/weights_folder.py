@@ -10,14 +10,8 @@ from typing import Any
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import (
-    Card,
-    PlaneWeights,
-    Settings,
-    load_encoder,
-    load_module,
-    load_settings,
-)
+from orthokernels.models.orthodiffusion.weights import PlaneWeights, load_encoder, load_module
+from orthokernels.models.weights_folder import Card, Settings, load_settings
 
 
 def start_from(weights: Path, out: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from orthokernels import pipeline, tasks
 from orthokernels.data.phantom import make_study, write_dicom
-from orthokernels.models.orthodiffusion.weights import demo_folder, load_settings, load_weights
+from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.models.weights_folder import demo_folder, load_settings
 from orthokernels.training.metrics import dice
 
 UNSEEN = 2_000_000  # studies to train with have seeds from 0, test studies from 1,000,000

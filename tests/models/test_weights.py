@@ -16,16 +16,9 @@ from torch import nn
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, SegmentationHead, UNet, cosine_schedule
 from orthokernels.models.orthodiffusion.published import convert_checkpoint
-from orthokernels.models.orthodiffusion.untrained import random_weights
-from orthokernels.models.orthodiffusion.weights import (
-    FeaturePoint,
-    Settings,
-    digest_of,
-    load_module,
-    load_weights,
-    save_encoder,
-    save_module,
-)
+from orthokernels.models.orthodiffusion.untrained import random_weights, save_random
+from orthokernels.models.orthodiffusion.weights import digest_of, load_module, load_weights, save_encoder, save_module
+from orthokernels.models.weights_folder import FeaturePoint, Settings
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +280,10 @@ def test_half_precision_on_disk_is_float32_once_loaded(tmp_path):
     assert found.weight.dtype == torch.float32
     # float16 has 11 significant bits, so rounding moves a value by at most 2^-11 of itself
     assert torch.allclose(found.weight, head.weight, rtol=2**-11, atol=2**-24)
+
+
+def test_random_weights_that_were_saved_are_the_same(tmp_path):
+    save_random(3, tmp_path)
+    saved, drawn = load_weights(str(tmp_path)), random_weights(3)
+    assert saved.digest() == drawn.digest()
+    assert (saved.name, saved.trained, saved.fusion_name) == ("random:3", False, "gating")

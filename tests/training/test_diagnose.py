@@ -13,7 +13,8 @@ import torch
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.regional_pooling import GridPool, StructurePool
 from orthokernels.models.orthodiffusion.unet import level_starts
-from orthokernels.models.orthodiffusion.weights import load_settings, load_weights, save_encoder
+from orthokernels.models.orthodiffusion.weights import load_weights, save_encoder
+from orthokernels.models.weights_folder import load_settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import load_settings
+from orthokernels.models.weights_folder import load_settings
 from orthokernels.training.config_heads import SweepConfig
 from orthokernels.training.sweep import _at, sweep
 from tests.training.toy import data_settings, write_studies, write_weights

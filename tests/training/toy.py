@@ -86,7 +86,8 @@ def write_weights(folder: Path, *, planes=tasks.PLANES, network=NETWORK, size: i
     import torch
 
     from orthokernels.models.orthodiffusion import UNet
-    from orthokernels.models.orthodiffusion.weights import Settings, save_module
+    from orthokernels.models.orthodiffusion.weights import save_module
+    from orthokernels.models.weights_folder import Settings
 
     torch.manual_seed(0)
     for plane in planes:

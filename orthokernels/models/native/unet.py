@@ -11,19 +11,15 @@ the last one that was asked for is built. The time embedding of ``timestep`` is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orthokernels import _native
-from orthokernels.backends.cpu.algorithm import choose
+from orthokernels.models.native.layers import Array, Builder, State, channels_last, fold, silu, unfold
 
-Array = NDArray[np.float32]
-
-EPS = 1e-5  # of every normalisation, as torch.nn.GroupNorm's
 _MAX_PERIOD = 1000.0  # of the time embedding
 
 
@@ -49,6 +45,7 @@ class UNetPlan:
         timestep: that ``run`` embeds, until ``set_timestep`` says another.
         patch: voxels along depth, height and width that the network sees as one.
         exact: direct convolutions only, whose error is that of plain summation.
+        memory: to work in, where plans share it.
 
     Raises:
         ValueError: an unknown name, a side that the patch does not divide, or tensors that do not fit each other.
@@ -56,7 +53,7 @@ class UNetPlan:
 
     def __init__(
         self,
-        state: Mapping[str, NDArray[Any]],
+        state: State,
         *,
         sides: Sequence[int],
         names: Sequence[str],
@@ -66,16 +63,17 @@ class UNetPlan:
         groups: int = 32,
         patch: Sequence[int] = (1, 1, 1),
         exact: bool = False,
+        memory: _native.PlanMemory | None = None,
     ) -> None:
         if any(side % own for side, own in zip(sides, patch, strict=True)):
             raise ValueError(f"patch: {tuple(patch)} does not divide a volume of {tuple(sides)}.")
         self.patch = tuple(patch)
         self.names = tuple(names)
-        self._state = state
-        self._groups, self._heads, self._head_channels, self._exact = groups, heads, head_channels, exact
-        self._plan = _native.Plan()
+        self._builder = Builder(state, exact=exact, memory=memory)
+        self._plan, self._state = self._builder.plan, state
+        self._groups, self._heads, self._head_channels = groups, heads, head_channels
         self._embedded: list[_Embedded] = []
-        blocks = self._blocks()
+        blocks = blocks_of(state)
         unknown = [name for name in names if name not in blocks]
         if unknown or not names:
             asked = f"no feature called {', '.join(map(repr, unknown))}" if unknown else "no feature was asked for"
@@ -95,8 +93,7 @@ class UNetPlan:
         Returns:
             Each name with its map, [channels', depth', height', width'], channels last in memory.
         """
-        volume = np.ascontiguousarray(np.moveaxis(fold(x, self.patch), 0, -1), dtype=np.float32)
-        made = self._plan.run([volume], threads)
+        made = self._plan.run([channels_last(fold(x, self.patch))], threads)
         maps = {name: np.moveaxis(own, -1, 0) for name, own in zip(self.names, made, strict=True)}
         if "final" in maps:
             maps["final"] = unfold(maps["final"], self.patch)
@@ -104,7 +101,7 @@ class UNetPlan:
 
     def set_timestep(self, timestep: float) -> None:
         """Fold a timestep's embedding into the biases."""
-        embedding = _silu(self._time_embedding(timestep))
+        embedding = silu(self._time_embedding(timestep))
         for own in self._embedded:
             self._plan.set_bias(own.layer, own.bias + (own.weight @ embedding + own.offset))
 
@@ -114,27 +111,11 @@ class UNetPlan:
 
     @property
     def memory_bytes(self) -> int:
-        """Of packed weights and of all volumes, without the workspace of a convolution."""
+        """Of packed weights and of the volumes between input and output, without the workspace of a convolution."""
         return int(self._plan.weight_bytes + self._plan.arena_bytes)
 
-    def _tensor(self, name: str) -> Array:
-        try:
-            return np.ascontiguousarray(self._state[name], dtype=np.float32)
-        except KeyError:
-            raise ValueError(f"state: there is no {name}.") from None
-
-    def _blocks(self) -> dict[str, list[str]]:
-        """Every feature's name with its block's layers, in the order of computation."""
-        found: dict[str, list[str]] = {}
-        for short, long in (("in", "input_blocks"), ("mid", "middle_block"), ("out", "output_blocks")):
-            depth = 1 if short == "mid" else 2
-            layers = {".".join(key.split(".")[: 1 + depth]) for key in self._state if key.startswith(f"{long}.")}
-            for layer in sorted(layers, key=lambda name: [int(number) for number in re.findall(r"\d+", name)]):
-                found.setdefault(f"{short}_{layer.split('.')[1]}", []).append(layer)
-        return {**found, "final": ["out"]}
-
     def _build(self, sides: Sequence[int], blocks: dict[str, list[str]]) -> dict[str, int]:
-        channels = self._tensor("input_blocks.0.0.weight").shape[1]
+        channels = self._builder.tensor("input_blocks.0.0.weight").shape[1]
         x = self._plan.add_input([side // own for side, own in zip(sides, self.patch, strict=True)], channels)
         skips: list[int] = []
         found: dict[str, int] = {}
@@ -167,12 +148,9 @@ class UNetPlan:
 
     def _residual_block(self, layer: str, x: int, skip: int | None) -> int:
         h = self._conv(f"{layer}.in_layers.2", x, skip=skip, norm=f"{layer}.in_layers.0")
-        self._embedded.append(
-            _Embedded(
-                f"{layer}.in_layers.2", self._tensor(f"{layer}.in_layers.2.bias"),
-                self._tensor(f"{layer}.emb_layers.1.weight"), self._tensor(f"{layer}.emb_layers.1.bias"),
-            )
-        )  # fmt: skip
+        needed = ("in_layers.2.bias", "emb_layers.1.weight", "emb_layers.1.bias")
+        own = (self._builder.tensor(f"{layer}.{name}") for name in needed)
+        self._embedded.append(_Embedded(f"{layer}.in_layers.2", *own))
         past = x
         if f"{layer}.skip_connection.weight" in self._state:
             past = self._conv(f"{layer}.skip_connection", x, skip=skip)
@@ -180,60 +158,44 @@ class UNetPlan:
 
     def _attention_block(self, layer: str, x: int, skip: int | None) -> int:
         channels = self._plan.shape(x)[3]
-        return int(
-            self._plan.add_attention(
-                layer, x, norm=self._norm(f"{layer}.norm"),
-                qkv_weight=self._tensor(f"{layer}.qkv.weight")[..., 0], qkv_bias=self._tensor(f"{layer}.qkv.bias"),
-                out_weight=self._tensor(f"{layer}.proj_out.weight")[..., 0],
-                out_bias=self._tensor(f"{layer}.proj_out.bias"),
-                heads=channels // self._head_channels if self._head_channels else self._heads, heads_first=True,
-            )
+        tensor = self._builder.tensor
+        return self._plan.add_attention(
+            layer, x, norm=self._builder.norm(f"{layer}.norm", self._groups),
+            qkv_weight=tensor(f"{layer}.qkv.weight")[..., 0], qkv_bias=tensor(f"{layer}.qkv.bias"),
+            out_weight=tensor(f"{layer}.proj_out.weight")[..., 0], out_bias=tensor(f"{layer}.proj_out.bias"),
+            heads=channels // self._head_channels if self._head_channels else self._heads, heads_first=True,
         )  # fmt: skip
 
-    def _conv(
-        self, layer: str, x: int, *, stride: int = 1, skip: int | None = None, norm: str | None = None,
-        residual: int | None = None,
-    ) -> int:  # fmt: skip
-        weight = self._tensor(f"{layer}.weight")
-        sides = self._plan.shape(x)[:3]
-        algorithm = choose(weight.shape[0], weight.shape[1], weight.shape[2], stride, sides, exact=self._exact)
-        return int(
-            self._plan.add_conv(
-                layer, x, weight, self._tensor(f"{layer}.bias"), stride, algorithm, skip=-1 if skip is None else skip,
-                norm=None if norm is None else self._norm(norm), residual=-1 if residual is None else residual,
-            )
-        )  # fmt: skip
-
-    def _norm(self, layer: str) -> tuple[int, Array, Array, float]:
-        return self._groups, self._tensor(f"{layer}.weight"), self._tensor(f"{layer}.bias"), EPS
+    def _conv(self, layer: str, x: int, **options: Any) -> int:
+        return self._builder.conv(layer, x, groups=self._groups, **options)
 
     def _time_embedding(self, timestep: float) -> Array:
         """As ``models.orthodiffusion.unet``: sines and cosines, then two linear layers."""
-        first, last = (self._tensor(f"time_embed.{n}.weight") for n in (0, 2))
+        first, last = (self._builder.tensor(f"time_embed.{n}.weight") for n in (0, 2))
         width = first.shape[1]
         half = width // 2
         rate = np.float32(-np.log(_MAX_PERIOD) / half)
         angles = np.float32(timestep) * np.exp(np.arange(half, dtype=np.float32) * rate)
         embedding = np.zeros(width, dtype=np.float32)
         embedding[: 2 * half] = np.concatenate([np.cos(angles), np.sin(angles)])
-        hidden = _silu(first @ embedding + self._tensor("time_embed.0.bias"))
-        return np.asarray(last @ hidden + self._tensor("time_embed.2.bias"), dtype=np.float32)
+        hidden = silu(first @ embedding + self._builder.tensor("time_embed.0.bias"))
+        return np.asarray(last @ hidden + self._builder.tensor("time_embed.2.bias"), dtype=np.float32)
 
 
-def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+def blocks_of(state: Iterable[str]) -> dict[str, list[str]]:
+    """Every feature's name with its block's layers, in the order of computation, from the names of tensors."""
+    found: dict[str, list[str]] = {}
+    for short, long in (("in", "input_blocks"), ("mid", "middle_block"), ("out", "output_blocks")):
+        depth = 1 if short == "mid" else 2
+        layers = {".".join(key.split(".")[: 1 + depth]) for key in state if key.startswith(f"{long}.")}
+        for layer in sorted(layers, key=lambda name: [int(number) for number in re.findall(r"\d+", name)]):
+            found.setdefault(f"{short}_{layer.split('.')[1]}", []).append(layer)
+    return {**found, "final": ["out"]}
 
 
-def fold(x: Array, patch: Sequence[int]) -> Array:
-    """Space to channels, [C, D, H, W] -> [C d h w, D / d, H / h, W / w], as ``models.orthodiffusion.unet.fold``."""
-    (channels, *sides), (d, h, w) = x.shape, patch
-    depth, height, width = (side // own for side, own in zip(sides, patch, strict=True))
-    apart = x.reshape(channels, depth, d, height, h, width, w).transpose(0, 2, 4, 6, 1, 3, 5)
-    return apart.reshape(channels * d * h * w, depth, height, width)
-
-
-def unfold(x: Array, patch: Sequence[int]) -> Array:
-    """Channels to space, the inverse of ``fold``."""
-    (channels, depth, height, width), (d, h, w) = x.shape, patch
-    apart = x.reshape(channels // (d * h * w), d, h, w, depth, height, width).transpose(0, 4, 1, 5, 2, 6, 3)
-    return apart.reshape(channels // (d * h * w), depth * d, height * h, width * w)
+def level_names(state: Iterable[str]) -> tuple[str, ...]:
+    """The encoder's last feature of each level, finest first, and the middle's last: what a segmentation may read."""
+    names = list(state)
+    encoder, middle = ([name for name in blocks_of(names) if name.startswith(prefix)] for prefix in ("in_", "mid_"))
+    halvings = [n for n in range(len(encoder)) if f"input_blocks.{n}.0.op.weight" in names]
+    return (*(encoder[n - 1] for n in halvings), encoder[-1], middle[-1])

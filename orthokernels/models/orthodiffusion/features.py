@@ -8,10 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from orthokernels.models import noise
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
-
-# Odd 64-bit constants that spread neighbouring (seed, draw, sample) over the generator's seeds (splitmix64's).
-_SPREAD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 class Network(Protocol):
@@ -21,9 +19,8 @@ class Network(Protocol):
 
 
 def feature_noise(shape: tuple[int, ...], *, seed: int, draw: int = 0, sample: int = 0) -> Tensor:
-    """Unit noise for one sample, float32 on the CPU: the same on every device and in every batch."""
-    mixed = sum(value * factor for value, factor in zip((seed, draw, sample), _SPREAD, strict=True)) % 2**63
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed))
+    """Unit noise for one sample, float32 on the CPU: the same on every device, in every batch, and in every engine."""
+    return torch.from_numpy(noise.feature_noise(shape, seed=seed, draw=draw, sample=sample))
 
 
 def features(
@@ -56,13 +53,13 @@ def features(
     timesteps = torch.full((x0.shape[0],), timestep, device=x0.device)
     total: dict[str, Tensor] = {}
     for draw in range(draws):
-        noise = torch.stack(
+        drawn = torch.stack(
             [
                 feature_noise(tuple(x0.shape[1:]), seed=seed, draw=draw, sample=first_sample + n)
                 for n in range(x0.shape[0])
             ]
         )
-        noisy = diffusion.add_noise(x0, timesteps, noise.to(x0))
+        noisy = diffusion.add_noise(x0, timesteps, drawn.to(x0))
         for name, found in unet.features(noisy, timesteps, names).items():
             total[name] = found if draw == 0 else total[name] + found
     return {name: found / draws for name, found in total.items()} if draws > 1 else total

@@ -16,7 +16,8 @@ from torch import Tensor
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.diffusion import cosine_schedule
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import Card, Settings, first_line, published_folder, save_state
+from orthokernels.models.orthodiffusion.weights import save_state
+from orthokernels.models.weights_folder import Card, Settings, first_line, published_folder
 from orthokernels.tasks import PLANES
 
 PUBLISHED_REPOSITORY = "lanstat0123/orthodiffusion"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +12,8 @@ from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.pooling import SelfAttentionPool
 from orthokernels.models.orthodiffusion.segmentation import SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, ready
+from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, ready, save_module
+from orthokernels.models.weights_folder import Settings
 from orthokernels.tasks import LABELS, PLANES, STRUCTURES
 
 
@@ -39,6 +43,33 @@ def random_weights(seed: int, joint: str = "knee", planes: tuple[str, ...] = PLA
             fusion_name="gating",
         )
     )
+
+
+def save_random(seed: int, folder: Path, joint: str = "knee") -> None:
+    """The weights of ``random_weights`` as a weights folder.
+
+    Raises:
+        InputError: the folder can't be written.
+    """
+    weights = random_weights(seed, joint)
+    facts: dict[str, Any] = {"trained": False, "origin": {"made by": weights.name}}
+    for plane, own in weights.planes.items():
+        segmentation, pooling, head = own.segmentation, own.pooling, own.head
+        assert isinstance(segmentation, SegmentationHead)
+        assert isinstance(pooling, SelfAttentionPool)
+        assert isinstance(head, nn.Linear)
+        linear = {"in_features": head.in_features, "out_features": head.out_features}
+        for name, module, kind, arguments in (
+            ("", own.denoiser, "unet", {}),
+            (".segmentation", segmentation, "segmentation_head", {"classes": segmentation.classes}),
+            (f".{joint}.pooling", pooling, "selfattn", {}),
+            (f".{joint}.head", head, "linear", linear),
+        ):
+            save_module(module, folder / f"{plane}{name}.safetensors", kind, plane=plane, arguments=arguments, **facts)
+    assert weights.fusion is not None
+    labels = {"labels": len(LABELS[joint])}
+    save_module(weights.fusion, folder / f"{joint}.fusion.safetensors", "gating", arguments=labels, **facts)
+    (folder / "weights.json").write_text(Settings(name=weights.name).model_dump_json(indent=1) + "\n")
 
 
 def _varied(unet: UNet) -> UNet:

@@ -1,103 +1,46 @@
-"""Weights in and out: folders of safetensors, each file with its card.
-
-A weights folder holds ``weights.json`` (the settings below) and one safetensors file per module, each with a JSON card
-of the same stem that says which module it is, how it was constructed, where it came from, and its digest:
-
-    sagittal.safetensors                the denoiser of a plane
-    sagittal.segmentation.safetensors   its segmentation head, where there is one
-    sagittal.segmentation.encoder.safetensors   the encoder and middle that were fine-tuned with that head
-    sagittal.knee.pooling.safetensors   its pooling for a joint, where there is one
-    sagittal.knee.head.safetensors      its single-plane head for a joint, where there is one
-    sagittal.knee.encoder.safetensors   the encoder and middle that were fine-tuned with that pooling and head
-    knee.fusion.safetensors             the head that fuses the planes for a joint, where there is one
-
-Tensors may be stored in half precision; they are float32 once loaded.
-"""
+"""Weights in and out as PyTorch's modules, from and to the folders that ``models.weights_folder`` describes."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from orthokernels.data.prepare import SIZE
 from orthokernels.errors import InputError
-from orthokernels.folders import cache_folder
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.pooling import POOLINGS
 from orthokernels.models.orthodiffusion.regional_pooling import StructurePool
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead, SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
+from orthokernels.models.weights_folder import (
+    FINE_TUNED,
+    PUBLISHED_BLOCK,
+    PUBLISHED_TIMESTEP,
+    Card,
+    FeaturePoint,
+    Settings,
+    check_digest,
+    check_structures,
+    digest_of_bytes,
+    folder_of,
+    load_card,
+    load_settings,
+    no_denoiser,
+    not_its_encoder,
+    unfit,
+    unreadable,
+)
 from orthokernels.tasks import PLANES
-
-PUBLISHED_TIMESTEP, PUBLISHED_BLOCK = 100, "mid_2"
-
-
-class Card(BaseModel):
-    """What is known of one safetensors file. ``digest`` is ``digest_of`` its tensors."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int = 1
-    module: str
-    arguments: dict[str, Any] = {}
-    plane: str | None = None
-    joint: str | None = None
-    trained: bool = True
-    origin: dict[str, str] = {}
-    licence: str | None = None
-    digest: str
-    shapes: dict[str, list[int]]
-
-
-class FeaturePoint(BaseModel):
-    """Where features are taken: at which timestep, and behind which block."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    timestep: Annotated[int, Field(ge=0)] = PUBLISHED_TIMESTEP
-    block: str = PUBLISHED_BLOCK
-
-
-class Settings(BaseModel):
-    """``weights.json``.
-
-    Attributes:
-        notice: one sentence that says what these weights are; shown with everything made with them.
-        size: side of the square slices that the networks were trained on, in pixels.
-        timestep, block: of each plane's features.
-        points: the same for one task, "segmentation" or a joint, where it has its own: task, then plane.
-        thresholds: probability from which a label counts as present: joint, then label.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int = 1
-    name: str = "unnamed"
-    notice: str | None = None
-    size: Annotated[int, Field(ge=16, le=2048)] = SIZE
-    timestep: dict[str, int] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
-    block: dict[str, str] = dict.fromkeys(PLANES, PUBLISHED_BLOCK)
-    points: dict[str, dict[str, FeaturePoint]] = {}
-    thresholds: dict[str, dict[str, float]] = {}
-
-    def point(self, task: str, plane: str) -> FeaturePoint:
-        """Where a task's features of a plane are taken."""
-        general = FeaturePoint(
-            timestep=self.timestep.get(plane, PUBLISHED_TIMESTEP), block=self.block.get(plane, PUBLISHED_BLOCK)
-        )
-        return self.points.get(task, {}).get(plane, general)
 
 
 @dataclass
@@ -166,12 +109,14 @@ class Weights:
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the tensors in the order of their names: name, dtype, shape, and little-endian bytes of each."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return sha.hexdigest()
+
+    def entries() -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            content = tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+            yield name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), content
+
+    return digest_of_bytes(entries())
 
 
 def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANES) -> Weights:
@@ -187,14 +132,7 @@ def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANE
         if not seed.isdecimal():
             raise InputError(f"--weights {name}: the seed must be a whole number, as in random:0.")
         return random_weights(int(seed), joint, planes)
-    folder = {"demo": demo_folder(), "published": published_folder()}.get(name, Path(name))
-    if name == "published" and not folder.is_dir():
-        raise InputError("The published weights are not here yet. Fetch them with 'orthokernels weights fetch'.")
-    if not folder.is_dir():
-        raise InputError(
-            f"--weights {name}: no such folder. Give a weights folder, 'demo', 'published' or random:SEED."
-        )
-    return _load_folder(folder, name, joint, planes)
+    return _load_folder(folder_of(name), name, joint, planes)
 
 
 def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -> Weights:
@@ -205,7 +143,7 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
         if (folder / f"{plane}.safetensors").is_file():
             found[plane] = _load_plane(folder, settings, plane, joint, cards)
     if not found:
-        raise InputError(f"{folder}: holds no denoiser ({', '.join(f'{p}.safetensors' for p in planes)}).")
+        raise no_denoiser(folder, planes)
     fusion, fusion_name = None, None
     if (folder / f"{joint}.fusion.safetensors").is_file():
         fusion, card = load_module(folder / f"{joint}.fusion.safetensors", None)
@@ -248,27 +186,11 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
         "head": load(f"{plane}.{joint}.head", "linear"),
         "encoder": load(f"{plane}.{joint}.encoder", "unet_encoder"),
     }
-    if isinstance(own["pooling"], StructurePool) and own["segmentation"] is None:
-        raise InputError(
-            f"{folder}: the {plane} pooling reads the structures that the segmentation finds, and there is no "
-            f"{plane}.segmentation.safetensors. Fetch or train the weights again."
-        )
+    kind = "structures" if isinstance(own["pooling"], StructurePool) else None
+    check_structures(folder, plane, kind, segments=own["segmentation"] is not None)
     return PlaneWeights(
         denoiser, point.timestep, point.block, segmentation_point=settings.point("segmentation", plane), **own
     )
-
-
-def load_settings(folder: Path) -> Settings:
-    """The settings of a weights folder, or the published ones where it has no ``weights.json``."""
-    path = folder / "weights.json"
-    if not path.is_file():
-        return Settings()
-    try:
-        return Settings.model_validate_json(path.read_text())
-    except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not a valid settings file ({first_line(error)}). Convert the weights again."
-        ) from error
 
 
 def ready(weights: Weights) -> Weights:
@@ -277,8 +199,6 @@ def ready(weights: Weights) -> Weights:
         module.eval().requires_grad_(False)
     return weights
 
-
-_FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuning changes; time_embed stays
 
 _MODULES: dict[str, Any] = {
     "unet": UNet,
@@ -296,14 +216,14 @@ def load_module(path: Path, kind: str | None) -> tuple[nn.Module, Card]:
     Raises:
         InputError: the file or its card is missing, damaged or altered, or is not of ``kind``.
     """
-    card = _card(path, kind)
+    card = load_card(path, (kind,) if kind else _MODULES)
     try:
         state = _state(path, card)
         with torch.device("meta"):
             module = _MODULES[card.module](**card.arguments)
         module.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not fit its card ({first_line(error)}). Convert it again.") from error
+        raise unfit(path, error) from error
     return module, card
 
 
@@ -313,30 +233,14 @@ def load_encoder(path: Path, denoiser: UNet) -> tuple[UNet, Card]:
     Raises:
         InputError: the file or its card is missing, damaged or altered, or belongs to a network of another shape.
     """
-    card = _card(path, "unet_encoder")
+    card = load_card(path, ("unet_encoder",))
     state = _state(path, card)
     encoder = copy.deepcopy(denoiser)
-    expected = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name.startswith(_FINE_TUNED)}
+    expected = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name.startswith(FINE_TUNED)}
     if {name: tensor.shape for name, tensor in state.items()} != expected:
-        raise InputError(f"{path}: is not the encoder of the denoiser beside it. Train or convert it again.")
+        raise not_its_encoder(path)
     encoder.load_state_dict(state, strict=False)
     return encoder, card
-
-
-def _card(path: Path, kind: str | None) -> Card:
-    card_path = path.with_suffix(".json")
-    try:
-        card = Card.model_validate_json(card_path.read_text())
-    except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{card_path}: no valid card for {path.name} ({first_line(error)}). Convert it again."
-        ) from error
-    known = kind == "unet_encoder" or card.module in _MODULES
-    if not known or (kind and card.module != kind):
-        raise InputError(
-            f"{card_path}: describes a module {card.module!r}, not {kind or 'one of ' + ', '.join(_MODULES)}."
-        )
-    return card
 
 
 def _state(path: Path, card: Card) -> dict[str, Tensor]:
@@ -344,9 +248,8 @@ def _state(path: Path, card: Card) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({first_line(error)}). Convert it again.") from error
-    if digest_of(state) != card.digest:
-        raise InputError(f"{path}: its content does not match the digest in its card. Convert or fetch it again.")
+        raise unreadable(path, error) from error
+    check_digest(path, card, digest_of(state))
     return {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in state.items()}
 
 
@@ -360,7 +263,7 @@ def save_module(module: nn.Module, path: Path, kind: str, *, half: bool = False,
 
 def save_encoder(denoiser: UNet, path: Path, *, half: bool = False, **facts: Any) -> Card:
     """Write the tensors that fine-tuning changes, the encoder's and the middle's, with a card."""
-    state = {name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(_FINE_TUNED)}
+    state = {name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(FINE_TUNED)}
     return save_state(_stored(state, half), path, "unet_encoder", **facts)
 
 
@@ -382,18 +285,3 @@ def save_state(state: dict[str, Tensor], path: Path, kind: str, **facts: Any) ->
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror or error}). Choose another place.") from error
     return card
-
-
-def demo_folder() -> Path:
-    """Where the package keeps its demo weights, trained on digital joints; its README.md is their card."""
-    return Path(__file__).parents[1] / "demo"
-
-
-def published_folder() -> Path:
-    """Where fetched weights live."""
-    return cache_folder() / "weights" / "published"
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".")[:160] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""The bundle: one folder with everything that a study needs on a machine without PyTorch, checked byte by byte."""

@@ -1,0 +1,166 @@
+"""``manifest.json``: what a bundle holds, what each file must be, and what the model may be used for.
+
+    manifest.json                           this
+    manifest.sig                            its Ed25519 signature, where the maker has a key
+    MODEL_CARD.md, MODEL_CARD.html          the same for people
+    LICENSE                                 of the weights
+    graphs/NAME.FORM.onnx, .xml and .bin    the graphs
+    weights/                                the weights folder that they were made from, for the native engine
+
+Paths are relative to the folder, with forward slashes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+WEIGHTS = "weights"
+
+# In which form a graph is stored. Every graph has "fp32".
+Form = Literal["fp32", "fp16", "int8", "int8_qdq", "int8_weights"]
+FORMS: tuple[Form, ...] = ("fp32", "fp16", "int8", "int8_qdq", "int8_weights")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class File(_Record):
+    """What a file must be."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Graph(_Record):
+    """One network or head.
+
+    Attributes:
+        inputs, outputs: each tensor's sides, float32; a word ("batch") where any size goes.
+        forms: the files of each form, the model file first. OpenVINO's own has its weights beside it.
+    """
+
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    forms: dict[Form, Annotated[list[str], Field(min_length=1)]]
+
+
+class Code(_Record):
+    """A coded term, as DICOM writes it."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+class Structure(_Record):
+    """A segmented structure; ``index`` is its value in a label map, ``colour`` is sRGB, 0 to 255."""
+
+    index: Annotated[int, Field(ge=1)]
+    key: str
+    name: str
+    colour: tuple[int, int, int] | None = None
+    code: Code | None = None
+
+
+class Finding(_Record):
+    """A label that the diagnosis scores; from ``threshold`` on it counts as present."""
+
+    key: str
+    name: str
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    code: Code | None = None
+
+
+class PlaneGraphs(_Record):
+    """Which graphs make one plane's segmentation and diagnosis, and where the features are taken.
+
+    Attributes:
+        timestep, block: of the diagnosis features.
+        classes: of the segmentation, with the background.
+        segmentation_features, diagnosis_features: the passes that the heads read; the same one where they share it.
+        segmentation, pooling, head: the heads' graphs.
+        structures: a safetensors file with the parameters of the "structures" pooling, whose last step, from the mean
+            of the slabs' sums to the series' vector, is no graph: it is computed in float64.
+    """
+
+    timestep: Annotated[int, Field(ge=0)]
+    block: str
+    classes: int | None = None
+    segmentation_features: str | None = None
+    diagnosis_features: str | None = None
+    segmentation: str | None = None
+    pooling: str | None = None
+    structures: str | None = None
+    head: str | None = None
+
+
+class Joint(_Record):
+    """What is done for a joint: its findings, its planes, and the graph that fuses them.
+
+    ``weights_digest`` is the reference model's own, over every tensor of this joint's modules.
+    """
+
+    weights_digest: str
+    findings: tuple[Finding, ...]
+    planes: dict[str, PlaneGraphs]
+    fusion: str | None = None
+    fusion_name: str | None = None
+    late_fusion: str | None = None
+
+
+class Metric(_Record):
+    """One figure of a task, in a form and in fp32, over as many studies."""
+
+    task: str
+    metric: str
+    form: Form
+    value: float
+    fp32: float
+    studies: int
+
+
+class Refusal(_Record):
+    """A form that is not in the bundle, and why."""
+
+    form: Form
+    reason: str
+
+
+class Manifest(_Record):
+    """The whole.
+
+    Attributes:
+        name, notice, trained: of the weights.
+        size, depth: of the slabs that the networks take, in pixels and slices.
+        preparation: how a study becomes slabs; "full" covers every slice.
+        structures: of each plane's segmentation.
+        minimum_versions: of the package and of the engines, by their names on the package index.
+        metrics, refused: what each form reached, and which forms were left out.
+        files: every file of the folder but the manifest and its signature.
+    """
+
+    schema_version: int = SCHEMA
+    name: str
+    version: str
+    notice: str | None = None
+    intended_use: str
+    limits: tuple[str, ...]
+    trained: bool
+    licence: str
+    origin: str
+    size: int
+    depth: int
+    preparation: Literal["full", "published"] = "full"
+    structures: dict[str, tuple[Structure, ...]]
+    joints: dict[str, Joint]
+    graphs: dict[str, Graph]
+    native: bool
+    minimum_versions: dict[str, str]
+    metrics: tuple[Metric, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    files: dict[str, File]

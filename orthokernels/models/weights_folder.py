@@ -1,0 +1,203 @@
+"""What a weights folder holds and how it is checked, without PyTorch: settings, cards and digests.
+
+A weights folder holds ``weights.json`` (the settings below) and one safetensors file per module, each with a JSON card
+of the same stem that says which module it is, how it was constructed, where it came from, and its digest:
+
+    sagittal.safetensors                the denoiser of a plane
+    sagittal.segmentation.safetensors   its segmentation head, where there is one
+    sagittal.segmentation.encoder.safetensors   the encoder and middle that were fine-tuned with that head
+    sagittal.knee.pooling.safetensors   its pooling for a joint, where there is one
+    sagittal.knee.head.safetensors      its single-plane head for a joint, where there is one
+    sagittal.knee.encoder.safetensors   the encoder and middle that were fine-tuned with that pooling and head
+    knee.fusion.safetensors             the head that fuses the planes for a joint, where there is one
+
+Tensors may be stored in half precision; they are float32 once loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orthokernels.data.prepare import SIZE
+from orthokernels.errors import InputError
+from orthokernels.folders import cache_folder
+from orthokernels.tasks import PLANES
+
+PUBLISHED_TIMESTEP, PUBLISHED_BLOCK = 100, "mid_2"
+FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuning changes; time_embed stays
+
+
+class Card(BaseModel):
+    """What is known of one safetensors file. ``digest`` is ``digest_of`` its tensors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    module: str
+    arguments: dict[str, Any] = {}
+    plane: str | None = None
+    joint: str | None = None
+    trained: bool = True
+    origin: dict[str, str] = {}
+    licence: str | None = None
+    digest: str
+    shapes: dict[str, list[int]]
+
+
+class FeaturePoint(BaseModel):
+    """Where features are taken: at which timestep, and behind which block."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timestep: Annotated[int, Field(ge=0)] = PUBLISHED_TIMESTEP
+    block: str = PUBLISHED_BLOCK
+
+
+class Settings(BaseModel):
+    """``weights.json``.
+
+    Attributes:
+        notice: one sentence that says what these weights are; shown with everything made with them.
+        size: side of the square slices that the networks were trained on, in pixels.
+        timestep, block: of each plane's features.
+        points: the same for one task, "segmentation" or a joint, where it has its own: task, then plane.
+        thresholds: probability from which a label counts as present: joint, then label.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    name: str = "unnamed"
+    notice: str | None = None
+    size: Annotated[int, Field(ge=16, le=2048)] = SIZE
+    timestep: dict[str, int] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
+    block: dict[str, str] = dict.fromkeys(PLANES, PUBLISHED_BLOCK)
+    points: dict[str, dict[str, FeaturePoint]] = {}
+    thresholds: dict[str, dict[str, float]] = {}
+
+    def point(self, task: str, plane: str) -> FeaturePoint:
+        """Where a task's features of a plane are taken."""
+        general = FeaturePoint(
+            timestep=self.timestep.get(plane, PUBLISHED_TIMESTEP), block=self.block.get(plane, PUBLISHED_BLOCK)
+        )
+        return self.points.get(task, {}).get(plane, general)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of weights that are called "demo" (in the package) or "published" (fetched before), or a path.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    folder = {"demo": demo_folder(), "published": published_folder()}.get(name, Path(name))
+    if name == "published" and not folder.is_dir():
+        raise InputError("The published weights are not here yet. Fetch them with 'orthokernels weights fetch'.")
+    if not folder.is_dir():
+        raise InputError(
+            f"--weights {name}: no such folder. Give a weights folder, 'demo', 'published' or random:SEED."
+        )
+    return folder
+
+
+def load_settings(folder: Path) -> Settings:
+    """The settings of a weights folder, or the published ones where it has no ``weights.json``."""
+    path = folder / "weights.json"
+    if not path.is_file():
+        return Settings()
+    try:
+        return Settings.model_validate_json(path.read_text())
+    except (ValidationError, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not a valid settings file ({first_line(error)}). Convert the weights again."
+        ) from error
+
+
+def load_card(path: Path, allowed: Collection[str]) -> Card:
+    """The card of a safetensors file.
+
+    Args:
+        path: of the safetensors file.
+        allowed: modules that it may describe.
+
+    Raises:
+        InputError: no card, a damaged one, or one of another module.
+    """
+    card_path = path.with_suffix(".json")
+    try:
+        card = Card.model_validate_json(card_path.read_text())
+    except (ValidationError, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{card_path}: no valid card for {path.name} ({first_line(error)}). Convert it again."
+        ) from error
+    if card.module not in allowed:
+        wanted = ("one of " if len(allowed) > 1 else "") + ", ".join(allowed)
+        raise InputError(f"{card_path}: describes a module {card.module!r}, not {wanted}.")
+    return card
+
+
+def unreadable(path: Path, error: BaseException) -> InputError:
+    """What is said of a safetensors file that its library does not read."""
+    return InputError(f"{path}: not a readable safetensors file ({first_line(error)}). Convert it again.")
+
+
+def check_digest(path: Path, card: Card, digest: str) -> None:
+    """Refuse a file whose content is not what its card says."""
+    if digest != card.digest:
+        raise InputError(f"{path}: its content does not match the digest in its card. Convert or fetch it again.")
+
+
+def unfit(path: Path, error: BaseException) -> InputError:
+    """What is said of tensors that do not make the module of their card."""
+    return InputError(f"{path}: does not fit its card ({first_line(error)}). Convert it again.")
+
+
+def not_its_encoder(path: Path) -> InputError:
+    """What is said of fine-tuned tensors that are not the denoiser's by name and shape."""
+    return InputError(f"{path}: is not the encoder of the denoiser beside it. Train or convert it again.")
+
+
+def check_structures(folder: Path, plane: str, pooling: str | None, *, segments: bool) -> None:
+    """Refuse a pooling that reads what a segmentation finds, without one."""
+    if pooling == "structures" and not segments:
+        raise InputError(
+            f"{folder}: the {plane} pooling reads the structures that the segmentation finds, and there is no "
+            f"{plane}.segmentation.safetensors. Fetch or train the weights again."
+        )
+
+
+def no_denoiser(folder: Path, planes: Iterable[str]) -> InputError:
+    """What is said of a folder without any of the planes' denoisers."""
+    return InputError(f"{folder}: holds no denoiser ({', '.join(f'{p}.safetensors' for p in planes)}).")
+
+
+def digest_of_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
+    """SHA-256 over tensors in the order of their names.
+
+    Args:
+        tensors: each name, dtype ("float32"), shape and little-endian bytes, in the order of the names.
+    """
+    sha = hashlib.sha256()
+    for name, dtype, shape, content in tensors:
+        sha.update(f"{name} torch.{dtype} {shape}\n".encode())
+        sha.update(content)
+    return sha.hexdigest()
+
+
+def demo_folder() -> Path:
+    """Where the package keeps its demo weights, trained on digital joints; its README.md is their card."""
+    return Path(__file__).parent / "demo"
+
+
+def published_folder() -> Path:
+    """Where fetched weights live."""
+    return cache_folder() / "weights" / "published"
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".")[:160] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""A graph file opened by an engine: named arrays in, named arrays out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from orthokernels.errors import InputError, need
+from orthokernels.models.study_model import Array
+
+# Computes a graph: inputs by name to outputs by name, float32.
+Session = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+GraphEngine = Literal["openvino", "onnxruntime"]
+ENGINES: tuple[GraphEngine, ...] = ("openvino", "onnxruntime")
+
+
+def threads() -> int:
+    """OMP_NUM_THREADS, else the cores that this process may use."""
+    if own := os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip():
+        try:
+            return max(1, int(own))
+        except ValueError as error:
+            raise InputError(f"OMP_NUM_THREADS is {own!r}, not a number of threads.") from error
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_graph(path: Path, engine: GraphEngine) -> Session:
+    """A session on the CPU.
+
+    Raises:
+        InputError: the engine is not installed, or can't read this file.
+    """
+    need(f"the {engine} engine", engine, engine)
+    try:
+        return {"openvino": _openvino, "onnxruntime": _onnxruntime}[engine](path)
+    except RuntimeError as error:  # both engines' own errors are ones
+        first = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"{path}: {engine} can't open it ({first}). Try another --engine.") from error
+
+
+def _openvino(path: Path) -> Session:
+    from openvino import Core, properties
+
+    core = Core()
+    compiled = core.compile_model(
+        path,
+        "CPU",
+        {
+            properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
+            properties.inference_num_threads: threads(),
+            # bfloat16 is what OpenVINO would choose by itself where the processor has it: not what was admitted.
+            properties.hint.inference_precision: "f32",
+        },
+    )
+    request = compiled.create_infer_request()
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        # The request owns its outputs and writes them anew with the next call.
+        made = request.infer({name: np.ascontiguousarray(own) for name, own in inputs.items()}, share_inputs=True)
+        return {name: np.array(made[n], dtype=np.float32) for n, name in enumerate(names)}
+
+    return run
+
+
+def _onnxruntime(path: Path) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return run

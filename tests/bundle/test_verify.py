@@ -1,0 +1,278 @@
+"""Bundles that are not what their manifest says are refused, each with one line that says why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from orthokernels.bundle.manifest import SCHEMA
+from orthokernels.bundle.signature import make_keys, sign
+from orthokernels.bundle.verify import verify
+from orthokernels.errors import InputError
+
+
+def onnx_model(op="Relu", *, domain="", external=None):
+    """One op behind an addition of a constant."""
+    constant = numpy_helper.from_array(np.ones((1, 3), np.float32), "one")
+    if external is not None:
+        constant.ClearField("raw_data")
+        constant.data_location = TensorProto.EXTERNAL
+        constant.external_data.add(key="location", value=external)
+    nodes = [helper.make_node("Add", ["x", "one"], ["sum"]), helper.make_node(op, ["sum"], ["y"], domain=domain)]
+    sides = ["batch", 3]
+    graph = helper.make_graph(
+        nodes, "small", [helper.make_tensor_value_info("x", TensorProto.FLOAT, sides)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, sides)], [constant],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("own", 1)])
+
+
+def write_ir(folder):
+    """The same graph as OpenVINO's own files."""
+    path = folder / "graphs" / "small.int8.xml"
+    openvino.save_model(openvino.convert_model(folder / "graphs" / "small.fp32.onnx"), path, compress_to_fp16=False)
+    return path
+
+
+def write_manifest(folder, **changes):
+    """A manifest over whatever files there are."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size,
+        }
+        for path in folder.rglob("*") if path.is_file() and path.name not in ("manifest.json", "manifest.sig")
+    }  # fmt: skip
+    forms = {"fp32": ["graphs/small.fp32.onnx"], "int8": ["graphs/small.int8.xml", "graphs/small.int8.bin"]}
+    record = {
+        "schema_version": SCHEMA, "name": "small", "version": "0.1.0", "intended_use": "Tests.", "limits": [],
+        "trained": False, "licence": "Apache-2.0", "origin": "written by hand", "size": 16, "depth": 16,
+        "structures": {}, "joints": {}, "native": False, "minimum_versions": {}, "files": files,
+        "graphs": {"small": {"inputs": {"x": ["batch", 3]}, "outputs": {"y": ["batch", 3]}, "forms": forms}},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps({**record, **changes}))
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "bundle"
+    (folder / "graphs").mkdir(parents=True)
+    onnx.save_model(onnx_model(), folder / "graphs" / "small.fp32.onnx")
+    write_ir(folder)
+    write_manifest(folder)
+    return folder
+
+
+def refusal(folder, **options):
+    with pytest.raises(InputError) as found:
+        verify(folder, **options)
+    message = str(found.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_whole_bundle_is_verified_and_named_by_its_manifest_s_digest(bundle):
+    found = verify(bundle)
+    assert found.digest == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert found.signer is None
+
+
+def test_every_changed_byte_is_noticed(bundle):
+    for path in [*bundle.rglob("*.onnx"), *bundle.rglob("*.xml"), *bundle.rglob("*.bin")]:
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            assert "does not match its digest" in refusal(bundle)
+        path.write_bytes(content[:-1])
+        assert f"has {len(content) - 1} bytes, not {len(content)}" in refusal(bundle)
+        path.write_bytes(content)
+    verify(bundle)
+
+
+def test_a_missing_file_is_named(bundle):
+    (bundle / "graphs" / "small.int8.bin").unlink()
+    assert "graphs/small.int8.bin is missing" in refusal(bundle)
+
+
+def test_an_extra_file_is_named_wherever_it_lies(bundle):
+    (bundle / "graphs" / "deep").mkdir()
+    (bundle / "graphs" / "deep" / "extra").write_bytes(b"")
+    assert "graphs/deep/extra is not in manifest.json" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.onnx", "graphs/../../outside.onnx", "/etc/passwd", "C:/outside.onnx", "graphs\\..\\x", "./a", ""],
+)
+def test_a_path_that_leaves_the_folder_is_refused(bundle, name):
+    graphs = {"small": {"inputs": {}, "outputs": {}, "forms": {"fp32": [name]}}}
+    write_manifest(bundle, graphs=graphs)
+    assert repr(name) in refusal(bundle)
+    write_manifest(bundle, files={name: {"sha256": "0" * 64, "bytes": 0}})
+    assert repr(name) in refusal(bundle)
+
+
+@pytest.mark.parametrize("where", ["file", "folder", "manifest"])
+def test_a_symbolic_link_is_refused(bundle, tmp_path, where):
+    if where == "file":
+        path = bundle / "graphs" / "small.fp32.onnx"
+        path.rename(tmp_path / "outside.onnx")
+        path.symlink_to(tmp_path / "outside.onnx")
+    elif where == "folder":
+        (bundle / "graphs").rename(tmp_path / "outside")
+        (bundle / "graphs").symlink_to(tmp_path / "outside")
+    else:
+        (bundle / "manifest.json").rename(tmp_path / "outside.json")
+        (bundle / "manifest.json").symlink_to(tmp_path / "outside.json")
+    assert "symbolic link" in refusal(bundle)
+
+
+def test_what_is_no_regular_file_is_refused(bundle):
+    os.mkfifo(bundle / "graphs" / "pipe")
+    assert "graphs/pipe is not a regular file" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (onnx_model("RandomNormalLike"), "uses the op RandomNormalLike"),
+        (onnx_model("Relu", domain="own"), "uses the op own::Relu"),
+        (onnx_model(external="small.bin"), "keeps the tensor 'one' in 'small.bin'"),
+        (onnx_model(external="../../secret"), "keeps the tensor 'one' in '../../secret'"),
+    ],
+)
+def test_a_graph_that_does_more_than_it_may_is_refused(bundle, model, message):
+    (bundle / "graphs" / "small.fp32.onnx").write_bytes(model.SerializeToString())
+    write_manifest(bundle)
+    assert message in refusal(bundle)
+
+
+def test_an_unknown_op_inside_a_branch_is_found(bundle):
+    inner = helper.make_graph(
+        [helper.make_node("RandomUniform", [], ["r"], shape=[1, 3])], "inner", [],
+        [helper.make_tensor_value_info("r", TensorProto.FLOAT, [1, 3])],
+    )  # fmt: skip
+    node = helper.make_node("Relu", ["x"], ["y"])
+    node.attribute.append(helper.make_attribute("then_branch", inner))
+    model = onnx_model()
+    model.graph.node.append(node)
+    (bundle / "graphs" / "small.fp32.onnx").write_bytes(model.SerializeToString())
+    write_manifest(bundle)
+    assert "uses the op RandomUniform" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('type="ReLU"', 'type="ReadValue"', "::ReadValue, which is not on the list"),
+        ('version="opset1"', 'version="own"', "own::"),
+        ('offset="0"', 'offset="4096"', "lies outside its weights file"),
+        ('<?xml version="1.0"?>', '<!DOCTYPE x [<!ENTITY a "aaaa">]>', "can't be read as OpenVINO's IR"),
+        ("<net ", "<net", "can't be read as OpenVINO's IR"),
+    ],
+)
+def test_an_ir_that_does_more_than_it_may_is_refused(bundle, old, new, message):
+    path = bundle / "graphs" / "small.int8.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    write_manifest(bundle)
+    assert message in refusal(bundle)
+
+
+def test_bytes_that_are_no_onnx_are_refused(bundle):
+    (bundle / "graphs" / "small.fp32.onnx").write_bytes(b"\xff" * 100)
+    write_manifest(bundle)
+    assert "can't be read as ONNX" in refusal(bundle)
+
+
+def test_a_graph_of_another_kind_is_refused(bundle):
+    (bundle / "graphs" / "small.pkl").write_bytes(b"")
+    write_manifest(bundle, graphs={"small": {"inputs": {}, "outputs": {}, "forms": {"fp32": ["graphs/small.pkl"]}}})
+    assert "small.pkl: is no graph" in refusal(bundle)
+
+
+def test_a_newer_schema_says_to_upgrade(bundle):
+    write_manifest(bundle, schema_version=SCHEMA + 1)
+    assert f"has schema {SCHEMA + 1}, and this version of orthokernels reads {SCHEMA}. Upgrade it." in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is not JSON"), (b"[1]", "the whole"), (b"[" * 100_000, "is not JSON"), (b'{"schema_version": 1}', "name")],
+)
+def test_a_broken_manifest_is_refused(bundle, content, message):
+    (bundle / "manifest.json").write_bytes(content)
+    assert message in refusal(bundle)
+
+
+def test_a_manifest_with_an_unknown_field_is_refused(bundle):
+    write_manifest(bundle, surprise=1)
+    assert "surprise" in refusal(bundle)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
+    assert "is no bundle" in refusal(tmp_path)
+
+
+def test_graphs_that_are_named_must_be_there(bundle):
+    plane = {"timestep": 100, "block": "mid_2", "segmentation": "nowhere"}
+    joint = {"weights_digest": "0" * 64, "findings": [], "planes": {"axial": plane}}
+    write_manifest(bundle, joints={"knee": joint})
+    assert "uses the graph 'nowhere', which is not there" in refusal(bundle)
+    write_manifest(
+        bundle, graphs={"small": {"inputs": {}, "outputs": {}, "forms": {"int8": ["graphs/small.int8.xml"]}}}
+    )
+    assert "has no fp32 form" in refusal(bundle)
+
+
+def test_a_signature_says_who_made_the_bundle(bundle, tmp_path):
+    private, public = tmp_path / "own.pem", tmp_path / "own.pub"
+    signer = make_keys(private, public)
+    sign(bundle, private)
+    assert verify(bundle, key=public).signer == signer
+    assert private.stat().st_mode & 0o077 == 0
+
+
+def test_a_signature_of_another_or_none_is_refused(bundle, tmp_path):
+    make_keys(tmp_path / "own.pem", tmp_path / "own.pub")
+    make_keys(tmp_path / "other.pem", tmp_path / "other.pub")
+    assert "is not signed" in refusal(bundle, key=tmp_path / "own.pub")
+    sign(bundle, tmp_path / "other.pem")
+    assert "the bundle was signed by" in refusal(bundle, key=tmp_path / "own.pub")
+
+
+def test_a_manifest_changed_after_signing_is_refused(bundle, tmp_path):
+    make_keys(tmp_path / "own.pem", tmp_path / "own.pub")
+    sign(bundle, tmp_path / "own.pem")
+    write_manifest(bundle, name="another")
+    assert "does not fit manifest.json" in refusal(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"algorithm": "none"}', b"[]"])
+def test_a_damaged_signature_is_refused(bundle, content):
+    (bundle / "manifest.sig").write_bytes(content)
+    assert "is no Ed25519 signature" in refusal(bundle)
+
+
+def test_a_key_is_never_overwritten(tmp_path):
+    make_keys(tmp_path / "own.pem", tmp_path / "own.pub")
+    with pytest.raises(InputError, match="is there already"):
+        make_keys(tmp_path / "own.pem", tmp_path / "new.pub")
+
+
+def test_the_command_refuses_with_one_line_and_exit_code_2(bundle):
+    (bundle / "graphs" / "small.int8.bin").unlink()
+    command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "bundle", "verify", str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.strip().endswith("small.int8.bin is missing. Fetch the bundle again.")
