@@ -9,6 +9,7 @@ import numpy as np
 
 from orthokernels import tasks
 from orthokernels.data.geometry import plane_of, spacing
+from orthokernels.data.phantom import PhantomStudy
 from orthokernels.data.study import read_study
 from orthokernels.data.volume import Volume
 from orthokernels.pipeline import StudyRun
@@ -16,6 +17,11 @@ from orthokernels.result import Finding, Model, PlaneArrays, PlaneResult, Struct
 
 DIGESTS = {"model_digest": "a" * 64, "configuration_digest": "b" * 64}
 NAMES = tasks.class_names(12)
+
+
+def phantom_labels(study: PhantomStudy) -> Callable[[Volume], np.ndarray]:
+    """The phantom's own label maps, by grid."""
+    return lambda volume: next(s.labels for s in study.series if np.allclose(s.affine, volume.affine, atol=1e-3))
 
 
 def true_run(paths: Sequence[Path] | Path, labels: Callable[[Volume], np.ndarray], side: str | None = "R") -> StudyRun:

@@ -23,7 +23,7 @@ from orthokernels.data.phantom import make_study, write_dicom
 from orthokernels.errors import InputError
 from orthokernels.montage import AMBER
 from tests.data.series import noise, write_series
-from tests.edge.results import DIGESTS, true_run
+from tests.edge.results import DIGESTS, phantom_labels, true_run
 from tests.test_tasks import check_digit_holds
 
 DATED = {"StudyDate": "20260102", "StudyTime": "030405", "Laterality": "R", "BodyPartExamined": "KNEE"}
@@ -32,11 +32,6 @@ DATED = {"StudyDate": "20260102", "StudyTime": "030405", "Laterality": "R", "Bod
 def random_labels(volume):
     """Every structure all over the volume: no symmetry that a flip could hide behind."""
     return np.random.default_rng(volume.shape).integers(0, 12, volume.shape, dtype=np.uint8)
-
-
-def phantom_labels(study):
-    """The phantom's own label maps, by grid."""
-    return lambda volume: next(s.labels for s in study.series if np.allclose(s.affine, volume.affine, atol=1e-3))
 
 
 @pytest.fixture(scope="module")
