@@ -40,6 +40,7 @@ def abstention_report(setting: Setting, reasons: Sequence[str], *, supersedes: D
         setting,
         [group],
         evidence=list(setting.sources.values()),
+        kind=f"report {' '.join(reasons)}",
         description="No result",
         comments=[f"No result: {reason}" for reason in reasons],
         completion=Completion(False, "no result, see comments"),

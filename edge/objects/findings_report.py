@@ -36,6 +36,7 @@ def findings_report(
     segmentations: Mapping[str, Segmentation],
     images: Sequence[Dataset],
     *,
+    remarks: Sequence[str],
     indeterminate_within: float,
     supersedes: Dataset | None,
 ) -> Comprehensive3DSR:
@@ -46,6 +47,7 @@ def findings_report(
         result: what is reported.
         segmentations: SEG by plane.
         images: headers of the images that were used.
+        remarks: sentences for the reader.
         indeterminate_within: a finding whose probability lies nearer to its threshold is neither present nor absent.
         supersedes: the report of an earlier state of this study.
     """
@@ -56,8 +58,9 @@ def findings_report(
         setting,
         groups,
         evidence=[*images, *segmentations.values()],
+        kind="report",
         description="Findings",
-        comments=list(comments(result)),
+        comments=remarks,
         completion=_completion(result),
         supersedes=supersedes,
     )
@@ -137,8 +140,8 @@ def _completion(result: StudyResult) -> Completion:
     return Completion(True, "all planes segmented, all findings scored")
 
 
-def comments(result: StudyResult) -> Iterator[str]:
-    """What a reader must know. Names of files on this machine stay on it."""
+def remarks_on(result: StudyResult) -> Iterator[str]:
+    """What a reader must know of a result. Names of files on this machine stay on it."""
     yield tasks.RESEARCH_NOTICE
     if result.untrained:
         yield result.untrained

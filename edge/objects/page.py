@@ -15,8 +15,7 @@ from orthokernels.result import StudyResult
 
 WIDTH, MARGIN, LINE = 1240, 60, 36
 _SIDES = {"L": "left ", "R": "right "}
-_FINDING_COLUMNS = (MARGIN, 700, 880, 1040)
-_VOLUME_COLUMNS = (MARGIN, 700, 880, 1040)
+_COLUMNS = (MARGIN, 700, 880, 1040)
 
 
 class _Row(NamedTuple):
@@ -31,15 +30,15 @@ class _Row(NamedTuple):
     square: tuple[int, int, int] | None = None
 
 
-def result_page(result: StudyResult, answers: Sequence[str], comments: Sequence[str]) -> Image.Image:
+def result_page(result: StudyResult, answers: Sequence[str], remarks: Sequence[str]) -> Image.Image:
     """Draw a result.
 
     Args:
         result: findings and volumes.
         answers: of each finding, as the structured report gives it.
-        comments: sentences below the tables.
+        remarks: sentences below the tables.
     """
-    return _draw([*_heading(result), *_findings(result, answers), *_volumes(result), *_comments(comments)])
+    return _draw([*_heading(result), *_findings(result, answers), *_volumes(result), *_remarks(remarks)])
 
 
 def abstention_page(joint: str, side: str, reasons: Sequence[str]) -> Image.Image:
@@ -48,7 +47,7 @@ def abstention_page(joint: str, side: str, reasons: Sequence[str]) -> Image.Imag
         _Row((_title(joint, side),), size=34, bold=True),
         _Row(("No result: this study was not processed, or what came of it did not pass a check.",), ink=AMBER),
     ]
-    return _draw([*heading, *_comments(reasons)])
+    return _draw([*heading, *_remarks(reasons)])
 
 
 def _draw(rows: Sequence[_Row]) -> Image.Image:
@@ -81,10 +80,10 @@ def _heading(result: StudyResult) -> Iterator[_Row]:
 
 def _findings(result: StudyResult, answers: Sequence[str]) -> Iterator[_Row]:
     heading = ("Finding", "Answer", "Probability", "Threshold")
-    yield _Row(heading, _FINDING_COLUMNS, ink=MUTED, rule=True)
+    yield _Row(heading, _COLUMNS, ink=MUTED, rule=True)
     for finding, answer in zip(result.findings, answers, strict=True):
         numbers = ("" if value is None else f"{value:.2f}" for value in (finding.probability, finding.threshold))
-        yield _Row((shorten(finding.name, 46), answer, *numbers), _FINDING_COLUMNS, bold=answer == "Present")
+        yield _Row((shorten(finding.name, 46), answer, *numbers), _COLUMNS, bold=answer == "Present")
     yield _Row(())
 
 
@@ -92,14 +91,14 @@ def _volumes(result: StudyResult) -> Iterator[_Row]:
     planes = [plane for plane in result.planes if plane.structures]
     if not planes:
         return
-    yield _Row(("Volume in ml", *(plane.plane.capitalize() for plane in planes)), _VOLUME_COLUMNS, ink=MUTED, rule=True)
+    yield _Row(("Volume in ml", *(plane.plane.capitalize() for plane in planes)), _COLUMNS, ink=MUTED, rule=True)
     for structure in planes[0].structures:
         volumes = ({s.key: f"{s.ml:.2f}" for s in plane.structures}.get(structure.key, "") for plane in planes)
-        yield _Row((structure.name, *volumes), _VOLUME_COLUMNS, square=colour(structure.key, structure.index))
+        yield _Row((structure.name, *volumes), _COLUMNS, square=colour(structure.key, structure.index))
     yield _Row(())
 
 
-def _comments(comments: Sequence[str]) -> Iterator[_Row]:
-    for comment in comments:
-        for line in textwrap.wrap(comment, 95):
+def _remarks(remarks: Sequence[str]) -> Iterator[_Row]:
+    for remark in remarks:
+        for line in textwrap.wrap(remark, 95):
             yield _Row((line,), ink=MUTED)

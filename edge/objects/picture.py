@@ -26,9 +26,9 @@ def plane_picture(
     return _capture(setting, with_notice(drawn), f"picture {plane.plane}", number, _directions(arrays.affine))
 
 
-def page_picture(setting: Setting, page: Image.Image, *, number: int) -> SCImage:
-    """A page of text as a secondary capture."""
-    return _capture(setting, with_notice(page), "picture page", number, None)
+def page_picture(setting: Setting, page: Image.Image, *, kind: str, number: int) -> SCImage:
+    """A page of text as a secondary capture; ``kind`` names the instance."""
+    return _capture(setting, with_notice(page), kind, number, None)
 
 
 def _capture(
@@ -58,7 +58,7 @@ def _capture(
     if directions is None:
         made.PatientOrientation = []  # a page shows no patient, but the constructor insists
     made.ConversionType = ConversionTypeValues.WSD.value
-    made.BurnedInAnnotation = "NO"  # the notice is burned in, but nothing that identifies the patient
+    made.BurnedInAnnotation = "NO"  # nothing that identifies the patient: of headers, only the series' own description
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = setting.day_and_time
     made.BodyPartExamined, made.Laterality = setting.body_part, setting.side
     setting.settle_moment(made)

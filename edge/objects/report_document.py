@@ -34,6 +34,7 @@ def report_document(
     groups: Sequence[MeasurementsAndQualitativeEvaluations],
     *,
     evidence: Sequence[Dataset],
+    kind: str,
     description: str,
     comments: Sequence[str],
     completion: Completion,
@@ -45,6 +46,7 @@ def report_document(
         setting: the study.
         groups: measurement groups, at least one.
         evidence: the images and segmentations that the report rests on.
+        kind: names the instance; see ``Setting.object``.
         description: what the report is, for the series description.
         comments: sentences after the notice that this is no diagnosis.
         completion: whether the report is complete.
@@ -71,7 +73,7 @@ def report_document(
         is_final=False,
         is_verified=False,
         previous_versions=[supersedes] if supersedes is not None else None,
-        **setting.object(f"report {description}", "report", description=description),
+        **setting.object(kind, "report", description=description),
     )
     made.CompletionFlagDescription = completion.because[:64]
     setting.settle_moment(made)

@@ -32,7 +32,7 @@ class Setting:
     """The study that objects are written for.
 
     Attributes:
-        sources: cleaned headers of the study's images by path; see ``read_sources``.
+        sources: cleaned headers of the study's images by path; see ``read_sources``. The first speaks for the patient.
         model_digest, configuration_digest: hexadecimal digests of what computed the result and of how it was set.
         created: the moment that the objects bear.
         joint: "knee", "ankle" or "shoulder".
@@ -60,7 +60,7 @@ class Setting:
         The same study, model, configuration and version of this package give the same identifiers, so a repeat gives
         the same object and an archive keeps one.
         """
-        images = sorted(header.SOPInstanceUID for header in self.sources.values())
+        images = sorted({header.SOPInstanceUID for header in self.sources.values()})
         return _uid(*images, self.model_digest, self.configuration_digest, __version__, *names)
 
     def device_uid(self) -> UID:

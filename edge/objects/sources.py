@@ -40,7 +40,7 @@ _DEFER_BYTES = 16384  # elements longer than this (pixels, private blobs) stay i
 
 
 def read_sources(paths: Sequence[Path]) -> dict[Path, Dataset]:
-    """Cleaned headers of those files that are DICOM objects, by path.
+    """Cleaned headers of those files that are DICOM objects, by resolved path.
 
     Text is Unicode. Only what this package's objects copy or refer to is kept.
 
@@ -51,7 +51,7 @@ def read_sources(paths: Sequence[Path]) -> dict[Path, Dataset]:
     for path in paths:
         header = _read_header(path)
         if header is not None:
-            found[path] = header
+            found[path.resolve()] = header
     where = ", ".join(str(p) for p in paths[:2]) + (" and more" if len(paths) > 2 else "")
     if not found:
         raise InputError(

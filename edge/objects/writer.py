@@ -11,7 +11,7 @@ import pydicom
 from highdicom import SOPClass
 from highdicom.seg import Segmentation
 from orthokernels.edge.objects.abstention import abstention_report
-from orthokernels.edge.objects.findings_report import answer, comments, findings_report
+from orthokernels.edge.objects.findings_report import answer, findings_report, remarks_on
 from orthokernels.edge.objects.page import abstention_page, result_page
 from orthokernels.edge.objects.picture import page_picture, plane_picture
 from orthokernels.edge.objects.segmentation import segmentation
@@ -32,6 +32,7 @@ def write_objects(
     model_digest: str,
     configuration_digest: str,
     labelmap: bool = False,
+    remarks: Sequence[str] = (),
     indeterminate_within: float = 0.0,
     created: datetime.datetime | None = None,
     supersedes: Path | None = None,
@@ -48,9 +49,11 @@ def write_objects(
         configuration_digest: hexadecimal digest of all that changes a result beside images, model and version of this
             package: preparation, seed, thresholds, and the options below.
         labelmap: segmentations as Label Map Segmentation instead of binary, for a peer that accepts them.
+        remarks: sentences for the reader beside the result's own warnings, such as what a check found doubtful.
         indeterminate_within: findings whose probability lies nearer to its threshold than this are reported as
             indeterminate; 0 for none.
-        created: the moment that the objects bear; the latest that the sources name where it is None.
+        created: the moment that the objects bear, the same for a repeat; the latest that the sources name where it is
+            None.
         supersedes: the structured report that an earlier state of this study got.
 
     Returns:
@@ -61,8 +64,9 @@ def write_objects(
         InputError: the sources are no DICOM images of one study, or not those that the run was made from.
     """
     result = run.result
+    used = {path.resolve() for places in run.frames.values() for path, _ in places}
     setting = make_setting(
-        sources,
+        sorted(sources, key=lambda path: path.resolve() not in used),
         model_digest=model_digest,
         configuration_digest=configuration_digest,
         joint=result.joint,
@@ -71,12 +75,13 @@ def write_objects(
     )
     frames: dict[str, list[Frame]] = {plane.plane: _frames(setting, run, plane.plane) for plane in result.planes}
     segmentations = _segmentations(setting, run, frames, labelmap)
-    used = {frame.path for own in frames.values() for frame in own}
+    remarks = [*remarks_on(result), *remarks]
     report = findings_report(
         setting,
         result,
         segmentations,
         [header for path, header in setting.sources.items() if path in used],
+        remarks=remarks,
         indeterminate_within=indeterminate_within,
         supersedes=_header(supersedes),
     )
@@ -87,8 +92,8 @@ def write_objects(
             setting, plane, run.arrays[plane.plane], number=number, untrained=bool(result.untrained)
         )
     answers = [answer(finding, indeterminate_within).meaning for finding in result.findings]
-    page = result_page(result, answers, list(comments(result)))
-    made[PAGE] = page_picture(setting, page, number=len(result.planes) + 1)
+    page = result_page(result, answers, remarks)
+    made[PAGE] = page_picture(setting, page, kind="picture page", number=len(result.planes) + 1)
     return _save(made, out)
 
 
@@ -131,7 +136,9 @@ def write_abstention(
     )
     made: dict[str, SOPClass] = {
         ABSTENTION: abstention_report(setting, reasons, supersedes=_header(supersedes)),
-        PAGE: page_picture(setting, abstention_page(joint, setting.side, reasons), number=1),
+        PAGE: page_picture(
+            setting, abstention_page(joint, setting.side, reasons), kind=f"picture {' '.join(reasons)}", number=1
+        ),
     }
     return _save(made, out)
 
@@ -153,11 +160,15 @@ def _frames(setting: Setting, run: StudyRun, plane: str) -> list[Frame]:
     places = run.frames.get(plane, ())
     if not places:
         raise InputError(f"{plane}: the volume was not read from DICOM, so no DICOM object can refer to it.")
-    unknown = [path for path, _ in places if path not in setting.sources]
+    paths = dict.fromkeys(path.resolve() for path, _ in places)
+    unknown = [path for path in paths if path not in setting.sources]
     if unknown:
-        raise InputError(f"{unknown[0]}: the {plane} volume was read from it, but it is not among the sources.")
-    by_path = {path: read_frames(path) for path in dict.fromkeys(path for path, _ in places)}
-    return [by_path[path][index] for path, index in places]
+        raise InputError(
+            f"{unknown[0]}: the {plane} volume was read from it, but it is not among the sources, or no longer a DICOM "
+            "object. Pass every file of the study."
+        )
+    by_path = {path: read_frames(path) for path in paths}
+    return [by_path[path.resolve()][index] for path, index in places]
 
 
 def _header(report: Path | None) -> pydicom.Dataset | None:

@@ -253,10 +253,12 @@ def late_image(source: Path, path: Path) -> Path:
     return path
 
 
-def test_report_names_the_report_it_supersedes(phantom, abstained, tmp_path):
+def test_report_names_the_report_it_supersedes_and_gives_remarks(phantom, abstained, tmp_path):
     run, sources = phantom
-    made = write_objects(run, sources, tmp_path, **DIGESTS, supersedes=abstained[0])
+    doubt = "sagittal, fibula, volume: 0.3 ml, outside 3.4 to 23 ml"
+    made = write_objects(run, sources, tmp_path, **DIGESTS, supersedes=abstained[0], remarks=[doubt])
     report = pydicom.dcmread(next(path for path in made if path.stem == "findings"))
+    assert doubt in comments_of(report)
     earlier = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert earlier.ReferencedSOPInstanceUID == pydicom.dcmread(abstained[0]).SOPInstanceUID
 
@@ -271,6 +273,26 @@ def test_abstention_gives_its_reasons_and_every_image_as_evidence(phantom, absta
     evaluation = measurement_groups(abstained[0])[0].get_qualitative_evaluations()[-1]
     assert evaluation.value.value == "ABSTAINED"
     assert len(report.get_evidence()) == len(phantom[1])
+
+
+def test_abstention_for_another_reason_is_another_object(phantom, abstained, tmp_path):
+    other = write_abstention(phantom[1], tmp_path, ["the model failed twice"], joint="knee", side="R", **DIGESTS)
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in (*abstained, *other)]
+    assert len(set(uids)) == 4
+
+
+def test_study_with_other_objects_in_it_is_described_by_the_images_used(phantom, tmp_path):
+    """A report that lies in the study's folder, named before the images, and paths that are written differently."""
+    run, sources = phantom
+    other = pydicom.dcmread(sources[0])
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+    other.PatientName, other.BodyPartExamined = "", "ABDOMEN"
+    other.save_as(tmp_path / "0.dcm")
+    roundabout = [path.parent / ".." / path.parent.name / path.name for path in sources]
+    for path in write_objects(run, [tmp_path / "0.dcm", *roundabout], tmp_path / "out", **DIGESTS):
+        made = pydicom.dcmread(path)
+        assert made.PatientName == "Phantom^Knee"
+        assert made.get("BodyPartExamined", "KNEE") == "KNEE"
 
 
 def test_headers_that_break_the_rules_do_not_spoil_the_objects(tmp_path):
