@@ -58,6 +58,10 @@ class Network:
             )  # fmt: skip
         return self._plans[key]
 
+    def release(self) -> None:
+        """Let go of the plans, which hold the weights once more, transformed."""
+        self._plans.clear()
+
 
 _UNET_OPTIONS = ("heads", "head_channels", "groups", "patch")  # that its tensors do not tell
 _UNET_ARGUMENTS = (
@@ -147,6 +151,10 @@ class NativePlane:
         """
         for (network, timestep), names in self._passes().items():
             network.plan(sides, names, timestep)
+
+    def release(self) -> None:
+        for network, _ in self._passes():
+            network.release()
 
     def _passes(self) -> dict[tuple[Network, int], tuple[str, ...]]:
         """The networks and timesteps that are read, with the maps."""

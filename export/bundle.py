@@ -1,0 +1,268 @@
+"""From weights to a bundle: every graph in every admitted form, the manifest over them, the card, the signature.
+
+The folder is made beside its place and renamed when it is whole and verified, so that there is never half a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orthokernels.export.card import write_card
+from orthokernels.export.graphs import Plan, plan_graphs
+from orthokernels.export.onnx_file import write_onnx
+
+from orthokernels import __version__, tasks
+from orthokernels.bundle import manifest as records
+from orthokernels.bundle.manifest import MANIFEST, WEIGHTS, Form, Manifest
+from orthokernels.bundle.signature import sign
+from orthokernels.bundle.verify import Bundle, verify
+from orthokernels.data.prepare import SLAB
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.untrained import save_random
+from orthokernels.models.orthodiffusion.weights import Weights, load_weights
+from orthokernels.models.weights_folder import demo_folder, published_folder
+from orthokernels.progress import Progress
+
+GRAPHS = "graphs"
+
+INTENDED_USE = (
+    "Research on joint MRI: label maps and finding scores for studies of the joints named here. "
+    f"{tasks.RESEARCH_NOTICE}"
+)
+LIMITS = (
+    "Scores and label maps were not validated on patients; a person who knows the images must look at every result.",
+    "Trained for MRI series in three planes; other modalities, other joints and post-operative joints are outside.",
+    "Finding probabilities are not calibrated to any clinic's prevalence.",
+)
+UNTRAINED_LIMIT = "The weights are untrained: whatever comes out means nothing."
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A bundle's folder before its manifest: what was loaded, and which graphs are in it in which forms."""
+
+    folder: Path
+    weights: Mapping[str, Weights]
+    plan: Plan
+    forms: dict[str, dict[Form, list[str]]] = field(default_factory=dict)
+
+    def add(self, name: str, form: Form, files: Sequence[Path]) -> None:
+        """A graph's form, already in the folder."""
+        relative = [path.relative_to(self.folder).as_posix() for path in files]
+        self.forms.setdefault(name, {})[form] = relative
+
+    def drop(self, form: Form) -> None:
+        """Take a form of every graph out again, files and all."""
+        for own in self.forms.values():
+            for file in own.pop(form, []):
+                (self.folder / file).unlink()
+
+
+def joints_of(weights: str) -> dict[str, Weights]:
+    """The weights of every joint that they have a diagnosis for; the knee's, whatever they have."""
+    found = {joint: load_weights(weights, joint) for joint in tasks.LABELS}
+    return {
+        joint: own
+        for joint, own in found.items()
+        if joint == "knee" or any(plane.pooling is not None for plane in own.planes.values())
+    }
+
+
+def draft(weights: str, folder: Path, tell: Progress) -> Draft:
+    """Every graph in fp32, and the weights themselves for the native engine."""
+    loaded = joints_of(_copy_weights(weights, folder / WEIGHTS))
+    made = Draft(folder, loaded, plan_graphs(list(loaded.values())))
+    (folder / GRAPHS).mkdir(parents=True)
+    first = next(iter(loaded.values()))
+    for number, (name, source) in enumerate(made.plan.graphs.items()):
+        tell("Exporting graphs", number, len(made.plan.graphs))
+        path = folder / GRAPHS / f"{name}.fp32.onnx"
+        write_onnx(source, path, _facts(first, name, source.labels))
+        made.add(name, "fp32", [path])
+    return made
+
+
+def _copy_weights(weights: str, target: Path) -> str:
+    """A weights folder's safetensors files, cards and settings in ``target``; its name.
+
+    Raises:
+        InputError: there are no such weights.
+    """
+    if weights.startswith("random:"):
+        load_weights(weights, planes=())  # says what is wrong with the seed
+        save_random(int(weights.removeprefix("random:")), target)
+        return str(target)
+    folder = {"demo": demo_folder(), "published": published_folder()}.get(weights, Path(weights))
+    load_weights(str(folder))
+    target.mkdir(parents=True)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json") and path.is_file():
+            shutil.copyfile(path, target / path.name)
+    return str(target)
+
+
+def _facts(weights: Weights, name: str, labels: Sequence[str]) -> dict[str, str]:
+    facts = {
+        "orthokernels.version": __version__,
+        "orthokernels.graph": name,
+        "orthokernels.weights": weights.name,
+        "orthokernels.weights_digest": weights.digest(),
+        "orthokernels.notice": tasks.RESEARCH_NOTICE if weights.trained else tasks.UNTRAINED_NOTICE,
+    }
+    return {**facts, "orthokernels.labels": ",".join(labels)} if labels else facts
+
+
+def finish(made: Draft, *, metrics: Sequence[records.Metric] = (), refused: Sequence[records.Refusal] = ()) -> Manifest:
+    """Write card, licence and manifest over what is in the folder."""
+    folder = made.folder
+    shutil.copyfile(_licence_file(), folder / "LICENSE")
+    manifest = _manifest(made, metrics, refused)
+    write_card(folder, manifest)
+    manifest = manifest.model_copy(update={"files": _files(folder)})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _licence_file() -> Path:
+    from importlib.metadata import files
+
+    for path in files("orthokernels") or ():
+        if path.name == "LICENSE":
+            return Path(str(path.locate()))
+    return Path(__file__).parents[1] / "LICENSE"  # a source tree
+
+
+def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[records.Refusal]) -> Manifest:
+    first = next(iter(made.weights.values()))
+    limits = LIMITS if first.trained else (UNTRAINED_LIMIT, *LIMITS)
+    graphs = {
+        name: records.Graph(
+            inputs={tensor: ["batch", *sides] for tensor, sides in source.inputs.items()},
+            outputs={tensor: ["batch", *sides] for tensor, sides in source.outputs.items()},
+            forms=made.forms[name],
+        )
+        for name, source in made.plan.graphs.items()
+    }
+    return Manifest(
+        name=first.name, version=__version__, notice=first.notice, intended_use=INTENDED_USE, limits=limits,
+        trained=first.trained, licence=_licence(made), origin=_origin(made), size=first.size, depth=SLAB,
+        structures={plane: _structures(own) for plane, own in _classes(first).items()},
+        joints={joint: _joint(made, own) for joint, own in made.weights.items()},
+        graphs=graphs, native=True,
+        minimum_versions={"orthokernels": __version__, "openvino": "2024.5", "onnxruntime": "1.19"},
+        metrics=tuple(metrics), refused=tuple(refused), files={},
+    )  # fmt: skip
+
+
+def _licence(made: Draft) -> str:
+    return "Apache-2.0" if _packaged(made) else "as its origin says"
+
+
+def _origin(made: Draft) -> str:
+    first = next(iter(made.weights.values()))
+    if not first.trained:
+        return "random numbers; nothing was trained"
+    return "trained by this project on digital phantoms alone" if _packaged(made) else f"weights {first.name!r}"
+
+
+def _packaged(made: Draft) -> bool:
+    return next(iter(made.weights.values())).name == "demo"
+
+
+def _classes(weights: Weights) -> dict[str, int]:
+    return {plane: own.segmentation.classes for plane, own in weights.planes.items() if own.segmentation is not None}
+
+
+def _structures(classes: int) -> tuple[records.Structure, ...]:
+    known = {structure.key: structure for structure in tasks.STRUCTURES}
+    found = []
+    for index, key in enumerate(tasks.class_names(classes)):
+        if index == 0:
+            continue
+        if (own := known.get(key)) is None:
+            found.append(records.Structure(index=index, key=key, name=key.replace("_", " ").capitalize()))
+        else:
+            found.append(
+                records.Structure(index=index, key=key, name=own.name, colour=own.colour, code=_code(own.code))
+            )
+    return tuple(found)
+
+
+def _code(code: tasks.Code | None) -> records.Code | None:
+    return None if code is None else records.Code(scheme=code.scheme, value=code.value, meaning=code.meaning)
+
+
+def _joint(made: Draft, weights: Weights) -> records.Joint:
+    joint = weights.joint
+    findings = tuple(
+        records.Finding(
+            key=own.key, name=own.name, threshold=weights.thresholds.get(own.key, 0.5), code=_code(own.code)
+        )
+        for own in tasks.LABELS[joint]
+    )
+    planes = {
+        plane: own.model_copy(update={"structures": _structure_file(made, plane, joint)})
+        for plane, own in made.plan.planes[joint].items()
+    }
+    return records.Joint(
+        weights_digest=weights.digest(), findings=findings, planes=planes, fusion=made.plan.fusion.get(joint),
+        fusion_name=weights.fusion_name if joint in made.plan.fusion else None,
+        late_fusion=made.plan.late_fusion.get(joint),
+    )  # fmt: skip
+
+
+def _structure_file(made: Draft, plane: str, joint: str) -> str | None:
+    """The parameters that the last step of a "structures" pooling reads."""
+    from orthokernels.models.orthodiffusion.regional_pooling import StructurePool
+
+    if not isinstance(made.weights[joint].planes[plane].pooling, StructurePool):
+        return None
+    return f"{WEIGHTS}/{plane}.{joint}.pooling.safetensors"
+
+
+def _files(folder: Path) -> dict[str, records.File]:
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        name = path.relative_to(folder).as_posix()
+        found[name] = records.File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    return found
+
+
+class BundleFolder:
+    """Where a bundle will be; made beside its place and moved there when it is whole.
+
+    Raises:
+        InputError: the place is taken, or can't be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"--out {path}: is there already. Name a new folder; a bundle is never overwritten.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        except OSError as error:
+            raise InputError(f"--out {path}: can't be written ({error.strerror}). Name another folder.") from error
+
+    def __enter__(self) -> BundleFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.draft, ignore_errors=True)
+
+    def publish(self, key: Path | None) -> Bundle:
+        """Sign where there is a key, verify as any user would, and move into place."""
+        if key is not None:
+            sign(self.draft, key)
+        found = verify(self.draft)
+        self.draft.chmod(0o755)
+        os.replace(self.draft, self.path)
+        return Bundle(self.path, found.manifest, found.digest, found.signer)
