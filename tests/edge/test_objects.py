@@ -17,7 +17,7 @@ from orthokernels.edge.objects import NOTICE, write_abstention, write_objects
 from orthokernels.edge.objects.canvas import BANNER
 from orthokernels.edge.objects.codes import ABSENT, INDETERMINATE, PRESENT, UNKNOWN
 
-from orthokernels import tasks
+from orthokernels import pipeline, tasks
 from orthokernels.data.dicom import read_frames
 from orthokernels.data.phantom import make_study, write_dicom
 from orthokernels.errors import InputError
@@ -89,6 +89,16 @@ def test_segmentation_gives_the_phantom_s_labels_back(phantom, objects):
     for plane, (labels, affine) in run.label_maps.items():
         found = labels_in_place(objects[f"segmentation_{plane}"], labels.shape, affine)
         np.testing.assert_array_equal(found, labels)
+
+
+def test_what_the_pipeline_gives_is_what_the_archive_gets(phantom, tmp_path):
+    _, sources = phantom
+    run = pipeline.run(sources, weights="demo", engine="native")
+    made = write_objects(run, sources, tmp_path, **DIGESTS)
+    assert [path.stem for path in made[:4]] == [*(f"segmentation_{plane}" for plane in tasks.PLANES), "findings"]
+    for path, (labels, affine) in zip(made, run.label_maps.values(), strict=False):
+        np.testing.assert_array_equal(labels_in_place(path, labels.shape, affine), labels)
+    assert pydicom.dcmread(made[3]).CompletionFlag == "COMPLETE"
 
 
 def test_left_stays_left(phantom, objects):
