@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from orthokernels.edge.checks.check import Check, Verdict, within
 from orthokernels.edge.checks.measures import StructureMeasures, lateral_offset, measure
+from orthokernels.edge.checks.novelty import Novelty
 from orthokernels.edge.checks.ranges import StructureRange, read_ranges, widened
 
 from orthokernels.pipeline import StudyRun
@@ -36,6 +37,28 @@ def check_result(run: StudyRun) -> list[Check]:
                 checks += _structure(plane, name, measured[name], usual)
         checks.append(_side(plane, lateral_offset(labels, affine, names), run.result.laterality))
     return checks
+
+
+def check_novelty(run: StudyRun, known: Mapping[str, Novelty], *, doubtful_above: float = 99.0) -> list[Check]:
+    """Check how unlike the known studies each plane's pooled features are.
+
+    Args:
+        run: with the planes' vectors.
+        known: what is known of each plane, from the bundle; other planes are not checked.
+        doubtful_above: percentile; of studies like the known ones, 100 minus this many percent are doubted.
+    """
+    scores = {plane: known[plane].score(vector) for plane, vector in run.vectors.items() if plane in known}
+    return [
+        Check(
+            "likeness to known studies",
+            "doubtful" if score > doubtful_above else "passed",
+            f"{plane}: more unlike the known studies than {score:.0f} % of these are",
+            plane,
+            measured=score,
+            allowed=(0.0, doubtful_above),
+        )
+        for plane, score in scores.items()
+    ]
 
 
 def _structure(plane: str, name: str, found: StructureMeasures, usual: StructureRange) -> Iterator[Check]:

@@ -114,7 +114,7 @@ def write_abstention(
     Args:
         sources: every file of the study; at least one must be a DICOM object.
         out, model_digest, configuration_digest, created, supersedes: as of ``write_objects``.
-        reasons: sentences for the reader, at least one.
+        reasons: sentences for the reader, at least one. Paths of the sources in them are not told.
         joint: what the study was to be read as.
         side: "L" or "R" where it is known.
 
@@ -134,6 +134,7 @@ def write_abstention(
         side=side,
         created=created,
     )
+    reasons = [_without_paths(reason, sources) for reason in reasons]
     made: dict[str, SOPClass] = {
         ABSTENTION: abstention_report(setting, reasons, supersedes=_header(supersedes)),
         PAGE: page_picture(
@@ -169,6 +170,16 @@ def _frames(setting: Setting, run: StudyRun, plane: str) -> list[Frame]:
         )
     by_path = {path: read_frames(path) for path in paths}
     return [by_path[path.resolve()][index] for path, index in places]
+
+
+def _without_paths(reason: str, sources: Sequence[Path]) -> str:
+    """Refusals name files; where they lie on this machine is nobody's business in the archive."""
+    files = {name for path in sources for name in (str(path), str(path.resolve()))}
+    folders = {str(Path(name).parent) for name in files} - {".", "/"}
+    for names, instead in ((files, "a file of the study"), (folders, "the study")):
+        for name in sorted(names, key=len, reverse=True):
+            reason = reason.replace(name, instead)
+    return reason
 
 
 def _header(report: Path | None) -> pydicom.Dataset | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from orthokernels.edge.checks import check_novelty
 from orthokernels.edge.checks.novelty import Novelty, fit
+
+from orthokernels.pipeline import StudyRun
 
 WIDTH, INNER = 64, 6
 
@@ -48,6 +51,14 @@ def test_stored_arrays_give_the_same_scores(directions, tmp_path):
         again = Novelty.of(dict(stored))
     for vector in draw(directions, 10, 3):
         assert again.score(vector) == novelty.score(vector)
+
+
+def test_plane_unlike_the_known_studies_is_doubted(directions):
+    known = {plane: fit(draw(directions, 200, 1)) for plane in ("sagittal", "axial")}
+    usual, far = draw(directions, 1, 2)[0], 10 * directions[0]
+    vectors = {"sagittal": usual, "coronal": far, "axial": far}  # nothing is known of coronal series
+    checks = check_novelty(StudyRun(None, {}, {}, vectors=vectors), known)
+    assert [(check.plane, check.verdict) for check in checks] == [("sagittal", "passed"), ("axial", "doubtful")]
 
 
 @pytest.mark.parametrize(

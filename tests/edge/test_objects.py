@@ -291,6 +291,16 @@ def test_abstention_for_another_reason_is_another_object(phantom, abstained, tmp
     assert len(set(uids)) == 4
 
 
+def test_abstention_does_not_tell_where_files_lie(phantom, tmp_path):
+    _, sources = phantom
+    reasons = [f"{sources[0]}: is cut short. Export the file again.", f"{sources[0].parent}: no usable MR volume."]
+    report = pydicom.dcmread(write_abstention(sources, tmp_path, reasons, joint="knee", **DIGESTS)[0])
+    assert comments_of(report)[1:] == [
+        "No result: a file of the study: is cut short. Export the file again.",
+        "No result: the study: no usable MR volume.",
+    ]
+
+
 def test_study_with_other_objects_in_it_is_described_by_the_images_used(phantom, tmp_path):
     """A report that lies in the study's folder, named before the images, and paths that are written differently."""
     run, sources = phantom
