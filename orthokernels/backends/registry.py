@@ -89,14 +89,14 @@ class BackendUnavailable(ValueError):  # noqa: N818
 # Who computes an op, in the order of preference; plain PyTorch can always.
 _COMPUTE: dict[str, tuple[str, ...]] = {
     "add_noise": ("triton", "cpu"),
-    "attention3d": ("triton",),
+    "attention3d": ("triton", "cpu"),
     "attention_block": ("triton",),
     "attention_pool": ("triton", "cuda", "cpu"),
     "conv3d": ("cpu",),
     "denoise_step": ("triton", "cuda", "cpu"),
     "diffusion_loss": ("triton",),
     "group_norm_silu": ("triton", "cpu"),
-    "plane_fusion": ("triton",),
+    "plane_fusion": ("triton", "cpu"),
     "plane_gating": ("triton",),
     "upsample2x_trilinear": ("triton", "cpu"),
 }

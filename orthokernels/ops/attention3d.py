@@ -55,7 +55,7 @@ def attention3d(
         bias: (heads, 2 D - 1, 2 H - 1, 2 W - 1), added to the scores by relative position; in q's dtype or float32.
         window: places that a query sees along each axis, at most the grid's; all by default.
         scale: of the scores; 1 / sqrt(d) by default.
-        backend: "auto", "torch" or "triton". "auto" gives calls without bias and window to PyTorch's
+        backend: "auto", "torch", "cpu" or "triton". "auto" gives calls without bias and window to PyTorch's
             ``scaled_dot_product_attention``.
 
     Returns:
