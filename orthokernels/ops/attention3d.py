@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthokernels.backends.cpu.gains import plain_is_faster_attention
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
 from orthokernels.ops.layout import check_alike
@@ -75,6 +76,8 @@ def attention3d(
     if backend == "auto" and bias is None and seen == sides:
         q, k, v = (part.transpose(2, 3) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(2, 3)
+    if backend == "auto" and plain_is_faster_attention(q):
+        return reference(q, k, v, sides, bias=bias, window=seen, scale=scale)
     return torch.ops.orthokernels.attention3d(q, k, v, list(sides), bias, list(seen), scale, backend)[0]
 
 

@@ -17,11 +17,11 @@ def forward(
     out: Tensor, log_sum: Tensor,
 ) -> None:  # fmt: skip
     """Write the attended tokens and the logarithms of the softmax's denominators."""
-    tokens = (array(part.transpose(2, 3).flatten(0, 1).contiguous()) for part in (q, k, v))
+    own_q, own_k, own_v = (array(part.transpose(2, 3).flatten(0, 1).contiguous()) for part in (q, k, v))
     made = torch.empty(out.transpose(2, 3).shape)
     _native.attention3d(
-        *tokens, grid, window, scale, array(made.flatten(0, 1)), array(log_sum.flatten(0, 1)), bias=optional(bias),
-        threads=torch.get_num_threads(),
+        own_q, own_k, own_v, grid, window, scale, array(made.flatten(0, 1)), array(log_sum.flatten(0, 1)),
+        bias=optional(bias), threads=torch.get_num_threads(),
     )  # fmt: skip
     out.copy_(made.transpose(2, 3))
 
