@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 from orthokernels.export.gate import LEAST_STUDIES, auroc_used, dice_used
+from scipy.special import expit
 
 from orthokernels.bundle.manifest import FORMS, Form, Metric, Refusal
 from orthokernels.bundle.verify import Bundle
