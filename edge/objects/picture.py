@@ -11,6 +11,13 @@ from PIL import Image
 from orthokernels.montage import draw_montage
 from orthokernels.result import PlaneArrays, PlaneResult
 
+# Parts in the middle of the body (PS3.16 annex L), which must not bear a Laterality. An abstention may be about one.
+_WITHOUT_SIDES = frozenset((
+    "ABDOMEN", "ABDOMENPELVIS", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "COCCYX", "CSPINE",
+    "CTSPINE", "FACE", "HEAD", "HEADNECK", "HEART", "LIVER", "LSPINE", "LSSPINE", "NECK", "PELVIS", "PROSTATE",
+    "SACRUM", "SKULL", "SPINE", "SSPINE", "STERNUM", "TLSPINE", "TSPINE", "UTERUS", "WHOLEBODY",
+))  # fmt: skip
+
 
 def plane_picture(
     setting: Setting, plane: PlaneResult, arrays: PlaneArrays, *, number: int, untrained: bool
@@ -60,7 +67,9 @@ def _capture(
     made.ConversionType = ConversionTypeValues.WSD.value
     made.BurnedInAnnotation = "NO"  # nothing that identifies the patient: of headers, only the series' own description
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = setting.day_and_time
-    made.BodyPartExamined, made.Laterality = setting.body_part, setting.side
+    made.BodyPartExamined = setting.body_part
+    if setting.body_part not in _WITHOUT_SIDES:
+        made.Laterality = setting.side
     setting.settle_moment(made)
     return made
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -18,12 +20,27 @@ from orthokernels.edge.objects.segmentation import segmentation
 from orthokernels.edge.objects.setting import Setting, make_setting
 
 from orthokernels.data.dicom import Frame, read_frames
+from orthokernels.data.dicom.file import quiet_pydicom
 from orthokernels.errors import InputError
 from orthokernels.pipeline import StudyRun
 
 FINDINGS, ABSTENTION, PAGE = "findings.dcm", "abstention.dcm", "page.dcm"
 
 
+@contextmanager
+def _discreet() -> Iterator[None]:
+    """highdicom and pydicom quote odd names of patients in warnings, and logs hold no patient data."""
+    logger = logging.getLogger("highdicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with quiet_pydicom():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@_discreet()
 def write_objects(
     run: StudyRun,
     sources: Sequence[Path],
@@ -97,6 +114,7 @@ def write_objects(
     return _save(made, out)
 
 
+@_discreet()
 def write_abstention(
     sources: Sequence[Path],
     out: Path,

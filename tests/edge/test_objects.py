@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import subprocess
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,6 +300,35 @@ def test_abstention_does_not_tell_where_files_lie(phantom, tmp_path):
         "No result: a file of the study: is cut short. Export the file again.",
         "No result: the study: no usable MR volume.",
     ]
+
+
+def test_odd_names_of_patients_reach_no_log(phantom, tmp_path, caplog):
+    image = pydicom.dcmread(phantom[1][0])
+    image.PatientName = "Smith Jones"  # one component: highdicom warns of it, and quotes it
+    image.save_as(tmp_path / "image.dcm")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        made = write_abstention([tmp_path / "image.dcm"], tmp_path, ["no knee"], joint="knee", **DIGESTS)
+    assert pydicom.dcmread(made[0]).PatientName == "Smith Jones"
+    assert "Smith" not in caplog.text + "".join(str(w.message) for w in warned)
+
+
+def test_every_odd_file_that_is_an_object_gets_an_abstention_that_conforms(real_data, tmp_path):
+    """Heads, phantoms, radiographs, damaged and badly typed files: refused in one sentence, or answered."""
+    answered, refusals = 0, []
+    for file in sorted(p for p in (real_data / "odd").rglob("*") if p.is_file()):
+        try:
+            made = write_abstention(
+                [file], tmp_path, ["this is no knee"], joint="knee", created=datetime.datetime(2026, 1, 2), **DIGESTS
+            )
+        except InputError as error:
+            refusals.append(str(error))
+            continue
+        answered += 1
+        assert [error for path in made for error in errors_of_dciodvfy(path)] == [], file.name
+    assert answered > 30
+    assert refusals
+    assert all("no DICOM object with valid" in refusal for refusal in refusals)
 
 
 def test_study_with_other_objects_in_it_is_described_by_the_images_used(phantom, tmp_path):
