@@ -212,6 +212,7 @@ def test_a_folder_that_is_damaged_is_refused_with_the_reason(folder, tmp_path):
     refused("does not match the digest", lambda own: altered(own / unet, digest="0" * 64))
     refused("describes a module 'selfattn', not unet", lambda own: altered(own / unet, module="selfattn"))
     refused("not unet_encoder", lambda own: altered(own / encoder, module="unet"))
+    refused(r"holds no denoiser \(axial\.safetensors\)", lambda own: altered(own / unet, joint="ankle"))
     refused("no argument 'width'", lambda own: altered(own / unet, arguments={**UNET, "width": 3}))
     refused("does not fit its card", lambda own: altered(own / unet, arguments={**UNET, "groups": 7}))
     refused("does not fit its card", lambda own: altered(own / unet, arguments={**UNET, "groups": "many"}))
