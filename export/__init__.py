@@ -1,4 +1,6 @@
 """Graphs and bundles for machines without PyTorch: ONNX and OpenVINO, quantised, and held against the reference.
 
-``modules`` says what each graph computes and ``graphs`` which graphs weights make; ``onnx_file`` writes one.
+``modules`` says what each graph computes, ``graphs`` which graphs weights make, and ``onnx_file`` writes one in fp32.
+``write_forms`` adds the others: ``forms`` and ``quantise`` make them, ``examples`` and ``chain`` bring the studies that
+calibrate them, ``judge`` says what a single graph loses. ``parity`` judges whole forms by the ``gate``.
 """
