@@ -230,7 +230,7 @@ def _sentence(path: Path, mistake: dict[str, object]) -> str:
     places = mistake["loc"]
     assert isinstance(places, tuple)
     where = ".".join(str(place) for place in places if not str(place).endswith("Network"))
-    given = "" if mistake["type"] in ("missing", "value_error") else f", not {str(mistake['input'])[:60]!r}"
+    given = "" if mistake["type"] in ("missing", "value_error") else f", not {repr(mistake['input'])[:60]}"
     said = str(mistake["msg"]).removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
         return f"{path}: {where}: there is no such setting. Remove it, or correct its name."

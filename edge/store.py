@@ -356,7 +356,7 @@ class Store:
                 return latest
             new = self._begin(connection, job.study_uid, latest.version + 1, job.priority, actor)
             self.move(new.id, "settling", actor)
-            return new
+            return self.job(new.id)
 
     def known_files(self) -> set[str]:
         """Every file that a row speaks of, below the data folder."""
