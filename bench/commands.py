@@ -66,8 +66,10 @@ def compile_kernels(
 
 @app.command("cpu")
 def cpu(
-    suite: Annotated[str, typer.Option(help="features, layer or denoiser.")] = "features",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the suite's JSON and Markdown.")] = None,
+    suite: Annotated[str, typer.Option(help="features, layer, denoiser, sampling, heads or sweep.")] = "features",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the suite's JSON, Markdown and plot.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Of ours and of every peer.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Counted repetitions, after one that warms up.")] = 5,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small network and volume: tries the machinery.")] = False,
@@ -75,15 +77,17 @@ def cpu(
 ) -> None:
     """Measure the native CPU engine beside PyTorch, ONNX Runtime and OpenVINO, interleaved."""
     need("orthokernels bench cpu", "torch", "bench")
-    from orthokernels.bench.cpu.suite import markdown, run_suite
+    from orthokernels.bench.cpu.plots import draw
+    from orthokernels.bench.cpu.suite import SUITES, markdown, run_suite
 
-    if suite not in ("features", "layer", "denoiser"):
-        raise InputError(f"--suite {suite}: there are features, layer and denoiser.")
+    if suite not in SUITES:
+        raise InputError(f"--suite {suite}: there are {', '.join(SUITES)}.")
     facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{suite}.json").write_text(json.dumps(facts, indent=1) + "\n")
         (out / f"{suite}.md").write_text(markdown(facts))
+        draw(facts, out / f"{suite}.png")
     print(json.dumps(facts) if as_json else markdown(facts))
 
 

@@ -74,7 +74,7 @@ def joints_of(weights: str) -> dict[str, Weights]:
     }
 
 
-def draft(weights: str, folder: Path, tell: Progress) -> Draft:
+def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total: None) -> Draft:
     """Every graph in fp32, and the weights themselves for the native engine."""
     loaded = joints_of(_copy_weights(weights, folder / WEIGHTS))
     made = Draft(folder, loaded, plan_graphs(list(loaded.values())))

@@ -51,17 +51,32 @@ BACKGROUND, BRIGHT, MUTED, RULE, AMBER = "#0d0f12", "#f2f4f6", "#9aa5b1", "#2a30
 
 
 def montage(plane: PlaneResult, arrays: PlaneArrays, path: str | Path, *, untrained: bool) -> None:
-    """Write one PNG, 1800 pixels wide: slices over the stack, plain and with the structures drawn on them.
+    """Write what ``draw_montage`` draws as one PNG. Two runs write the same bytes.
+
+    Args:
+        plane, arrays, untrained: as of ``draw_montage``.
+        path: the file to write; it appears whole or not at all.
+
+    Raises:
+        ValueError: if the voxels are not a volume, or the label map is on another grid.
+    """
+    _write_whole(Path(path), _png(draw_montage(plane, arrays, untrained=untrained)))
+
+
+def draw_montage(plane: PlaneResult, arrays: PlaneArrays, *, untrained: bool) -> np.ndarray:
+    """Slices over the stack, plain and with the structures drawn on them, 1800 pixels wide.
 
     A picture is ``voxels[:, :, k].T`` with j upwards, in its physical proportions; the orientation letters come from
     the affine. Slices are numbered from 1, as on a reading station. Without a label the slices are shown alone, and
-    the picture says why. Two runs write the same bytes.
+    the picture says why.
 
     Args:
         plane: what the title, the legend and the notes say.
         arrays: voxels and labels with axes (i, j, k), and the affine to RAS millimetres.
-        path: the file to write; it appears whole or not at all.
         untrained: whether to lay the warning band over the top.
+
+    Returns:
+        Pixels with axes (row, column, RGBA), uint8.
 
     Raises:
         ValueError: if the voxels are not a volume, or the label map is on another grid.
@@ -76,7 +91,7 @@ def montage(plane: PlaneResult, arrays: PlaneArrays, path: str | Path, *, untrai
     _draw_legend(figure, sheet, plane)
     _draw_footer(figure, sheet)
     canvas.draw()
-    _write_whole(Path(path), _png(np.asarray(canvas.buffer_rgba())))
+    return np.asarray(canvas.buffer_rgba())
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -50,11 +50,17 @@ Engine = Literal["auto", "torch", "native", "openvino", "onnxruntime"]
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run's result, the arrays behind its pictures, and the native label maps by plane (with their affines)."""
+    """A run's result, the arrays behind its pictures, and the native label maps by plane (with their affines).
+
+    ``frames`` are the DICOM file and frame number that each native slice of a plane was read from; ``vectors`` what the
+    pooling made of a plane's features, [width].
+    """
 
     result: StudyResult
     arrays: dict[str, PlaneArrays]
     label_maps: dict[str, tuple[np.ndarray, np.ndarray]]
+    frames: dict[str, tuple[tuple[Path, int], ...]] = field(default_factory=dict)
+    vectors: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -132,12 +138,14 @@ def run(
     with _timed(seconds, "findings"):
         findings = _findings(model, runs)
     result = _result(study, model, runs, findings, preparation, seed, seconds)
-    made = StudyRun(result, *_arrays(runs, model))
+    frames = {plane: own.volume.frames for plane, own in runs.items()}
+    vectors = {plane: own.vector for plane, own in runs.items() if own.vector is not None}
+    made = StudyRun(result, *_arrays(runs, model), frames, vectors)
     if folder is not None:
         tell("Writing the report", 0, 1)
         with _timed(seconds, "report"):
             result = folder.write(made.result, made.arrays, made.label_maps, seconds)
-        made = StudyRun(result, made.arrays, made.label_maps)
+        made = replace(made, result=result)
     tell("Done", 1, 1)
     return made
 

@@ -31,6 +31,7 @@ def python(code: str) -> str:
         "orthokernels.runtime.tuning", "orthokernels.data.study", "orthokernels.data.prepare",
         "orthokernels.data.restore", "orthokernels.data.phantom", "orthokernels.edge",
         "orthokernels.edge.commands", "orthokernels.edge.service", "orthokernels.edge.web",
+        "orthokernels.edge.checks", "orthokernels.edge.objects",
     ],
 )  # fmt: skip
 def test_works_where_pytorch_is_not_installed(module):

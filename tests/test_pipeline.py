@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -110,6 +111,20 @@ def test_label_maps_lie_on_the_scanners_grid(study, tmp_path):
         for structure in volumes:
             assert structure.voxels == (labels == structure.index).sum()
             assert structure.ml == pytest.approx(structure.voxels * ml, abs=1e-4)
+
+
+def test_run_remembers_each_slice_s_file_and_each_plane_s_vector(study):
+    made = run(study, weights=toy_weights())
+    for plane in tasks.PLANES:
+        labels, affine = made.label_maps[plane]
+        assert len(made.frames[plane]) == labels.shape[2]
+        for k, (path, number) in enumerate(made.frames[plane]):
+            corner = affine @ [0, labels.shape[1] - 1, k, 1]  # the pixel that DICOM's position is of
+            position = pydicom.dcmread(path).ImagePositionPatient
+            assert number == 0
+            assert corner[:3] * [-1, -1, 1] == pytest.approx(position, abs=1e-4)  # headers round to 6 decimals
+        assert made.vectors[plane].shape == (32,)
+        assert np.isfinite(made.vectors[plane]).all()
 
 
 def test_two_runs_write_the_same_label_maps_pictures_and_findings(study, tmp_path):

@@ -1,4 +1,4 @@
-"""What else runs a PyTorch module on a CPU: each made ready once for an input, in its own memory format, then called.
+"""What else runs a PyTorch module on a CPU: each made ready once for its inputs, in its own memory format, then called.
 
 A peer that is not installed, or that can not take the module, is left out with its reason.
 """
@@ -21,78 +21,80 @@ import torch
 from torch import nn
 
 Call = Callable[[], np.ndarray]
-Make = Callable[[nn.Module, np.ndarray, int], Call]
+Inputs = tuple[np.ndarray, ...]
+Make = Callable[[nn.Module, Inputs, int], Call]
 
 CALIBRATION_VOLUMES = 2
 
 
-def torch_eager(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+def torch_eager(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """Plain eager PyTorch, contiguous memory."""
-    return _torch_call(module, x, torch.contiguous_format, threads)
+    return _torch_call(module, inputs, torch.contiguous_format, threads)
 
 
-def torch_channels_last(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+def torch_channels_last(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """Plain eager PyTorch, weights and volumes channels last."""
-    return _torch_call(module, x, torch.channels_last_3d, threads)
+    return _torch_call(module, inputs, torch.channels_last_3d, threads)
 
 
-def _torch_call(module: nn.Module, x: np.ndarray, memory_format: torch.memory_format, threads: int) -> Call:
+def _torch_call(module: nn.Module, inputs: Inputs, memory_format: torch.memory_format, threads: int) -> Call:
     own = copy.deepcopy(module).to(memory_format=memory_format)  # type: ignore[call-overload]
-    volume = torch.from_numpy(x).contiguous(memory_format=memory_format)
+    volumes = [torch.from_numpy(x) for x in inputs]
+    volumes = [x.contiguous(memory_format=memory_format) if x.ndim == 5 else x for x in volumes]
 
     def call() -> np.ndarray:
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            return np.asarray(own(volume).numpy())
+            return np.asarray(own(*volumes).numpy())
 
     return call
 
 
-def onnxruntime_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+def onnxruntime_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """ONNX Runtime's CPU provider, all graph optimisations."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    with _exported(module, x) as path:
+    with _exported(module, inputs) as path:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda: np.asarray(session.run(None, {name: x})[0])
+    given = {own.name: x for own, x in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: np.asarray(session.run(None, given)[0])
 
 
-def openvino_fp32(module: nn.Module, x: np.ndarray, threads: int) -> Call:
+def openvino_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """OpenVINO on the CPU, float32 throughout, tuned for latency."""
     import openvino
 
-    with _exported(module, x) as path:
-        return _openvino_call(openvino.Core().read_model(path), x, threads)
+    with _exported(module, inputs) as path:
+        return _openvino_call(openvino.Core().read_model(path), inputs, threads)
 
 
-def openvino_int8(module: nn.Module, x: np.ndarray, threads: int) -> Call:
-    """OpenVINO on the CPU, weights and activations quantised to INT8 by NNCF on noise like the input."""
+def openvino_int8(module: nn.Module, inputs: Inputs, threads: int) -> Call:
+    """OpenVINO on the CPU, weights and activations quantised to INT8 by NNCF on noise like the inputs."""
     import nncf
     import openvino
 
     rng = np.random.default_rng(1)
-    volumes = [rng.standard_normal(x.shape, dtype=np.float32) for _ in range(CALIBRATION_VOLUMES)]
+    drawn = [[rng.standard_normal(x.shape, dtype=np.float32) for x in inputs] for _ in range(CALIBRATION_VOLUMES)]
     nncf.set_log_level(40)  # errors
-    with _exported(module, x) as path:
-        model = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(volumes), fast_bias_correction=True)
-    return _openvino_call(model, x, threads)
+    with _exported(module, inputs) as path:
+        model = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
+    return _openvino_call(model, inputs, threads)
 
 
 @contextmanager
-def _exported(module: nn.Module, x: np.ndarray) -> Iterator[Path]:
+def _exported(module: nn.Module, inputs: Inputs) -> Iterator[Path]:
     """The module as an ONNX file."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "module.onnx"
-        torch.onnx.export(module, (torch.from_numpy(x),), str(path), dynamo=True, verbose=False)
+        torch.onnx.export(module, tuple(map(torch.from_numpy, inputs)), str(path), dynamo=True, verbose=False)
         yield path
 
 
-def _openvino_call(model: Any, x: np.ndarray, threads: int) -> Call:
+def _openvino_call(model: Any, inputs: Inputs, threads: int) -> Call:
     import openvino
 
     settings = {
@@ -100,7 +102,7 @@ def _openvino_call(model: Any, x: np.ndarray, threads: int) -> Call:
         "NUM_STREAMS": 1,
     }  # fmt: skip
     compiled = openvino.Core().compile_model(model, "CPU", settings)
-    return lambda: np.asarray(compiled(x)[0])
+    return lambda: np.asarray(compiled(list(inputs))[0])
 
 
 # Each peer's name in a result, how it is made, and what it needs beside PyTorch.
@@ -114,17 +116,23 @@ PEERS: dict[str, tuple[Make, tuple[str, ...]]] = {
 
 
 def made_ready(
-    module: nn.Module, x: np.ndarray, threads: int, left_out: dict[str, str]
-) -> Iterator[tuple[str, Call]]:  # fmt: skip
-    """Every peer that can take a module; the others go into ``left_out`` with the reason."""
+    module: nn.Module, inputs: Inputs, threads: int, left_out: dict[str, str], *, exported: bool = True
+) -> Iterator[tuple[str, Call]]:
+    """Every peer that can take a module; the others go into ``left_out`` with the reason.
+
+    ``exported`` is False for what is no network, such as a sampler's loop: PyTorch alone runs it.
+    """
     for name, (make, needed) in PEERS.items():
+        if needed and not exported:
+            left_out[name] = "it takes networks, and this is a loop or a single op in PyTorch"
+            continue
         missing = [package for package in needed if not find_spec(package)]
         if missing:
             left_out[name] = f"{missing[0]} is not installed"
             continue
         try:
             with redirect_stdout(sys.stderr):  # progress bars
-                call = make(module, x, threads)
+                call = make(module, inputs, threads)
             yield name, call
         except Exception as error:  # whatever a converter may raise: the others are measured all the same
             left_out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

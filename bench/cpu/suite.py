@@ -3,6 +3,9 @@
 - ``features``: one plane's feature pass at the published size, 1 x 1 x 16 x 256 x 256 to "mid_2", batch 1.
 - ``layer``: the convolution that it spends its time in, 64 to 64 channels at that size, bias included.
 - ``denoiser``: the whole network once.
+- ``sampling``: 50 steps of DDIM with it; rounds are not warmed up, since each has 50 passes.
+- ``heads``: both segmentation heads, a diagnosis head with its pooling, and a fusion.
+- ``sweep``: single ops as ``backend="auto"`` runs them, widths 16 to 128, planes 128 to 512, depths 8 to 32.
 
 ``ratios`` are "their time / ours", the median over the rounds. The layers' table holds every layer's time against the
 larger of its operations over the measured matrix rate and its bytes over the measured copy rate.
@@ -11,45 +14,42 @@ larger of its operations over the measured matrix rate and its bytes over the me
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from orthokernels.bench.cpu.peers import Call, made_ready
+from orthokernels.bench.cpu.peers import Call, Inputs, made_ready
+from orthokernels.bench.cpu.subjects import (
+    SIDES,
+    TINY,
+    Subject,
+    heads,
+    layer,
+    network,
+    sampling,
+    state_of,
+    sweep,
+    unet_pass,
+)
 from orthokernels.bench.record import circumstances, heading, percentiles
-from torch import Tensor, nn
+from torch import nn
 
 from orthokernels import _native
-from orthokernels.backends.cpu.algorithm import choose
-from orthokernels.models.native import UNetPlan
-from orthokernels.models.orthodiffusion import UNet
 
-Suite = Literal["features", "layer", "denoiser"]
-SIDES = (16, 256, 256)
-TINY = (8, 32, 32)
-TIMESTEP = 100
-WIDTH = 64
+Suite = Literal["features", "layer", "denoiser", "sampling", "heads", "sweep"]
+SUITES: tuple[Suite, ...] = get_args(Suite)
 HALF_GIBIBYTE = 2**29
 LIMITS = ("ORTHOKERNELS_ISA", "ONEDNN_MAX_CPU_ISA")  # of our instruction set, and of PyTorch's and OpenVINO's
-
-
-class FeaturePass(nn.Module):
-    """A network up to a feature, at one timestep: what an exporter is given."""
-
-    def __init__(self, unet: UNet, name: str) -> None:
-        super().__init__()
-        self.unet, self.name = unet, name
-
-    def forward(self, x: Tensor) -> Tensor:
-        timesteps = torch.full((1,), TIMESTEP, dtype=torch.int64)
-        return self.unet.features(x, timesteps, (self.name,))[self.name]
+SHORTEST = 0.02  # seconds of one measurement: shorter calls are repeated
+MOST_REPEATS = 200
 
 
 def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) -> dict[str, Any]:
@@ -61,91 +61,73 @@ def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) ->
         tiny: a small volume and network, to try the machinery; says nothing about speed.
 
     Returns:
-        ``seconds`` (median, 20th and 80th percentile) and ``ratios`` by name, the error of each against float64,
-        ``layers`` of ours, ``left_out`` with reasons, and the circumstances.
+        ``seconds`` (median, 20th and 80th percentile) and ``ratios`` by name, the error of each against ``reference``,
+        ``layers`` of ours, ``left_out`` with reasons, and the circumstances. A suite of several cases has these of each
+        in ``cases``.
     """
     torch.manual_seed(0)
-    sides = TINY if tiny else SIDES
-    ours, module, x, layers = _subject(suite, sides, threads, tiny)
-    left_out: dict[str, str] = {}
-    calls: dict[str, Call] = {"orthokernels": ours, **dict(made_ready(module, x, threads, left_out))}
-    expected = _float64(module, x)
-    made: dict[str, np.ndarray] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            made[name] = call()
-            if number > 0:
-                seconds[name].append(time.perf_counter() - started)
     limits = "".join(f"{name}={os.environ[name]} " for name in LIMITS if name in os.environ)
     command = f"{limits}orthokernels bench cpu --suite {suite} --threads {threads} --rounds {rounds}" + " --tiny" * tiny
+    rates = measured_rates(threads)
+    cases = [
+        _measured(own, threads, rounds, rates, warm=suite != "sampling") for own in _subjects(suite, threads, tiny)
+    ]
     return {
         **circumstances(command),
         "suite": suite,
-        "sides": list(sides),
+        "sides": list(TINY if tiny else SIDES),
         "threads": threads,
         "instruction_set": _native.instruction_set(),
-        "seconds": {name: _spread(each) for name, each in seconds.items()},
-        "ratios": {name: _ratio(each, seconds["orthokernels"]) for name, each in seconds.items() if name in made},
-        "errors": {name: _relative(found, expected) for name, found in made.items()},
-        "left_out": left_out,
-        "rates": (rates := measured_rates(threads)),
-        "layers": [_against_floor(layer, rates) for layer in layers()],
-        "peak_resident_mb": None if suite == "layer" else peak_resident(suite, sides, threads, tiny),
+        "rates": rates,
+        "peak_resident_mb": peak_resident(suite, threads, tiny) if suite in ("features", "denoiser") else None,
+        **(cases[0] if suite not in ("heads", "sweep") else {"cases": cases}),
     }
 
 
-def _subject(
-    suite: Suite, sides: tuple[int, int, int], threads: int, tiny: bool
-) -> tuple[Call, nn.Module, np.ndarray, Callable[[], list[dict[str, Any]]]]:
-    """What is measured: ours, the PyTorch module, the input, and our layers' facts after a run."""
-    rng = np.random.default_rng(0)
-    if suite == "layer":
-        conv = nn.Conv3d(WIDTH, WIDTH, 3, padding=1).eval()
-        x = rng.standard_normal((1, WIDTH, *sides), dtype=np.float32)
-        return _native_layer(conv, x, threads), conv, x, list
-    unet = network(tiny)
-    name = "mid_2" if suite == "features" else "final"
-    plan = native_plan(unet, name, sides)
-    x = rng.standard_normal((1, 1, *sides), dtype=np.float32)
-    return lambda: plan.run(x[0], threads=threads)[name][None], FeaturePass(unet, name), x, plan.describe
+def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:
+    """The suite's cases, each made when the one before it is measured."""
+    if suite in ("heads", "sweep"):
+        yield from {"heads": heads, "sweep": sweep}[suite](threads, tiny)
+    elif suite in ("layer", "sampling"):
+        yield {"layer": layer, "sampling": sampling}[suite](threads, tiny)
+    else:
+        yield unet_pass(suite, threads, tiny)
 
 
-def _native_layer(conv: nn.Conv3d, x: np.ndarray, threads: int) -> Call:
-    """One convolution, its volumes channels last as the engine keeps them."""
-    assert conv.bias is not None
-    weight, bias = conv.weight.detach().numpy(), conv.bias.detach().numpy()
-    sides = x.shape[2:]
-    own = _native.Conv3d(weight, 1, sides, choose(WIDTH, WIDTH, 3, 1, sides))
-    volume, made = np.ascontiguousarray(np.moveaxis(x[0], 0, -1)), np.empty((*sides, WIDTH), np.float32)
+def _measured(subject: Subject, threads: int, rounds: int, rates: dict[str, float], *, warm: bool) -> dict[str, Any]:
+    """Every contender in turn, round by round."""
+    left_out: dict[str, str] = {}
+    peers = made_ready(subject.module, subject.inputs, threads, left_out, exported=subject.exported)
+    calls: dict[str, Call] = {"orthokernels": subject.ours, **dict(peers)}
+    made: dict[str, np.ndarray] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, 1)
+    for number in range(rounds + warm):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                made[name] = call()
+            took = (time.perf_counter() - started) / repeats[name]
+            if number >= warm:
+                seconds[name].append(took)
+            else:
+                repeats[name] = min(math.ceil(SHORTEST / took), MOST_REPEATS)
+    reference = "float64" if subject.exact else "torch_eager"
+    expected = _float64(subject.module, subject.inputs) if subject.exact else made.get(reference, made["orthokernels"])
+    return {
+        "name": subject.name,
+        "seconds": {name: _spread(each) for name, each in seconds.items()},
+        "ratios": {name: _ratio(each, seconds["orthokernels"]) for name, each in seconds.items()},
+        "reference": reference,
+        "errors": {name: _relative(found, expected) for name, found in made.items()},
+        "left_out": left_out,
+        "layers": [_against_floor(own, rates) for own in subject.layers()],
+    }
 
-    def call() -> np.ndarray:
-        own.run(volume, made, bias=bias, threads=threads)
-        return np.moveaxis(made, -1, 0)[None]
 
-    return call
-
-
-def network(tiny: bool) -> UNet:
-    """The published network with weights that keep the signal's size, zero-initialised layers included."""
-    unet = UNet(base_channels=32, channel_mults=(1, 2), groups=8) if tiny else UNet()
-    for parameter in unet.parameters():
-        if parameter.ndim < 2:
-            nn.init.normal_(parameter, std=0.05)
-        else:
-            nn.init.kaiming_normal_(parameter)
-    return unet.eval()
-
-
-def native_plan(unet: UNet, name: str, sides: tuple[int, int, int]) -> UNetPlan:
-    state = {key: value.detach().numpy() for key, value in unet.state_dict().items()}
-    return UNetPlan(state, sides=sides, names=(name,), timestep=TIMESTEP, groups=unet.groups)
-
-
-def _float64(module: nn.Module, x: np.ndarray) -> np.ndarray:
+def _float64(module: nn.Module, inputs: Inputs) -> np.ndarray:
     with torch.inference_mode():
-        exact = module.double()(torch.from_numpy(x).double()).numpy()
+        exact = module.double()(*(torch.from_numpy(x).double() for x in inputs)).numpy()
     module.float()
     return np.asarray(exact)
 
@@ -183,10 +165,10 @@ def _best(run: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def _against_floor(layer: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
+def _against_floor(own: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
     """A layer's facts with its floor, seconds, and its time over it. The operations are the definition's."""
-    floor = max(layer["operations"] / rates["operations"], layer["bytes"] / rates["bytes"])
-    return {**layer, "floor": floor, "over_floor": layer["seconds"] / floor}
+    floor = max(own["operations"] / rates["operations"], own["bytes"] / rates["bytes"])
+    return {**own, "floor": floor, "over_floor": own["seconds"] / floor}
 
 
 _RESIDENT = """
@@ -202,12 +184,12 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
-def peak_resident(suite: Suite, sides: tuple[int, int, int], threads: int, tiny: bool) -> float:
+def peak_resident(suite: Suite, threads: int, tiny: bool) -> float:
     """Peak resident memory of building and running the plan in a process of its own, without PyTorch; MB."""
-    unet = network(tiny)
+    unet, sides = network(tiny), TINY if tiny else SIDES
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/state.npz"
-        np.savez(path, **{key: value.detach().numpy() for key, value in unet.state_dict().items()})
+        np.savez(path, **state_of(unet))
         name = "mid_2" if suite == "features" else "final"
         command = [sys.executable, "-c", _RESIDENT, path, repr(sides), name, str(threads), str(unet.groups)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -220,32 +202,55 @@ def markdown(facts: dict[str, Any]) -> str:
         *heading(facts),
         f"{facts['threads']} threads, ours with {facts['instruction_set']}. PyTorch's matrix product "
         f"{facts['rates']['operations'] / 1e9:.0f} GFLOP/s, its copy {facts['rates']['bytes'] / 1e9:.1f} GB/s.",
-        "",
-        "| | median, s | 20 % | 80 % | their time / ours | relative L2 error to float64 |",
-        "|---|---|---|---|---|---|",
     ]
-    for name, spread in facts["seconds"].items():
-        lines.append(
-            f"| {name} | {spread['median']:.3f} | {spread['20%']:.3f} | {spread['80%']:.3f} "
-            f"| {facts['ratios'][name]:.2f} | {facts['errors'][name]:.1e} |"
-        )
-    lines += [f"\nLeft out: {name} ({why})." for name, why in facts["left_out"].items()]
-    if facts["peak_resident_mb"] is not None:
-        lines.append(
-            f"\nPeak resident memory of the plan, in a process without PyTorch: {facts['peak_resident_mb']} MB."
-        )
-    if facts["layers"]:
-        lines += [
-            "",
-            "| layer | algorithm | out | ms | of all | GFLOP/s of the definition | over its floor |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        whole = sum(layer["seconds"] for layer in facts["layers"])
-        for layer in facts["layers"]:
-            out = " x ".join(map(str, (layer["channels"], *layer["sides"])))
-            rate = layer["operations"] / layer["seconds"] / 1e9
-            lines.append(
-                f"| {layer['name']} | {layer['algorithm']} | {out} | {layer['seconds'] * 1e3:.2f} "
-                f"| {layer['seconds'] / whole:.1%} | {rate:.0f} | {layer['over_floor']:.2f} |"
-            )
+    cases = facts.get("cases", [facts])
+    if facts["suite"] == "sweep":
+        lines += _summary(cases)
+    else:
+        for case in cases:
+            lines += [*([] if case is facts else ["", f"## {case['name']}"]), *_contenders(case)]
+            if case is facts and facts["peak_resident_mb"] is not None:
+                lines += ["", "Peak resident memory of the plan, in a process without PyTorch: "
+                          f"{facts['peak_resident_mb']} MB."]  # fmt: skip
+            lines += _layers(case["layers"])
     return "\n".join(lines) + "\n"
+
+
+def _contenders(case: dict[str, Any]) -> Iterator[str]:
+    yield from (
+        "",
+        f"| | median, s | 20 % | 80 % | their time / ours | relative L2 error to {case['reference']} |",
+        "|---|---|---|---|---|---|",
+    )
+    for name, spread in case["seconds"].items():
+        times = " | ".join(f"{spread[which]:.3g}" for which in ("median", "20%", "80%"))
+        yield f"| {name} | {times} | {case['ratios'][name]:.2f} | {case['errors'][name]:.1e} |"
+    yield from (f"\nLeft out: {name} ({why})." for name, why in case["left_out"].items())
+
+
+def _layers(layers: list[dict[str, Any]]) -> Iterator[str]:
+    if not layers:
+        return
+    yield from (
+        "",
+        "| layer | algorithm | out | ms | of all | GFLOP/s of the definition | over its floor |",
+        "|---|---|---|---|---|---|---|",
+    )
+    whole = sum(own["seconds"] for own in layers)
+    for own in layers:
+        out = " x ".join(map(str, (own["channels"], *own["sides"])))
+        rate = own["operations"] / own["seconds"] / 1e9
+        yield (
+            f"| {own['name']} | {own['algorithm']} | {out} | {own['seconds'] * 1e3:.2f} "
+            f"| {own['seconds'] / whole:.1%} | {rate:.0f} | {own['over_floor']:.2f} |"
+        )
+
+
+def _summary(cases: list[dict[str, Any]]) -> Iterator[str]:
+    """A row for each case: how long ours takes, and every peer's ratio."""
+    peers = [name for name in cases[0]["ratios"] if name != "orthokernels"]
+    yield from ("", f"| | ours, ms | {' | '.join(peers)} |", "|---|---|" + "---|" * len(peers))
+    for case in cases:
+        ratios = " | ".join(f"{case['ratios'][name]:.2f}" for name in peers)
+        yield f"| {case['name']} | {case['seconds']['orthokernels']['median'] * 1e3:.2f} | {ratios} |"
+    yield from (f"\nLeft out: {name} ({why})." for name, why in cases[0]["left_out"].items())

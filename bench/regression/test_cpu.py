@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from orthokernels.bench.cpu.suite import FeaturePass, native_plan, network
+from orthokernels.bench.cpu.subjects import FeaturePass, native_plan, network
 
 from orthokernels.models.orthodiffusion import UNet
 from orthokernels.ops import conv3d

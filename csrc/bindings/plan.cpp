@@ -196,7 +196,9 @@ py::list describe(const Plan& plan) {
 void add_plan(py::module_& module) {
   py::class_<cpu::PlanMemory, std::shared_ptr<cpu::PlanMemory>>(
       module, "PlanMemory", "What plans work in; those that share it wait for each other.")
-      .def(py::init<>());
+      .def(py::init<>())
+      .def("release", &cpu::PlanMemory::release, py::call_guard<py::gil_scoped_release>(),
+           "Give everything back, until the next run.");
   py::class_<Plan>(module, "Plan", "A network as a fixed list of layers on volumes of fixed shape.")
       .def(py::init([](std::shared_ptr<cpu::PlanMemory> memory) {
              return std::make_unique<Plan>(cpu::best_isa(), std::move(memory));

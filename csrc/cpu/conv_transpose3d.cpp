@@ -1,5 +1,5 @@
-// Compiled for each instruction set: one row of output voxels and one panel of output channels at a time, its even and its
-// odd voxels each as a convolution of two taps along the width.
+// Compiled for each instruction set: one row of output voxels and one panel of output channels at a time, its even and
+// its odd voxels each as a convolution of two taps along the width.
 #include "cpu/conv_transpose3d.h"
 
 #include "cpu/taps.h"

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "cpu/attention.h"
+#include "cpu/attention3d.h"
 #include "cpu/conv_transpose3d.h"
 #include "cpu/resize.h"
 
@@ -122,7 +122,8 @@ struct Plan::Parts {
     const std::int64_t channels = volume(x).channels + (skip == kNone ? 0 : volume(skip).channels);
     const VolumeId y = add_volume(volume(x).sides, channels);
     Step& step = add_step(Kind::normalise, name, x);
-    step.algorithm = activation == Activation::silu ? "norm, SiLU" : activation == Activation::relu ? "norm, ReLU" : "norm";
+    step.algorithm = "norm";
+    if (activation != Activation::none) step.algorithm += activation == Activation::silu ? ", SiLU" : ", ReLU";
     step.activation = activation;
     step.skip = skip;
     step.residual = residual;
@@ -135,6 +136,7 @@ struct Plan::Parts {
 
   void fold(Step& step);
   void run_step(Step& step, int threads);
+  void attend(const Step& step, int threads);
   float* place(VolumeId id) {
     const Volume& home = volumes[volumes[id].home];
     return home.given != nullptr ? home.given : memory->arena.data() + home.offset;
@@ -359,6 +361,25 @@ void Plan::Parts::fold(Step& step) {
                   step.shift.data());
 }
 
+// q, k and v lie in one volume: each head's behind one another where its heads come first, else all q before all k.
+void Plan::Parts::attend(const Step& step, int threads) {
+  const Volume& y = volumes[step.y];
+  const std::int64_t tokens = y.sides.voxels(), d = y.channels / step.heads;
+  const float* q = place(step.x);
+  const std::int64_t apart = step.heads_first ? d : y.channels;
+  AttentionTask task{};
+  task.q = q, task.k = q + apart, task.v = q + 2 * apart;
+  task.head_step = step.heads_first ? 3 * d : d, task.step = 3 * y.channels;
+  task.out = place(step.y), task.out_head_step = d, task.out_step = y.channels;
+  task.heads = step.heads, task.tokens = tokens, task.d = d;
+  const std::int64_t sides[3] = {y.sides.depth, y.sides.height, y.sides.width};
+  for (int axis = 0; axis < 3; ++axis) task.grid[axis] = task.window[axis] = sides[axis];
+  task.scale = 1.0f / std::sqrt(static_cast<float>(d));
+  task.workspace = memory->workspace.data();
+  task.threads = threads;
+  attention3d_for(isa).forward(task);
+}
+
 void Plan::Parts::run_step(Step& step, int threads) {
   const Volume& x = volumes[step.x];
   Volume& y = volumes[step.y];
@@ -383,13 +404,9 @@ void Plan::Parts::run_step(Step& step, int threads) {
       conv_transpose3d_for(isa).run({x.sides, x.channels, y.channels, place(step.x), step.transposed.data(),
                                      step.bias.data(), step.activation == Activation::relu, place(step.y), threads});
       break;
-    case Kind::attend: {
-      const std::int64_t d = y.channels / step.heads;
-      const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-      attention_for(isa).attend({place(step.x), place(step.y), x.sides.voxels(), step.heads, d, step.heads_first,
-                                 scale, memory->workspace.data(), threads});
+    case Kind::attend:
+      attend(step, threads);
       break;
-    }
     case Kind::resize:
       resize_for(isa).trilinear(place(step.x), x.sides, place(step.y), y.sides, x.channels, threads);
       break;

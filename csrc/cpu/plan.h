@@ -1,6 +1,6 @@
 // A network as a fixed list of layers on volumes of fixed shape: weights packed, biases folded, every buffer's place
-// known beforehand. Built once, run often, one volume at a time: plans run side by side, unless they share the memory that
-// they work in.
+// known beforehand. Built once, run often, one volume at a time: plans run side by side, unless they share the memory
+// that they work in.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,13 @@ constexpr VolumeId kNone = -1;
 struct PlanMemory {
   std::mutex running;
   Floats arena, workspace;
+
+  // Gives everything back, until the next run.
+  void release() {
+    const std::lock_guard<std::mutex> not_while_running(running);
+    arena = Floats();
+    workspace = Floats();
+  }
 };
 
 // A group normalisation (weight and bias [channels]) of what a layer reads.
@@ -104,8 +111,8 @@ class Plan {
   // A convolution's bias, such as a time embedding changes. Throws std::invalid_argument for an unknown name.
   void set_bias(const std::string& layer, const std::vector<float>& bias);
 
-  // inputs and outputs in the order of `inputs()` and `outputs()`, [depth, height, width, channels]: the layers read and
-  // write there. Outputs overlap nothing.
+  // inputs and outputs in the order of `inputs()` and `outputs()`, [depth, height, width, channels]: the layers read
+  // and write there. Outputs overlap nothing.
   void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int threads);
 
   std::int64_t arena_bytes() const;  // of the volumes in between

@@ -89,14 +89,14 @@ class BackendUnavailable(ValueError):  # noqa: N818
 # Who computes an op, in the order of preference; plain PyTorch can always.
 _COMPUTE: dict[str, tuple[str, ...]] = {
     "add_noise": ("triton", "cpu"),
-    "attention3d": ("triton",),
+    "attention3d": ("triton", "cpu"),
     "attention_block": ("triton",),
     "attention_pool": ("triton", "cuda", "cpu"),
     "conv3d": ("cpu",),
     "denoise_step": ("triton", "cuda", "cpu"),
     "diffusion_loss": ("triton",),
     "group_norm_silu": ("triton", "cpu"),
-    "plane_fusion": ("triton",),
+    "plane_fusion": ("triton", "cpu"),
     "plane_gating": ("triton",),
     "upsample2x_trilinear": ("triton", "cpu"),
 }
@@ -151,6 +151,8 @@ def can_accelerate(op: str, backend: str, device: torch.device, dtype: torch.dty
     dtype = dtype or torch.float32
     chosen = choose(op, backend, torch.empty(1, device=device, dtype=dtype))
     name = chosen.__name__.split(".")[-2]
+    if backend == "auto" and name == "cpu" and op == "attention3d":
+        return "PyTorch's own attention takes calls without bias and window; backend='cpu' asks for the native one"
     if backend == "auto" and name == "cpu" and op != "conv3d":  # bench/NOTES.md, accelerate on a processor
         return f"the native {op} made no network faster; backend='cpu' asks for it"
     if backend == "auto" and name == "torch":

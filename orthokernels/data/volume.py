@@ -51,12 +51,14 @@ class Volume:
         voxels: axes (i, j, k), any real dtype; the order of the file for NIfTI, as dcm2niix would store it for DICOM.
         affine: (4, 4) float64, indices to RAS mm.
         warnings: what was odd about it but did not stop it.
+        frames: DICOM file and frame number, from 0, that each slice k was read from; empty for NIfTI.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     source: Source
     warnings: tuple[str, ...] = ()
+    frames: tuple[tuple[Path, int], ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

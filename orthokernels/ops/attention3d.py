@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthokernels.backends.cpu.gains import plain_is_faster_attention
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
 from orthokernels.ops.layout import check_alike
@@ -55,7 +56,7 @@ def attention3d(
         bias: (heads, 2 D - 1, 2 H - 1, 2 W - 1), added to the scores by relative position; in q's dtype or float32.
         window: places that a query sees along each axis, at most the grid's; all by default.
         scale: of the scores; 1 / sqrt(d) by default.
-        backend: "auto", "torch" or "triton". "auto" gives calls without bias and window to PyTorch's
+        backend: "auto", "torch", "cpu" or "triton". "auto" gives calls without bias and window to PyTorch's
             ``scaled_dot_product_attention``.
 
     Returns:
@@ -75,6 +76,8 @@ def attention3d(
     if backend == "auto" and bias is None and seen == sides:
         q, k, v = (part.transpose(2, 3) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(2, 3)
+    if backend == "auto" and plain_is_faster_attention(q):
+        return reference(q, k, v, sides, bias=bias, window=seen, scale=scale)
     return torch.ops.orthokernels.attention3d(q, k, v, list(sides), bias, list(seen), scale, backend)[0]
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthokernels.backends.cpu.gains import plain_is_faster_pooling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import check_alike
 
@@ -51,6 +52,8 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
         raise ValueError(f"q: {q.dtype} of shape {tuple(q.shape)}; allowed are floating point (N, heads, T, d).")
     check_alike(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend == "auto" and plain_is_faster_pooling(q):
+        return reference(q, k, v, scale=scale)
     return torch.ops.orthokernels.attention_pool(q, k, v, scale, backend)[0]
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthokernels.backends.cpu.gains import plain_is_faster_conv
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import Layout, conform, empty_volume, layout_of
 
@@ -52,12 +53,19 @@ def conv3d(
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
     _check(x, weight, bias, stride)
+    if backend == "auto" and plain_is_faster_conv(x, weight, stride):
+        return conform(reference(x, weight, bias, stride=stride), _layout(x))
     return torch.ops.orthokernels.conv3d(x, weight, bias, stride, exact, backend)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
     """The definition, in plain PyTorch."""
     return F.conv3d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
+
+
+def _layout(x: Tensor) -> Layout:
+    """Of the result."""
+    return "channels_last" if x.shape[1] == 1 else layout_of(x)
 
 
 def bytes_moved(x: Tensor, weight: Tensor, stride: int = 1) -> int:
@@ -111,7 +119,7 @@ torch.library.define(
 
 @torch.library.register_fake(f"orthokernels::{NAME}")
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: bool, backend: str) -> Tensor:
-    layout: Layout = "channels_last" if x.shape[1] == 1 else layout_of(x)
+    layout = _layout(x)
     return empty_volume(x, channels=weight.shape[0], sides=[-(-side // stride) for side in x.shape[2:]], layout=layout)
 
 

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthokernels.backends.cpu.gains import plain_is_faster_group_norm
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, empty_volume, layout_of
 
@@ -72,6 +73,9 @@ def group_norm_silu(
         joint = torch.promote_types(x.dtype, skip.dtype)  # as torch.cat under autocast
         x, skip = x.to(joint), skip.to(joint)
     _check(x, skip, groups, weight, bias, shift, scale_shift, activation)
+    if backend == "auto" and plain_is_faster_group_norm(x, skip, activation):
+        given = {"shift": shift, "scale_shift": scale_shift, "activation": activation, "eps": eps, "skip": skip}
+        return conform(reference(x, groups, weight, bias, **given), layout_of(x))  # type: ignore[arg-type]
     op = torch.ops.orthokernels.group_norm_silu
     return op(x, skip, groups, weight, bias, shift, scale_shift, activation == "silu", eps, backend)[0]
 

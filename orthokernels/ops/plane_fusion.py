@@ -53,7 +53,7 @@ def plane_fusion(
             plane is not looked at.
         gates: (N, 3, groups, D, H, W), logits on the result's grid; groups divides C.
         affine: (4, 4), of the result's grid.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "cpu" or "triton".
 
     Returns:
         (N, C, D, H, W) in the volumes' dtype and the first volume's memory format; sums are float32. Differentiable

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthokernels.backends.cpu.gains import plain_is_faster_doubling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, empty_volume, layout_of
 
@@ -44,6 +45,8 @@ def upsample2x_trilinear(x: Tensor, *, backend: str = "auto") -> Tensor:
         raise ValueError(
             f"x: {x.dtype} of shape {tuple(x.shape)}; allowed are floating point (N, C, D, H, W), not empty."
         )
+    if backend == "auto" and plain_is_faster_doubling(x):
+        return conform(reference(x), layout_of(x))
     return torch.ops.orthokernels.upsample2x_trilinear(x, backend)
 
 

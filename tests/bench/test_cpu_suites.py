@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from orthokernels.bench.cpu import peers
+from orthokernels.bench.cpu import peers, subjects
+from orthokernels.bench.cpu.plots import draw
 from orthokernels.bench.cpu.suite import markdown, run_suite
 from typer.testing import CliRunner
 
@@ -23,12 +24,18 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("suite", ["features", "layer", "denoiser"])
-def test_every_contender_computes_the_same(suite, monkeypatch):
+@pytest.fixture
+def plain_peers(monkeypatch):
+    """Those that come with PyTorch, and one that is not installed."""
     plain = {name: peers.PEERS[name] for name in ("torch_eager", "torch_channels_last")}
     monkeypatch.setattr(peers, "PEERS", {**plain, "absent": (peers.torch_eager, ("no_such_package",))})
+    return set(plain)
+
+
+@pytest.mark.parametrize("suite", ["features", "layer", "denoiser"])
+def test_every_contender_computes_the_same(suite, plain_peers):
     facts = run_suite(suite, threads=1, rounds=1, tiny=True)
-    assert set(facts["ratios"]) == {"orthokernels", *plain}
+    assert set(facts["ratios"]) == {"orthokernels", *plain_peers}
     assert facts["ratios"]["orthokernels"] == 1
     assert all(error < 5e-6 for error in facts["errors"].values())  # F(4,4,4)'s 2e-6 a layer, in a few layers
     assert facts["left_out"] == {"absent": "no_such_package is not installed"}
@@ -38,14 +45,34 @@ def test_every_contender_computes_the_same(suite, monkeypatch):
     assert "Left out: absent (no_such_package is not installed)." in markdown(facts)
 
 
+@pytest.mark.parametrize(("suite", "count"), [("heads", 4), ("sweep", 4), ("sampling", 1)])
+def test_every_case_of_a_suite_is_measured(suite, count, plain_peers, tmp_path):
+    facts = run_suite(suite, threads=1, rounds=1, tiny=True)
+    cases = facts.get("cases", [facts])
+    assert len(cases) == count
+    for case in cases:
+        assert set(case["ratios"]) == {"orthokernels", *plain_peers}
+        assert all(error < 1e-5 for error in case["errors"].values()), case["name"]
+        assert suite == "sampling" or case["name"] in markdown(facts)
+        reason = "is not installed" if suite == "heads" else "a loop or a single op"
+        assert reason in case["left_out"]["absent"]
+    draw(facts, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_volume_too_large_to_hold_is_left_out_of_the_sweep(monkeypatch):
+    monkeypatch.setattr(subjects, "MOST_BYTES", 4 * 16 * 2 * 16 * 16 - 1)
+    assert list(subjects.sweep(1, tiny=True)) == []
+
+
 def test_a_peer_that_fails_does_not_end_the_suite(monkeypatch):
-    def fails(module, x, threads):
+    def fails(module, inputs, threads):
         raise RuntimeError("no such layer\nmore")
 
     monkeypatch.setattr(peers, "PEERS", {"broken": (fails, ()), "torch_eager": peers.PEERS["torch_eager"]})
     left_out: dict[str, str] = {}
     x = np.zeros((1, 1, 2, 4, 4), np.float32)
-    ready = dict(peers.made_ready(torch.nn.Conv3d(1, 1, 1), x, 1, left_out))
+    ready = dict(peers.made_ready(torch.nn.Conv3d(1, 1, 1), (x,), 1, left_out))
     assert list(ready) == ["torch_eager"]
     assert left_out == {"broken": "RuntimeError: no such layer"}
 
@@ -59,4 +86,5 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch):
     assert facts == json.loads((tmp_path / "features.json").read_text())
     assert facts["peak_resident_mb"] < 200
     assert (tmp_path / "features.md").read_text() == markdown(facts)
-    assert CliRunner().invoke(app, ["bench", "cpu", "--suite", "heads"]).exit_code != 0
+    assert (tmp_path / "features.png").is_file()
+    assert CliRunner().invoke(app, ["bench", "cpu", "--suite", "head"]).exit_code != 0

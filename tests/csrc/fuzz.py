@@ -89,6 +89,33 @@ class Cases:
         written = {"out": nan(heads, d), "looked_at": nan(heads, tokens), "log_sum": nan(heads, tokens)}
         yield self.native.attention_pool, {**given, **written, "scale": 0.3, "threads": self.side(3)}, check_pooled
 
+    def attention(self) -> Iterator[Case]:
+        grid, d = [self.side(3), self.side(4), self.side(9)], self.side(40)
+        bias_heads, tokens = self.side(2), int(np.prod(grid))
+        heads = bias_heads * self.side(2)
+        given = {name: self.normal(heads, tokens, d) for name in "qkv"}
+        table = self.normal(bias_heads, *(2 * side - 1 for side in grid))
+        yield self.native.attention3d, {
+            **given, "grid": grid, "window": [self.side(side) for side in grid], "scale": 0.3,
+            "out": nan(heads, tokens, d), "log_sum": nan(heads, tokens), "bias": self.maybe(table),
+            "threads": self.side(3),
+        }, check_attended  # fmt: skip
+
+    def fusion(self) -> Iterator[Case]:
+        samples, groups, last = self.side(2), self.side(3), bool(self.rng.random() < 0.5)
+        channels, sides = groups * self.side(20), [self.side(4) for _ in range(3)]
+
+        def volume(*own: int) -> np.ndarray:
+            return self.normal(*((samples, *own, channels) if last else (samples, channels, *own)))
+
+        planes = [volume(self.side(4), self.side(5), self.side(6)), self.maybe(volume(2, 3, 4)), None]
+        gates = self.normal(samples, 3, groups, *sides)
+        written = {"out": nan(*volume(*sides).shape), "weights": nan(*gates.shape)}
+        yield self.native.plane_fusion, {
+            "volumes": planes, "gates": gates, "to_plane": self.rng.standard_normal((3, 3, 4)).tolist(), **written,
+            "channels_last": last, "threads": self.side(3),
+        }, lambda done: finite(done, written)  # fmt: skip
+
     def convolution(self) -> Iterator[Case]:
         sides = [self.side(5), self.side(7), self.side(9)]
         out, channels = (int(self.rng.choice([1, 3, 16, 32, 48])) for _ in range(2))
@@ -123,6 +150,25 @@ class Cases:
             made.finish([made.add_resize("third", small, sides), y])
             made.run(volumes, threads)
 
+        memory = self.native.PlanMemory()
+
+        def decode(*, memory: Any, volumes: Any, threads: Any, relu: Any, activation: Any, **given: Any) -> None:
+            """A doubling, and a normalisation with a residual, in memory that plans share."""
+            made = self.native.Plan(memory)
+            x, other = made.add_input(sides, channels), made.add_input(sides, out)
+            y = made.add_conv_transpose("up", x, given["up"], given["up_bias"], relu=relu)
+            z = made.add_conv("beside", x, given["beside"], given["bias"], norm=given["norm"], activation=activation)
+            y = made.add_norm("behind", y, norm=given["behind"], activation=activation)
+            made.finish([y, made.add_norm("last", z, norm=given["last"], activation="relu", residual=other), x])
+            made.run(volumes, threads)
+
+        yield decode, {
+            "memory": memory, "volumes": [first, second], "threads": self.side(3), "relu": bool(self.side(2) - 1),
+            "activation": str(self.rng.choice(["none", "silu", "relu"])), "up": self.normal(12, channels, 4, 4, 4),
+            "up_bias": self.normal(12), "beside": self.normal(out, channels, 3, 3, 3), "bias": self.normal(out),
+            "norm": norm(channels), "behind": norm(12), "last": norm(out),
+        }, lambda done: None  # fmt: skip
+
         for algorithm in self.native.conv3d_algorithms(out, channels + out, 3, 1, sides):
             given = {
                 "weight": self.normal(out, channels + out, 3, 3, 3), "bias": self.normal(out), "algorithm": algorithm,
@@ -144,7 +190,8 @@ class Cases:
         yield attend, attention, lambda done: None
 
     def __iter__(self) -> Iterator[Case]:
-        for kind in (self.group_norm, self.doubling, self.sampling, self.pooling, self.convolution, self.plan):
+        ops = (self.group_norm, self.doubling, self.sampling, self.pooling, self.attention, self.fusion)
+        for kind in (*ops, self.convolution, self.plan):
             yield from kind()
 
 
@@ -219,6 +266,22 @@ def check_pooled(done: dict[str, Any]) -> None:
     close(done["looked_at"], looked_at, 1e-5)
     close(done["log_sum"], np.log(e.sum(axis=2)), 1e-5)
     close(done["out"], (looked_at[:, None] @ v)[:, 0], 1e-5)
+
+
+def check_attended(done: dict[str, Any]) -> None:
+    q, k, v = (done[name].astype(np.float64) for name in "qkv")
+    scores = done["scale"] * q @ k.swapaxes(1, 2)
+    places = np.stack(np.unravel_index(np.arange(q.shape[1]), done["grid"]))  # [3, tokens]
+    apart = places[:, :, None] - places[:, None] + np.array(done["grid"])[:, None, None] - 1
+    if done["bias"] is not None:
+        bias = done["bias"][(slice(None), *apart)]
+        scores = scores + np.tile(bias, (len(q) // len(bias), 1, 1))
+    for at, side, window in zip(places, done["grid"], done["window"], strict=True):
+        first = np.clip(at - window // 2, 0, side - window)[:, None]
+        scores[:, (at[None] < first) | (at[None] >= first + window)] = -np.inf
+    e = np.exp(scores)
+    close(done["log_sum"], np.log(e.sum(axis=2)), 1e-5)
+    close(done["out"], e / e.sum(axis=2, keepdims=True) @ v, 1e-5)
 
 
 def check_convolved(done: dict[str, Any], weight: np.ndarray, stride: int) -> None:

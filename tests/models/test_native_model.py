@@ -143,6 +143,13 @@ def test_any_number_of_threads_and_any_run_gives_the_same_bytes(folder):
     assert len({everything(model) for model in (*models, models[0])}) == 1
 
 
+def test_what_is_let_go_is_made_anew(folder):
+    model = load_native(folder, "knee", threads=1)
+    before = everything(model)
+    model.planes["axial"].release()
+    assert everything(model) == before
+
+
 def test_a_study_model_needs_no_pytorch_in_the_process(folder, tmp_path):
     code = (
         "import sys\n"

@@ -1,4 +1,4 @@
-"""Attention over a volume's tokens: both backends against the float64 definition, forward and backward."""
+"""Attention over a volume's tokens: every backend against the float64 definition, forward and backward."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def assert_as_exact_as_plain(parts: list[Tensor], grid, window, **options) -> No
         assert (own - want).abs().max() <= 2 * (other - want).abs().max() + rounding
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("grid", "d", "window"), CASES, ids=str)
 def test_tokens_and_gradients_are_as_exact_as_plain_pytorch_s(grid, d, window, bias, backend):
@@ -70,7 +70,7 @@ def test_half_precision_sums_in_float32(window):
     assert_as_exact_as_plain(made((3, 5, 7), 16, torch.float16), (3, 5, 7), window, backend="triton")
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_the_result_lies_in_memory_as_its_tokens_do(layout, backend):
     grid, parts = (2, 3, 4), made((2, 3, 4), 8, layout=layout)
@@ -102,7 +102,7 @@ def test_auto_gives_dense_calls_to_pytorch_s_own():
     assert torch.equal(found, want)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 def test_scores_of_hundreds_do_not_overflow(backend):
     q, k, v, bias = made((3, 5, 7), 16)
     found = attention3d(q * 50, k, v, (3, 5, 7), bias=bias, backend=backend)
@@ -116,7 +116,7 @@ def test_two_runs_give_the_same_bytes():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_registration_passes_opcheck(layout, backend):
     parts = [part.detach().requires_grad_() for part in made((1, 2, 3), 4, layout=layout)]

@@ -118,3 +118,22 @@ def test_bad_input_gets_a_sentence():
             conv3d(*arguments, **options)
     with pytest.raises(BackendUnavailable, match="its kernels take float32"):
         conv3d(x.double(), weight.double(), bias.double(), backend="cpu")
+
+
+def test_auto_gives_the_kernels_what_they_are_faster_at():
+    x, weight, small = torch.randn(1, 16, 4, 24, 24), torch.randn(16, 16, 3, 3, 3), torch.randn(1, 16, 1, 2, 2)
+    one = torch.randn(16, 16, 1, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(conv3d(x, weight), conv3d(x, weight, backend="cpu"))
+        assert torch.equal(conv3d(small, weight), reference(small, weight))
+        assert torch.equal(conv3d(x, one), reference(x, one))
+        assert torch.equal(conv3d(x, weight, stride=2), reference(x, weight, stride=2))
+
+
+def test_what_auto_leaves_to_pytorch_keeps_the_memory_format():
+    weight = torch.randn(8, 8, 1, 1, 1).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.randn(1, 8, 2, 3, 4)
+    with torch.no_grad():
+        assert conv3d(x, weight).is_contiguous()
+        last = conv3d(x.contiguous(memory_format=torch.channels_last_3d), weight)
+        assert last.is_contiguous(memory_format=torch.channels_last_3d)

@@ -1,4 +1,4 @@
-"""Planes on one grid: both backends against the float64 definition, the definition against PyTorch's own resampling."""
+"""Planes on one grid: every backend against the float64 definition, the definition against PyTorch's own resampling."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_resampling_is_pytorch_s_where_all_of_it_lies_inside():
     assert not found[:, :, ~inside].any()
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("missing", [(), (0, 2)], ids=str)
 def test_result_and_gradients_are_the_definition_s(missing, channels_last, backend):
@@ -96,13 +96,20 @@ def test_some_voxels_lie_in_every_plane_and_some_in_none():
     assert {0, 1, 2, 3} <= set(count.unique().tolist())
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("channels", [1, 5])
-def test_one_channel_and_one_group_to_many(channels):
+def test_one_channel_and_one_group_to_many(channels, backend):
     volumes, gates = made(channels=channels, groups=1, missing=(0, 2), sides=(2, 3, 2))
     for own, want in zip(
-        both_ways(plane_fusion, volumes, gates, backend="triton"), exactly(volumes, gates), strict=True
+        both_ways(plane_fusion, volumes, gates, backend=backend), exactly(volumes, gates), strict=True
     ):
         assert (own - want).abs().max() <= 1e-4 * max(1.0, float(want.abs().max()))
+
+
+def test_one_voxel_of_a_channels_last_result():
+    volumes, gates = made(missing=(0,), channels_last=True, sides=(1, 1, 1))
+    out, *_ = both_ways(plane_fusion, volumes, gates, backend="cpu")
+    assert (out - exactly(volumes, gates)[0]).abs().max() <= 1e-4
 
 
 def test_half_precision_volumes_are_mixed_in_float32():
@@ -138,7 +145,7 @@ def test_gradients_pass_gradcheck():
     assert torch.autograd.gradcheck(lambda a, c, g: plane_fusion([a, None, c], AFFINES, g, RESULT), leaves)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_registration_passes_opcheck(backend, channels_last):
     volumes, gates = made(channels=2, groups=1, missing=(0, 2), channels_last=channels_last, sides=(2, 2, 2))

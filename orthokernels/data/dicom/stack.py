@@ -66,7 +66,8 @@ class DicomStack:
         assert stack is not None
         voxels = _assemble(stack.frames, pixels)
         check_voxels(voxels, stack.source.description)
-        return Volume(voxels, stack.affine, stack.source, tuple(notes))
+        places = tuple((frame.path, frame.index) for frame in stack.frames)
+        return Volume(voxels, stack.affine, stack.source, tuple(notes), places)
 
 
 def stacks_of(frames: Sequence[Frame]) -> tuple[list[DicomStack], list[tuple[str, str]]]:

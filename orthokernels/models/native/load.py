@@ -100,7 +100,7 @@ class _Reading:
             self.engine, point.timestep, point.block, segmenting, diagnosing, segmentation, pooling, head
         )  # fmt: skip
         with _fitting(self._path(plane)):
-            own.prepare((SLICES, self.settings.size, self.settings.size))
+            own.check((SLICES, self.settings.size, self.settings.size))
         return own
 
     def _module(

@@ -51,15 +51,25 @@ class Network:
         """
         key = (sides, names, timestep)
         if key not in self._plans:
-            own = {name: self.arguments[name] for name in _UNET_OPTIONS if name in self.arguments}
-            self._plans[key] = UNetPlan(
-                self.state, sides=sides, names=names, timestep=timestep, exact=self._engine.exact,
-                memory=self._engine.memory, **own,
-            )  # fmt: skip
+            self._plans[key] = self._built(sides, names, timestep, exact=self._engine.exact)
         return self._plans[key]
 
+    def check(self, sides: tuple[int, ...], names: tuple[str, ...], timestep: int) -> None:
+        """Build a plan and drop it, with the algorithm whose weights are packed fastest.
+
+        Raises:
+            ValueError: as ``UNetPlan``.
+        """
+        self._built(sides, names, timestep, exact=True)
+
+    def _built(self, sides: tuple[int, ...], names: tuple[str, ...], timestep: int, *, exact: bool) -> UNetPlan:
+        own = {name: self.arguments[name] for name in _UNET_OPTIONS if name in self.arguments}
+        return UNetPlan(
+            self.state, sides=sides, names=names, timestep=timestep, exact=exact, memory=self._engine.memory, **own
+        )
+
     def release(self) -> None:
-        """Let go of the plans, which hold the weights once more, transformed."""
+        """Let go of plans and their weights, which the next call makes anew."""
         self._plans.clear()
 
 
@@ -143,18 +153,21 @@ class NativePlane:
         assert self.head is not None
         return self.head(vector[None])[0]
 
-    def prepare(self, sides: tuple[int, int, int]) -> None:
-        """Build the plans of a shape beforehand.
+    def check(self, sides: tuple[int, int, int]) -> None:
+        """Whether the networks take a volume and have the maps that are read.
 
         Raises:
-            ValueError: a network does not fit it, or has no such map.
+            ValueError: one does not.
         """
         for (network, timestep), names in self._passes().items():
-            network.plan(sides, names, timestep)
+            network.check(sides, names, timestep)
 
     def release(self) -> None:
         for network, _ in self._passes():
             network.release()
+        if self.segmentation is not None:
+            self.segmentation.release()
+        self.engine.memory.release()
 
     def _passes(self) -> dict[tuple[Network, int], tuple[str, ...]]:
         """The networks and timesteps that are read, with the maps."""

@@ -37,6 +37,9 @@ class SegmentationHead(Protocol):
     def describe(self) -> list[dict[str, Any]]:
         """The layers of the plan that ran last, as ``UNetPlan.describe``."""
 
+    def release(self) -> None:
+        """Let go of plans and their weights, which the next call makes anew."""
+
 
 class _Planned:
     """Plans of a head, one for each shape of maps."""
@@ -61,6 +64,10 @@ class _Planned:
 
     def describe(self) -> list[dict[str, Any]]:
         return [] if self._last is None else list(self._last.describe())
+
+    def release(self) -> None:
+        self._plans.clear()
+        self._last = None
 
 
 class PublishedHead(_Planned):

@@ -1,0 +1,42 @@
+"""What a form of the graphs may lose against fp32, and how much of that it uses up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+LEAST_MEAN_DICE = 0.999  # of fp32's mean Dice, as MLPerf's stricter class asks
+LARGEST_STRUCTURE_LOSS = 0.005  # of Dice, of any structure
+LARGEST_AUROC_LOSS = 0.005  # of any finding
+LEAST_STUDIES = 100  # on which the gate is judged
+
+# A few studies can not tell an AUROC. There, a finding's logit may be off by this share of its spread over studies.
+LARGEST_LOGIT_ERROR = 0.05
+
+
+def dice_used(dice: Sequence[float | None], fp32: Sequence[float | None]) -> float:
+    """The share of what Dice may lose that is lost; above 1 the gate does not hold.
+
+    Args:
+        dice, fp32: of each structure; None where it is nowhere.
+    """
+    pairs = [(own, of) for own, of in zip(dice, fp32, strict=True) if own is not None and of is not None]
+    if not pairs:
+        return 0.0
+    own, of = np.array(pairs).T
+    mean = (1 - own.mean() / of.mean()) / (1 - LEAST_MEAN_DICE) if of.mean() > 0 else 0.0
+    return float(max(0.0, mean, (of - own).max() / LARGEST_STRUCTURE_LOSS))
+
+
+def auroc_used(auroc: Mapping[str, float | None], fp32: Mapping[str, float | None]) -> float:
+    """The same of AUROC, by finding."""
+    losses = [of - own for key, of in fp32.items() if of is not None and (own := auroc[key]) is not None]
+    return max([0.0, *losses]) / LARGEST_AUROC_LOSS
+
+
+def logits_used(logits: np.ndarray, fp32: np.ndarray) -> float:
+    """The same of logits [studies, labels]: root mean square error over fp32's spread, in the worst label."""
+    error = np.sqrt(np.square(logits.astype(np.float64) - fp32).mean(axis=0))
+    spread = np.maximum(fp32.astype(np.float64).std(axis=0), 1e-6)
+    return float((error / spread).max() / LARGEST_LOGIT_ERROR)

@@ -1,0 +1,244 @@
+"""The reference model and every form of a bundle over the same studies: what each form loses, and whether it may.
+
+Each series is read and prepared once, and every contender runs it before the next is read. Errors are against the
+reference in PyTorch. So are the gate's ratios: "fp32" in the tables is the reference's own figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+from orthokernels.export.gate import LEAST_STUDIES, auroc_used, dice_used
+from scipy.special import expit
+
+from orthokernels.bundle.manifest import FORMS, Form, Metric, Refusal
+from orthokernels.bundle.verify import Bundle
+from orthokernels.data.prepare import prepare
+from orthokernels.data.restore import Restorer
+from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.study_model import load_torch
+from orthokernels.models.orthodiffusion.weights import Weights
+from orthokernels.models.study_model import Array, PlaneModel, StudyModel
+from orthokernels.runtime.model import open_bundle
+from orthokernels.runtime.sessions import GraphEngine
+from orthokernels.tasks import LABELS, PLANES, class_names
+from orthokernels.training.metrics import diagnosis_metrics, dice, mean_of
+from orthokernels.training.series import Record, load_labels, load_volume
+
+REFERENCE = "reference"
+LARGEST_RELATIVE_ERROR = 1e-4  # of fp32
+
+# What runs each form: fp32 both, the others what they are made for.
+ENGINES: dict[Form, tuple[GraphEngine, ...]] = {
+    "fp32": ("openvino", "onnxruntime"),
+    "fp16": ("openvino",),
+    "int8": ("openvino",),
+    "int8_qdq": ("onnxruntime",),
+    "int8_weights": ("onnxruntime",),
+}
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass
+class _Errors:
+    """The largest difference from the reference in one output, and the largest relative one of a slab or series."""
+
+    largest: float = 0.0
+    relative: float = 0.0
+
+    def add(self, found: np.ndarray, expected: np.ndarray) -> None:
+        difference = found.astype(np.float64) - expected
+        self.largest = max(self.largest, float(np.abs(difference).max()))
+        size = float(np.linalg.norm(expected.astype(np.float64)))
+        self.relative = max(self.relative, float(np.linalg.norm(difference)) / max(size, 1e-30))
+
+
+@dataclass
+class _Run:
+    """What one contender made of a joint's studies."""
+
+    dice: dict[str, list[list[float | None]]] = field(default_factory=dict)  # by plane: series, structures
+    vectors: dict[str, dict[str, Array]] = field(default_factory=dict)  # by study and plane
+    errors: dict[str, _Errors] = field(default_factory=dict)
+
+    def error(self, output: str) -> _Errors:
+        return self.errors.setdefault(output, _Errors())
+
+
+def check(
+    bundle: Bundle,
+    weights: Mapping[str, Weights],
+    records: Mapping[str, Sequence[Record]],
+    *,
+    forms: Sequence[Form] | None = None,
+    tell: Tell = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Run everything and compare.
+
+    Args:
+        bundle: verified.
+        weights: that it was made from, by joint.
+        records: series by joint, with labels and findings where there are some.
+        forms: to run; all that the bundle has by default.
+        tell: called before each series.
+
+    Returns:
+        "joints": of each contender ("reference", or form and engine) its errors, Dice by plane and structure, and what
+        ``diagnosis_metrics`` gives. "forms": of each whether it is admitted, and why not.
+
+    Raises:
+        InputError: a study can not be read, or an engine can not run the bundle.
+    """
+    held = [form for form in FORMS if any(form in graph.forms for graph in bundle.manifest.graphs.values())]
+    wanted = [(form, engine) for form in held if forms is None or form in forms for engine in ENGINES[form]]
+    result: dict[str, Any] = {"name": bundle.manifest.name, "bundle": bundle.digest, "trained": bundle.manifest.trained}
+    result["joints"] = {}
+    for joint, own in records.items():
+        if joint not in bundle.manifest.joints or joint not in weights:
+            raise InputError(f"{bundle.folder}: has nothing for the {joint}, or its weights were not given.")
+        models: dict[str, StudyModel] = {REFERENCE: load_torch(weights[joint], "cpu")}
+        models |= {f"{form} {engine}": open_bundle(bundle, joint, PLANES, engine, form) for form, engine in wanted}
+        runs = _run_all(models, own, tell)
+        result["joints"][joint] = {name: _figures(models[name], run, own) for name, run in runs.items()}
+    result["forms"] = {form: _verdict(form, result["joints"]) for form, _ in wanted}
+    return result
+
+
+def _run_all(models: Mapping[str, StudyModel], records: Sequence[Record], tell: Tell) -> dict[str, _Run]:
+    runs = {name: _Run() for name in models}
+    reference = models[REFERENCE]
+    done = 0
+    for plane in PLANES:  # one after the other, so that each model holds one plane's networks
+        for record in (own for own in records if own.plane == plane and plane in reference.planes):
+            tell(f"{reference.joint}: {record.study}, {plane}", done, len(records))
+            _run_series(models, runs, record)
+            done += 1
+        for model in models.values():
+            if plane in model.planes:
+                model.planes[plane].release()
+    for name, run in runs.items():
+        for study, vectors in run.vectors.items():
+            expected = runs[REFERENCE].vectors[study]
+            if name != REFERENCE and (own := study_logits(models[name], vectors)) is not None:
+                run.error("study logits").add(own, study_logits(reference, expected))  # type: ignore[arg-type]
+    return runs
+
+
+def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], record: Record) -> None:
+    """One series through every contender, the reference first."""
+    volume = load_volume(record)
+    prepared = prepare(volume, "full", models[REFERENCE].size)
+    truth = load_labels(record, volume) if record.labelled else None
+    planes: dict[str, PlaneModel] = {name: model.planes[record.plane] for name, model in models.items()}
+    segments = truth is not None and planes[REFERENCE].classes is not None
+    restorers = {name: Restorer(prepared.way_back) for name in planes} if segments else {}
+    slabs: dict[str, list[Array]] = {name: [] for name in planes}
+    for number, start in enumerate(prepared.way_back.starts):
+        x0, expected = prepared.slab(number)[0], None
+        for name, model in planes.items():
+            output = model.heads(model.features(x0, seed=0, draws=1, sample=start), x0)
+            expected = expected or output
+            for kind in ("logits", "vector"):
+                own, of = getattr(output, kind), getattr(expected, kind)
+                if name != REFERENCE and own is not None:
+                    runs[name].error(f"{record.plane} {kind}").add(own, of)
+            if output.vector is not None:
+                slabs[name].append(output.vector)
+            if name in restorers and output.logits is not None:
+                restorers[name].add(output.logits)
+    for name, model in planes.items():
+        if slabs[name]:
+            runs[name].vectors.setdefault(record.study, {})[record.plane] = model.series_vector(slabs[name])
+        if name in restorers and truth is not None and model.classes is not None:
+            found = restorers[name].labels()
+            found[truth < 0] = 0  # what nobody labelled counts neither way
+            runs[name].dice.setdefault(record.plane, []).append(dice(found, truth, model.classes))
+
+
+def study_logits(model: StudyModel, vectors: Mapping[str, Array]) -> Array | None:
+    """A study's logits, [labels], where the model fuses its planes; None where it can not."""
+    if model.fusion_name is None or len(vectors) < len(PLANES):
+        return None
+    gated = model.fusion_name == "gating"
+    rows = [model.planes[plane].score(vectors[plane]) if gated else vectors[plane] for plane in PLANES]
+    return model.fuse(np.stack(rows))[0]
+
+
+def _figures(model: StudyModel, run: _Run, records: Sequence[Record]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "errors": {output: {"largest": own.largest, "relative": own.relative} for output, own in run.errors.items()},
+        "studies": len({record.study for record in records}),
+    }
+    if run.dice and model.trained:
+        names = {plane: class_names(model.planes[plane].classes or 0)[1:] for plane in run.dice}
+        found["dice"] = {
+            plane: {name: mean_of(s[n] for s in series) for n, name in enumerate(names[plane])}
+            for plane, series in run.dice.items()
+        }
+        found["mean_dice"] = mean_of(mean_of(own.values()) for own in found["dice"].values())
+    truths = {record.study: record.findings for record in records if record.findings is not None}
+    scored = {study: logits for study, own in run.vectors.items() if (logits := study_logits(model, own)) is not None}
+    studies = [study for study in scored if study in truths and np.isfinite(truths[study]).all()]
+    if studies and model.trained:
+        keys = [label.key for label in LABELS[model.joint]]
+        probability = expit(np.stack([scored[study] for study in studies]).astype(np.float64))
+        truth = np.array([truths[study] for study in studies]).astype(int)
+        thresholds = [model.thresholds.get(key, 0.5) for key in keys]
+        own = diagnosis_metrics(truth, probability, keys, thresholds)
+        found |= {name: own[name] for name in ("auroc", "macro_auroc", "calibration_error", "ece")}
+    return found
+
+
+def _verdict(form: Form, joints: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a form is admitted: the shares of the allowance that it uses up, and every reason against it."""
+    used: dict[str, float] = {}
+    reasons: list[str] = []
+    for joint, contenders in joints.items():
+        fp32 = contenders[REFERENCE]
+        for name, own in contenders.items():
+            if name.split()[0] != form:
+                continue
+            if form == "fp32":
+                worst = max((error["relative"] for error in own["errors"].values()), default=0.0)
+                used[f"{joint}, {name}: relative error"] = worst / LARGEST_RELATIVE_ERROR
+            if "dice" in fp32:
+                used[f"{joint}, {name}: Dice"] = dice_used(*(_flat(made["dice"]) for made in (own, fp32)))
+            if "auroc" in fp32:
+                used[f"{joint}, {name}: AUROC"] = auroc_used(own["auroc"], fp32["auroc"])
+        if fp32["studies"] < LEAST_STUDIES:
+            reasons.append(f"{joint}: {fp32['studies']} studies, and {LEAST_STUDIES} are asked for")
+    reasons += [f"{what} uses up {share:.2f} of what may be lost" for what, share in used.items() if share > 1]
+    return {"admitted": not reasons, "used": used, "reasons": reasons}
+
+
+def _flat(dice_by_plane: Mapping[str, Mapping[str, float | None]]) -> list[float | None]:
+    return [value for own in dice_by_plane.values() for value in own.values()]
+
+
+def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """What a manifest keeps of a check: mean Dice, macro AUROC and calibration error of each form beside fp32's."""
+    found = []
+    for joint, contenders in result["joints"].items():
+        fp32 = contenders[REFERENCE]
+        for name, own in contenders.items():
+            form = name.split()[0]
+            if form not in get_args(Form):
+                continue
+            for metric in ("mean_dice", "macro_auroc", "ece"):
+                if own.get(metric) is not None:
+                    of: dict[str, Any] = {"value": own[metric], "fp32": fp32[metric], "studies": own["studies"]}
+                    found.append(Metric(task=joint, metric=metric, form=form, **of))
+    return tuple(found)
+
+
+def refusals_of(result: Mapping[str, Any]) -> tuple[Refusal, ...]:
+    """The forms that were not admitted, and why."""
+    return tuple(
+        Refusal(form=form, reason="; ".join(own["reasons"]))
+        for form, own in result["forms"].items()
+        if not own["admitted"]
+    )

@@ -1,0 +1,176 @@
+"""A parity check as JSON, as a table in Markdown, and as one page with plots that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from orthokernels.export.gate import LARGEST_AUROC_LOSS, LARGEST_STRUCTURE_LOSS, LEAST_MEAN_DICE
+from orthokernels.export.parity import REFERENCE
+
+from orthokernels.errors import InputError
+from orthokernels.system import versions
+from orthokernels.tasks import RESEARCH_NOTICE
+
+Result = Mapping[str, Any]
+
+
+def write_parity(result: Result, out: Path) -> None:
+    """parity.json, parity.md and parity.html; the last is written last.
+
+    Raises:
+        InputError: ``out`` can not be written.
+    """
+    record = {**result, "versions": versions()}
+    texts = {
+        "parity.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
+        "parity.md": markdown(result),
+        "parity.html": page(record),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with tempfile.NamedTemporaryFile("w", dir=out, prefix=".writing-", delete=False, encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, out / name)
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+
+
+def rows_of(result: Result) -> Iterator[dict[str, Any]]:
+    """A row of the summary for each joint and contender; figures that could not be had are None."""
+    for joint, contenders in result["joints"].items():
+        fp32 = contenders[REFERENCE]
+        for name, own in contenders.items():
+            dice, of = own.get("mean_dice"), fp32.get("mean_dice")
+            yield {
+                "joint": joint,
+                "contender": name,
+                "studies": own["studies"],
+                "relative error": max((e["relative"] for e in own["errors"].values()), default=None),
+                "largest error": max((e["largest"] for e in own["errors"].values()), default=None),
+                "mean Dice": dice,
+                "of fp32": dice / of if dice and of else None,
+                "worst structure": _worst(_flat(own.get("dice", {})), _flat(fp32.get("dice", {}))),
+                "macro AUROC": own.get("macro_auroc"),
+                "worst finding": _worst(own.get("auroc", {}), fp32.get("auroc", {})),
+                "calibration error": own.get("ece"),
+            }
+
+
+def _flat(dice: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    return {f"{plane} {name}".replace("_", " "): value for plane, own in dice.items() for name, value in own.items()}
+
+
+def _worst(own: Mapping[str, float | None], fp32: Mapping[str, float | None]) -> float | None:
+    """The change of what lost most, or gained least."""
+    return min((change for change in _changes(own, fp32).values()), default=None)
+
+
+def _changes(own: Mapping[str, float | None], fp32: Mapping[str, float | None]) -> dict[str, float]:
+    return {
+        name: value - of for name, of in fp32.items() if of is not None and (value := own.get(name)) is not None
+    }  # fmt: skip
+
+
+_FORMATS = {
+    "relative error": ".1e", "largest error": ".1e", "mean Dice": ".4f", "of fp32": ".3%", "worst structure": "+.4f",
+    "macro AUROC": ".4f", "worst finding": "+.4f", "calibration error": ".4f",
+}  # fmt: skip
+
+
+def shown(column: str, value: Any) -> str:
+    """A cell in words."""
+    if value is None:
+        return "-"
+    return format(value, _FORMATS[column]) if column in _FORMATS else str(value)
+
+
+def markdown(result: Result) -> str:
+    """The summary, and each form's verdict."""
+    rows = list(rows_of(result))
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(shown(column, value) for column, value in row.items()) + " |" for row in rows]
+    verdicts = [f"- {form}: {verdict_of(own)}" for form, own in result["forms"].items()]
+    return "\n".join([*lines, "", *verdicts, ""])
+
+
+def verdict_of(own: Mapping[str, Any]) -> str:
+    return "admitted" if own["admitted"] else "not admitted: " + "; ".join(own["reasons"])
+
+
+def page(result: Result) -> str:
+    """One HTML page, pictures inside, no script."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("parity.html").render(
+        result=result, rows=list(rows_of(result)), shown=shown, verdict_of=verdict_of, notice=RESEARCH_NOTICE,
+        pictures=_pictures(result), least_mean_dice=LEAST_MEAN_DICE, structure=LARGEST_STRUCTURE_LOSS,
+        auroc=LARGEST_AUROC_LOSS,
+    )  # fmt: skip
+
+
+def _pictures(result: Result) -> dict[str, str]:
+    """Plots by their captions, PNG in base64: changes of Dice and AUROC, and calibration errors."""
+    found = {}
+    for joint, contenders in result["joints"].items():
+        fp32 = contenders[REFERENCE]
+        forms = {name: own for name, own in contenders.items() if name != REFERENCE}
+        if "dice" in fp32:
+            changes = {name: _changes(_flat(own["dice"]), _flat(fp32["dice"])) for name, own in forms.items()}
+            caption = f"{joint}: change of each structure's Dice against the reference"
+            found[caption] = _dots(changes, -LARGEST_STRUCTURE_LOSS, "Dice, form minus reference")
+        if "auroc" in fp32:
+            changes = {name: _changes(own["auroc"], fp32["auroc"]) for name, own in forms.items()}
+            caption = f"{joint}: change of each finding's AUROC against the reference"
+            found[caption] = _dots(changes, -LARGEST_AUROC_LOSS, "AUROC, form minus reference")
+            found[f"{joint}: calibration error of each finding"] = _bars(contenders)
+    return found
+
+
+def _dots(changes: Mapping[str, Mapping[str, float]], limit: float, label: str) -> str:
+    names = list(next(iter(changes.values()), {}))
+    figure = Figure(figsize=(9, 1.4 + 0.24 * len(names)), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    axes.axvline(limit, color="crimson", linestyle="--", linewidth=1, label="limit")
+    axes.axvline(0, color="grey", linewidth=0.8)
+    for place, (contender, own) in enumerate(changes.items()):
+        offset = (place - (len(changes) - 1) / 2) * 0.13
+        places = [n + offset for n in range(len(names))]
+        axes.scatter([own.get(name, float("nan")) for name in names], places, s=14, label=contender)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    return _png(figure, axes)
+
+
+def _bars(contenders: Mapping[str, Any]) -> str:
+    keys = list(contenders[REFERENCE]["calibration_error"])
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    width = 0.8 / len(contenders)
+    for place, (name, own) in enumerate(contenders.items()):
+        left = [n - 0.4 + (place + 0.5) * width for n in range(len(keys))]
+        axes.bar(left, [own["calibration_error"][key] for key in keys], width, label=name)
+    axes.set_xticks(range(len(keys)), keys, rotation=20)
+    axes.set_ylabel("calibration error")
+    return _png(figure, axes)
+
+
+def _png(figure: Figure, axes: Axes) -> str:
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,129 @@
+"""The forms of a bundle's graphs beside fp32, written from their fp32 files, and what quantising each cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx
+from orthokernels.export.chain import record_inputs
+from orthokernels.export.examples import SeriesExample
+from orthokernels.export.forms import in_half, weighted_nodes, with_int8_weights
+from orthokernels.export.graphs import Plan
+from orthokernels.export.judge import Judge
+from orthokernels.export.onnx_file import save
+from orthokernels.export.quantise import LARGEST_SHARE, Quantised, write_int8, write_int8_qdq
+
+from orthokernels.bundle.manifest import Form
+from orthokernels.models.study_model import Array
+from orthokernels.progress import Progress
+from orthokernels.runtime.sessions import Session, open_graph
+
+# Of what a graph is given, this much is kept to calibrate with: as many calls as fit, and 24 at most.
+CALIBRATION_CALLS, CALIBRATION_BYTES = 24, 1 << 30
+
+# Told of a form that was written: the graph, the form, its files, the model file first.
+Add = Callable[[str, Form, Sequence[Path]], None]
+
+Examples = Mapping[str, Sequence[SeriesExample]]  # by joint
+
+
+def write_dataless_forms(plan: Plan, graphs: Path, forms: Sequence[Form], add: Add) -> None:
+    """Half precision and weight-only INT8, of every graph that has convolutions or linear layers.
+
+    Args:
+        plan: of the graphs.
+        graphs: the folder with NAME.fp32.onnx, which gets NAME.FORM.onnx.
+        forms: those wanted; other names than "fp16" and "int8_weights" are not this function's.
+        add: told of each.
+    """
+    for name in plan.graphs:
+        model = onnx.load(graphs / f"{name}.fp32.onnx")
+        if not weighted_nodes(model):
+            continue
+        for form, change in (_IN_HALF, _INT8_WEIGHTS):
+            if form in forms:
+                path = graphs / f"{name}.{form}.onnx"
+                save(change(model), path)
+                add(name, form, [path])
+
+
+_Change = tuple[Form, Callable[[onnx.ModelProto], onnx.ModelProto]]
+_IN_HALF: _Change = ("fp16", in_half)
+_INT8_WEIGHTS: _Change = ("int8_weights", with_int8_weights)
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Writes INT8 of every graph that studies go through.
+
+    Attributes:
+        plan: of the graphs.
+        graphs: the folder with NAME.fp32.onnx, which gets NAME.int8.xml and .bin, and NAME.int8_qdq.onnx.
+        calibration: prepared series to calibrate with.
+        validation: others, to judge by; with labels and of every joint.
+        largest: share of what may be lost that one graph may use up.
+    """
+
+    plan: Plan
+    graphs: Path
+    calibration: Examples
+    validation: Examples
+    largest: float = LARGEST_SHARE
+
+    def write(
+        self, forms: Sequence[Form], add: Add, tell: Progress = lambda what, done, total: None
+    ) -> list[Quantised]:  # fmt: skip
+        """Write "int8" and "int8_qdq", where they are among ``forms``; what became of each graph.
+
+        "int8_qdq" leaves in float32 what "int8" had to, so that is made first in either case.
+        """
+        plan, made = self.plan, []
+        sessions = {name: open_graph(self._fp32(name), "openvino") for name in plan.graphs}
+        judge = Judge(plan, sessions, self.validation)
+        tell("Calibrating", 0, len(plan.graphs))
+        inputs = record_inputs(plan, sessions, self.calibration, most=CALIBRATION_CALLS)
+        for number, name in enumerate(plan.graphs):
+            tell("Quantising graphs", number, len(plan.graphs))
+            layers = len(weighted_nodes(onnx.load(self._fp32(name))))
+            if layers and inputs[name]:
+                found = self._write_graph(name, forms, _fitting(inputs.pop(name)), partial(judge.used, name), add)
+            elif layers:
+                reason = "the studies to calibrate with do not go through it"
+                found = [Quantised(name, form, layers, refused=reason) for form in ("int8", "int8_qdq")]
+            else:
+                found = []
+            made += [own for own in found if own.form in forms]
+        return made
+
+    def _fp32(self, name: str) -> Path:
+        return self.graphs / f"{name}.fp32.onnx"
+
+    def _write_graph(
+        self, name: str, forms: Sequence[Form], inputs: Sequence[Mapping[str, Array]],
+        used: Callable[[Session], float], add: Add,
+    ) -> list[Quantised]:  # fmt: skip
+        path, portable = self.graphs / f"{name}.int8.xml", self.graphs / f"{name}.int8_qdq.onnx"
+        beside = path.with_suffix(".bin")
+        own = write_int8(name, self._fp32(name), path, inputs, used, largest=self.largest)
+        if not own.refused and "int8" in forms:
+            add(name, "int8", [path, beside])
+        elif not own.refused:
+            path.unlink()
+            beside.unlink()
+        if "int8_qdq" not in forms:
+            return [own]
+        other = write_int8_qdq(
+            name, self._fp32(name), portable, inputs, used, in_float=own.in_float, largest=self.largest
+        )  # fmt: skip
+        if not other.refused:
+            add(name, "int8_qdq", [portable])
+        return [own, other]
+
+
+def _fitting(inputs: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """As many as are worth keeping in memory, and one at least."""
+    each = sum(own.nbytes for own in inputs[0].values())
+    return inputs[: max(1, CALIBRATION_BYTES // each)]

@@ -1,0 +1,45 @@
+"""Where a native kernel beats plain PyTorch, for "auto": what a call of an op costs is only won back by enough work.
+
+Fitted to processor times of one thread (bench/NOTES.md). What "auto" leaves to PyTorch it gives to the op's definition,
+called plainly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def plain_is_faster_group_norm(x: Tensor, skip: Tensor | None, activation: str | None) -> bool:
+    """Of ``group_norm_silu``: without SiLU one pass over the volume is all there is to save, and none is saved."""
+    elements = x.numel() + (0 if skip is None else skip.numel())
+    return _here(x) and (activation is None or elements < 2**20)
+
+
+def plain_is_faster_doubling(x: Tensor) -> bool:
+    """Of ``upsample2x_trilinear``."""
+    return _here(x) and x.numel() < (2**10 if x.is_contiguous() else 2**16)
+
+
+def plain_is_faster_conv(x: Tensor, weight: Tensor, stride: int) -> bool:
+    """Of ``conv3d``: only Winograd's algorithm multiplies less than PyTorch's does."""
+    if stride == 1 and weight.shape[-1] == 3:
+        return _here(x) and (x.numel() // x.shape[1]) * weight.numel() < 2**21
+    if stride == 2:
+        return _here(x) and (x.is_contiguous() or max(weight.shape[:2]) > 32 or x.numel() < 2**16)
+    return _here(x) and (x.is_contiguous() or x.numel() < 2**18)
+
+
+def plain_is_faster_pooling(q: Tensor) -> bool:
+    """Of ``attention_pool``, by its tokens."""
+    return _here(q) and q.shape[2] < 256
+
+
+def plain_is_faster_attention(q: Tensor) -> bool:
+    """Of ``attention3d`` with a bias or a window, by its tokens."""
+    return _here(q) and q.shape[3] < 64
+
+
+def _here(x: Tensor) -> bool:
+    """Whether the native kernels would be asked at all; autocast has rules of its own for ops."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
