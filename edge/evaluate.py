@@ -1,17 +1,19 @@
-"""What the worker does with a study by default: the bundle's pipeline, and its results as DICOM objects."""
+"""What the worker does with a study: checks, the bundle's pipeline, checks of what came of it, DICOM objects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orthokernels.edge.checks import Check, check_result, check_study, failures
 from orthokernels.edge.completeness import examine
 from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
-from orthokernels.edge.runner import Request, serve
+from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
 
 from orthokernels.bundle.verify import verify
+from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
 from orthokernels.pipeline import run
 
@@ -34,6 +36,7 @@ class PipelineEvaluator:
         return examine(sources, self._results.planes)
 
     def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
+        stop_at(check_study(read_study(request.sources, self._results.planes), self._results.joint))
         made = run(
             request.sources,
             bundle=self._folder,
@@ -43,6 +46,7 @@ class PipelineEvaluator:
             seed=self._results.seed,
             progress=tell,
         )
+        stop_at(check_result(made))
         writing()
         write_objects(
             made,
@@ -64,6 +68,12 @@ class PipelineEvaluator:
             configuration_digest=self._results.digest(),
             supersedes=request.supersedes,
         )
+
+
+def stop_at(checks: Sequence[Check]) -> None:
+    """Reject a study at a check that failed."""
+    if reasons := failures(checks):
+        raise Rejected(*(f"{reason}." for reason in reasons))
 
 
 if __name__ == "__main__":
