@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pydicom
+from orthokernels.edge.runner import without_paths
 from orthokernels.edge.store import Verdict
 
 from orthokernels.data.dicom.file import DAMAGE, quiet_pydicom
@@ -25,7 +26,7 @@ def examine(paths: Sequence[Path], planes: Sequence[str]) -> tuple[Verdict, str]
     try:
         study = read_study(list(paths), planes)
     except InputError as error:
-        return "unfit", _without_folders(str(error), paths)
+        return "unfit", without_paths(str(error), paths)
     counted = _acquisitions(paths)
     if missing := list(_missing(counted)):
         return "missing", "; ".join(missing)
@@ -37,12 +38,6 @@ def examine(paths: Sequence[Path], planes: Sequence[str]) -> tuple[Verdict, str]
     if any(expected == 0 for _, expected in counted.values()):
         return "unknown", "the headers do not say how many images there are"
     return "whole", "every plane is there, and every acquisition has the images that it counts"
-
-
-def _without_folders(message: str, paths: Sequence[Path]) -> str:
-    for folder in {f"{path.parent}/" for path in paths}:
-        message = message.replace(folder, "")
-    return message[:500]
 
 
 def _acquisitions(paths: Sequence[Path]) -> dict[tuple[str, str], tuple[int, int]]:

@@ -109,8 +109,16 @@ def _answer(evaluator: Evaluator, asked: dict[str, Any], answers: TextIO) -> Non
     except Rejected as rejection:
         rejected = list(rejection.reasons)
     except InputError as error:
-        rejected = [str(error)]
+        rejected = [without_paths(str(error), sources)]
     _say(answers, done=True, rejected=rejected, made=[_made(path) for path in sorted(request.out.glob("*.dcm"))])
+
+
+def without_paths(message: str, sources: Sequence[Path]) -> str:
+    """A message about files, for readers to whom our names of them say nothing."""
+    message = message.removeprefix(f"{', '.join(map(str, sources))}: ")
+    for path in sources:
+        message = message.replace(f"{path}: ", "an image: ").replace(str(path), "an image")
+    return message[:500]
 
 
 def _made(path: Path) -> dict[str, str]:
