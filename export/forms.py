@@ -30,7 +30,20 @@ def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
     left = [*DEFAULT_OP_BLOCK_LIST, *_NOT_IN_HALF]
     halved = OnnxModel(convert_float_to_float16(copy, keep_io_types=True, op_block_list=left))
     halved.topological_sort()  # the conversions lie behind all else, and a graph is in the order of its computation
+    _rename_inner(halved.model)
     return halved.model
+
+
+def _rename_inner(model: onnx.ModelProto) -> None:
+    """Call what is converted to an output "~" and its name: OpenVINO, which knows the two as one, tells the first."""
+    names = {node.input[0]: f"~{node.output[0]}" for node in model.graph.node if node.op_type == "Cast"}
+    outputs = {f"~{output.name}" for output in model.graph.output}
+    names = {old: new for old, new in names.items() if new in outputs}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+        for place, name in enumerate(node.output):
+            node.output[place] = names.get(name, name)
 
 
 def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class Quantised:
         layers: convolutions and linear layers that the graph has.
         in_float: those that are in float32, and why.
         used: the share of what may be lost that is lost, as made.
-        used_at_first: the same with no layer taken back.
+        used_at_first: the same with everything in INT8 that can be.
+        sums_in_float: additions, products and normalisations between the layers are in float32.
         refused: why there is no such form of the graph; empty where there is.
     """
 
@@ -51,6 +52,7 @@ class Quantised:
     in_float: dict[str, str] = field(default_factory=dict)
     used: float = 0.0
     used_at_first: float = 0.0
+    sums_in_float: bool = False
     refused: str = ""
 
 
@@ -71,15 +73,20 @@ def write_int8(
     read = openvino.Core().read_model
     slow = slow_layers(onnx.load(fp32))
     layers = [node.name for node in weighted_nodes(onnx.load(fp32))]
-    model = _quantise(read(fp32), inputs, slow)
+    careful = False
+    model = _quantise(read(fp32), inputs, slow, careful)
     first = share = _judge(model, used)
     if share > largest:
+        careful = True
+        model = _quantise(read(fp32), inputs, slow, careful)
+        share = _judge(model, used)
+    if share > largest and len(layers) - len(slow) > 1:
         model = _with_accuracy_control(read(fp32), inputs, slow, used, largest)
         share = _judge(model, used)
     taken_back = [layer for layer in _in_float(model) if layer not in slow]
     reason = f"with every layer in INT8 {first:.2f} of the allowance was used up, {share:.2f} without this and its like"
     made = Quantised(
-        name, "int8", len(layers), {**slow, **dict.fromkeys(taken_back, reason)}, share, first,
+        name, "int8", len(layers), {**slow, **dict.fromkeys(taken_back, reason)}, share, first, careful,
         _refusal(share, largest, len(layers), len(slow) + len(taken_back)),
     )  # fmt: skip
     if not made.refused:
@@ -89,21 +96,22 @@ def write_int8(
 
 def write_int8_qdq(
     name: str, fp32: Path, path: Path, inputs: Sequence[Mapping[str, Array]], used: Used, *,
-    in_float: Mapping[str, str], largest: float = LARGEST_SHARE,
+    like: Quantised, largest: float = LARGEST_SHARE,
 ) -> Quantised:  # fmt: skip
     """Write ONNX with INT8 by QuantizeLinear and DequantizeLinear; arguments as ``write_int8``.
 
     Args:
-        in_float: layers that ``write_int8`` left in float32, and why: here they are too.
+        like: what ``write_int8`` made: what it left in float32 is so here too.
     """
     model = onnx.load(fp32)
-    layers = len(weighted_nodes(model))
-    save(_quantise(model, inputs, in_float), path)
+    if like.layers <= len(like.in_float):
+        return replace(like, form="int8_qdq")
+    save(_quantise(model, inputs, like.in_float, like.sums_in_float), path)
     share = used(open_graph(path, "onnxruntime"))
-    refused = _refusal(share, largest, layers, len(in_float))
+    refused = _refusal(share, largest, like.layers, len(like.in_float))
     if refused:
         path.unlink()
-    return Quantised(name, "int8_qdq", layers, dict(in_float), share, share, refused)
+    return replace(like, form="int8_qdq", used=share, used_at_first=share, refused=refused)
 
 
 def slow_layers(model: onnx.ModelProto) -> dict[str, str]:
@@ -123,22 +131,39 @@ def _refusal(share: float, largest: float, layers: int, in_float: int) -> str:
     return "no layer of it can be in INT8" if in_float >= layers else ""
 
 
-def _options(in_float: Mapping[str, str]) -> dict[str, Any]:
+def _options(in_float: Mapping[str, str], careful: bool) -> dict[str, Any]:
+    """What NNCF is asked for. Careful: nothing but layers in INT8, and what goes into them over its own range."""
     import nncf
 
+    if not careful:
+        return {"ignored_scope": nncf.IgnoredScope(names=list(in_float), validate=False)}
     return {
-        "subset_size": 10**6,  # all that is given
-        "ignored_scope": nncf.IgnoredScope(names=list(in_float)),
+        "preset": nncf.QuantizationPreset.MIXED,
+        "ignored_scope": nncf.IgnoredScope(names=list(in_float), types=list(_BETWEEN_LAYERS), validate=False),
     }
 
 
-def _quantise(model: Any, inputs: Sequence[Mapping[str, Array]], in_float: Mapping[str, str]) -> Any:
+# Additions, products and normalisations, as OpenVINO and as ONNX call them.
+_BETWEEN_LAYERS = ("Add", "Multiply", "Subtract", "MVN", "Mul", "Sub", "InstanceNormalization")
+
+
+def _advanced() -> Any:
     import nncf
 
+    return nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+
+
+def _quantise(
+    model: Any, inputs: Sequence[Mapping[str, Array]], in_float: Mapping[str, str], careful: bool
+) -> Any:  # fmt: skip
+    import nncf
+
+    if not isinstance(model, onnx.ModelProto):  # OpenVINO calls a layer without its bias so
+        in_float = dict.fromkeys([*in_float, *(f"{name}/WithoutBiases" for name in in_float)], "")
     with _quiet():
         return nncf.quantize(
-            model, nncf.Dataset(inputs), **_options(in_float),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            model, nncf.Dataset(inputs), subset_size=len(inputs), advanced_parameters=_advanced(),
+            **_options(in_float, careful),
         )  # fmt: skip
 
 
@@ -149,14 +174,14 @@ def _with_accuracy_control(
     import nncf
 
     def validate(compiled: Any, items: Any) -> tuple[float, None]:
-        return -used(_session(compiled)), None
+        return 1 - used(_session(compiled)), None  # NNCF divides by fp32's
 
     with _quiet():
         return nncf.quantize_with_accuracy_control(
             model, nncf.Dataset(inputs), nncf.Dataset(inputs), validate, max_drop=largest,
-            drop_type=nncf.DropType.ABSOLUTE, **_options(slow),
-            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            drop_type=nncf.DropType.ABSOLUTE, subset_size=len(inputs), advanced_quantization_parameters=_advanced(),
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(ranking_subset_size=4),
+            **_options(slow, careful=True),
         )  # fmt: skip
 
 
@@ -201,7 +226,7 @@ def _in_float(model: Any) -> list[str]:
 
 
 def _is_quantised(node: Any) -> bool:
-    """Whether a layer's second input comes from a FakeQuantize, or is no constant at all."""
+    """Whether a layer's second input is kept in one byte, goes through a FakeQuantize, or is no constant at all."""
     while node.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape", "Transpose"):
         node = node.input_value(0).get_node()
-    return node.get_type_name() != "Constant"
+    return node.get_type_name() != "Constant" or node.get_element_type().size == 1

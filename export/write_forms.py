@@ -116,7 +116,7 @@ class Calibrator:
         if "int8_qdq" not in forms:
             return [own]
         other = write_int8_qdq(
-            name, self._fp32(name), portable, inputs, used, in_float=own.in_float, largest=self.largest
+            name, self._fp32(name), portable, inputs, used, like=own, largest=self.largest
         )  # fmt: skip
         if not other.refused:
             add(name, "int8_qdq", [portable])

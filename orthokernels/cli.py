@@ -15,6 +15,7 @@ from orthokernels.bench.commands import app as bench_app
 from orthokernels.bundle.commands import app as bundle_app
 from orthokernels.edge.commands import app as edge_app
 from orthokernels.errors import InputError, need
+from orthokernels.export.commands import app as export_app
 from orthokernels.progress import progress
 from orthokernels.training.commands import app as train_app
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 weights_app = typer.Typer(no_args_is_help=True, help="Convert and fetch weights.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(export_app, name="export")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 app.add_typer(edge_app, name="edge")

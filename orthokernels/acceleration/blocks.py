@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orthokernels.backends.registry import ops_of
 from orthokernels.ops.attention3d import attention3d
 from orthokernels.ops.attention_block import attention_block as whole_block
 from orthokernels.ops.attention_block import fits
@@ -164,7 +165,9 @@ def _is_whole(block: Any, x: Tensor) -> bool:
     lowered = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
     square = tuple(block.qkv.weight.shape[:2]) == (3 * x.shape[1], x.shape[1])
     taken = all(parameter.dtype in (x.dtype, torch.float32) for parameter in block.parameters())
-    return fits(x) and square and taken and not lowered
+    backend = block._orthokernels_backend
+    served = backend == "auto" or "attention_block" in ops_of(backend)
+    return served and fits(x) and square and taken and not lowered
 
 
 def _heads_of(block: Any) -> int:

@@ -16,7 +16,8 @@ pytest.importorskip("orthokernels._native")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from orthokernels.errors import InputError  # noqa: E402
-from orthokernels.models.native import NativeModel, load_native  # noqa: E402
+from orthokernels.models.native.load import load_native  # noqa: E402
+from orthokernels.models.native.model import NativeModel  # noqa: E402
 from orthokernels.models.native.noising import alpha_bar, noised  # noqa: E402
 from orthokernels.models.noise import feature_noise  # noqa: E402
 from orthokernels.models.orthodiffusion import GaussianDiffusion, SelfAttentionPool, UNet  # noqa: E402
@@ -156,7 +157,7 @@ def test_a_study_model_needs_no_pytorch_in_the_process(folder, tmp_path):
         "sys.modules['torch'] = None\n"
         "import numpy as np\n"
         "from pathlib import Path\n"
-        "from orthokernels.models.native import load_native\n"
+        "from orthokernels.models.native.load import load_native\n"
         f"model = load_native(Path({str(folder)!r}), 'knee', threads=1)\n"
         "x0 = np.load('x0.npy')\n"
         "plane = model.planes['axial']\n"
@@ -212,6 +213,7 @@ def test_a_folder_that_is_damaged_is_refused_with_the_reason(folder, tmp_path):
     refused("does not match the digest", lambda own: altered(own / unet, digest="0" * 64))
     refused("describes a module 'selfattn', not unet", lambda own: altered(own / unet, module="selfattn"))
     refused("not unet_encoder", lambda own: altered(own / encoder, module="unet"))
+    refused(r"holds no denoiser \(axial\.safetensors\)", lambda own: altered(own / unet, joint="ankle"))
     refused("no argument 'width'", lambda own: altered(own / unet, arguments={**UNET, "width": 3}))
     refused("does not fit its card", lambda own: altered(own / unet, arguments={**UNET, "groups": 7}))
     refused("does not fit its card", lambda own: altered(own / unet, arguments={**UNET, "groups": "many"}))

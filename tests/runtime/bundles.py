@@ -31,12 +31,7 @@ def write_weights(folder: Path) -> Path:
         head = _lively(MultiscaleSegmentationHead(**HEAD))
         modules += [
             (plane, "unet", _lively(UNet(**NETWORK)), NETWORK),
-            (
-                f"{plane}.segmentation",
-                "multiscale_segmentation_head",
-                _lively(MultiscaleSegmentationHead(**HEAD)),
-                HEAD,
-            ),
+            (f"{plane}.segmentation", "multiscale_segmentation_head", head, HEAD),
             (f"{plane}.knee.pooling", "structures", pooling, POOLING),
             (f"{plane}.knee.head", "linear", nn.Linear(**linear), linear),
         ]

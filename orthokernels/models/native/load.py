@@ -52,7 +52,8 @@ def load_native(
     Raises:
         InputError: a missing, damaged or altered file, or one that does not fit its card.
     """
-    engine = Engine(threads or len(os.sched_getaffinity(0)), exact, _native.PlanMemory())
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    engine = Engine(threads or mine, exact, _native.PlanMemory())
     return _Reading(folder, joint, engine).model(planes)
 
 
@@ -83,7 +84,8 @@ class _Reading:
             return Network(state, arguments, self.engine)
 
         denoiser, _ = self._module(plane, ("unet",), network)
-        assert denoiser is not None  # the file is there
+        if denoiser is None:  # it is there, and its card says that it is another joint's
+            raise no_denoiser(self.folder, (plane,))
         segmentation, _ = self._module(f"{plane}.segmentation", SEGMENTATIONS, self._segmentation)
         pooling, kind = self._module(f"{plane}.{self.joint}.pooling", POOLINGS, lambda name, *own: POOLINGS[name](*own))
         head, _ = self._module(f"{plane}.{self.joint}.head", ("linear",), _linear_head)

@@ -1,0 +1,161 @@
+"""``orthokernels export``: weights to a bundle, and a bundle beside its reference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthokernels.bundle.manifest import FORMS, WEIGHTS, Form
+from orthokernels.errors import InputError, need
+from orthokernels.progress import progress
+
+if TYPE_CHECKING:
+    from orthokernels.export.make import Made
+
+app = typer.Typer(no_args_is_help=True, help="Export weights as a verified bundle that runs without PyTorch.")
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Studies = Annotated[int, typer.Option(min=1, help="Phantoms of each joint that judge the forms.")]
+Report = Annotated[Path | None, typer.Option(help="Folder for parity.json, parity.md and the page parity.html.")]
+
+
+@app.command()
+def bundle(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the bundle.")],
+    weights: Annotated[str, typer.Option(help="'demo', 'published', random:SEED, or a weights folder.")] = "demo",
+    forms: Annotated[str, typer.Option(help="Forms of the graphs, separated by commas; fp32 is always there.")] = (
+        ",".join(FORMS)
+    ),
+    studies: Studies = 100,
+    calibrate: Annotated[
+        list[Path] | None, typer.Option(help="Folder with a study of your own to calibrate INT8 with; may be repeated.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key (PEM, Ed25519) to sign with.")] = None,
+    report: Report = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export every graph in every form, judge the forms on phantoms, and keep those that lose little enough."""
+    wanted = _forms(forms)
+    _need_packages()
+    from orthokernels.export.make import Options, make_bundle
+
+    options = Options(forms=wanted, studies=studies, calibration=tuple(calibrate or ()), key=key)
+    with progress(quiet or as_json) as tell:
+        made = make_bundle(weights, out, options, tell)
+    if report is not None and made.parity is not None:
+        from orthokernels.export.parity_page import write_parity
+
+        write_parity(made.parity, report)
+    if as_json:
+        print(json.dumps(_record(made, out)))
+    elif not quiet:
+        _print_made(made, out)
+
+
+def _forms(names: str) -> tuple[Form, ...]:
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in FORMS:
+            raise InputError(f"there is no form {name!r}; choose from {', '.join(FORMS)}.")
+    return tuple(form for form in FORMS if form in wanted)
+
+
+def _need_packages() -> None:
+    for module in ("torch", "onnxscript", "onnxruntime", "openvino", "nncf"):
+        need("orthokernels export", module, "export")
+
+
+def _record(made: Made, out: Path) -> dict[str, Any]:
+    manifest = made.bundle.manifest
+    return {
+        "out": str(out),
+        "digest": made.bundle.digest,
+        "signer": made.bundle.signer,
+        "forms": _counts(made),
+        "refused": [own.model_dump() for own in manifest.refused],
+        "metrics": [own.model_dump() for own in manifest.metrics],
+        "quantised": [asdict(own) for own in made.quantised],
+    }
+
+
+def _counts(made: Made) -> dict[str, int]:
+    """How many graphs there are in each form."""
+    graphs = made.bundle.manifest.graphs.values()
+    return {form: count for form in FORMS if (count := sum(form in graph.forms for graph in graphs))}
+
+
+def _print_made(made: Made, out: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, manifest = Console(highlight=False, emoji=False), made.bundle.manifest
+    table = Table(title="What each form reaches, beside fp32 in PyTorch", title_justify="left")
+    for column in ("Joint", "Metric", "Form"):
+        table.add_column(column)
+    for column in ("Value", "fp32", "Studies"):
+        table.add_column(column, justify="right")
+    for own in manifest.metrics:
+        table.add_row(own.task, own.metric, own.form, f"{own.value:.4f}", f"{own.fp32:.4f}", str(own.studies))
+    if manifest.metrics:
+        console.print(table)
+    for name, layers in _taken_back(made).items():
+        console.print(escape(f"{name}: {layers}"))
+    for refusal in manifest.refused:
+        console.print(f"[yellow]Left out:[/] {escape(f'{refusal.form}: {refusal.reason}')}")
+    forms = ", ".join(f"{form} ({count} graphs)" for form, count in _counts(made).items())
+    console.print(escape(f"Bundle: {out}, {forms}"), soft_wrap=True)
+    console.print(escape(f"Try it: orthokernels run STUDY --bundle {out} --out RESULT"), soft_wrap=True)
+
+
+def _taken_back(made: Made) -> dict[str, str]:
+    """Graphs that INT8 does not cover whole, and why."""
+    found = {}
+    for own in made.quantised:
+        if own.refused:
+            found[f"{own.graph}, {own.form}"] = f"none, {own.refused}"
+        elif own.in_float:
+            reasons = "; ".join(dict.fromkeys(own.in_float.values()))
+            found[f"{own.graph}, {own.form}"] = f"{len(own.in_float)} of {own.layers} layers in float: {reasons}"
+    return found
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for parity.json, parity.md and parity.html.")],
+    studies: Studies = 100,
+    joints: Annotated[str | None, typer.Option(help="Joints, separated by commas; all by default.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the reference in PyTorch and every form of a bundle over the same phantoms; write table, JSON and page."""
+    _need_packages()
+    from orthokernels.export.make import Options, judged_records
+    from orthokernels.export.parity import check as compare
+    from orthokernels.export.parity_page import markdown, write_parity
+
+    from orthokernels.bundle.verify import verify
+    from orthokernels.models.orthodiffusion.weights import load_weights
+
+    found = verify(bundle)
+    wanted = joints.split(",") if joints else list(found.manifest.joints)
+    for joint in wanted:
+        if joint not in found.manifest.joints:
+            raise InputError(f"{bundle}: has nothing for the {joint}; it has {', '.join(found.manifest.joints)}.")
+    weights = {joint: load_weights(str(bundle / WEIGHTS), joint) for joint in wanted}
+    with progress(quiet or as_json) as tell:
+        records = judged_records(weights, found.manifest.size, Options(studies=studies), tell)
+        result = compare(found, weights, records, tell=tell)
+    write_parity(result, out)
+    if as_json:
+        print(json.dumps(result))
+    elif not quiet:
+        print(markdown(result))
+        print(f"Page: {out / 'parity.html'}")
