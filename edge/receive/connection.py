@@ -119,7 +119,7 @@ class ConnectionHandler(RequestHandler):
 
 
 class LimitedServer(ThreadedAssociationServer):
-    """Listens. ``limits``, ``peers`` and ``also_allowed`` are set before it serves."""
+    """Listens. ``limits`` and ``hosts_allowed`` are set before it serves."""
 
     limits: Limits
     hosts_allowed: Callable[[str], bool]
