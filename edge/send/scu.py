@@ -46,13 +46,14 @@ def deliver(
     failures = []
     with _association(entity, destination) as association:
         for one in owed:
+            if not association.is_established:
+                failures.append("it ended the association before all was sent")
+                break
             failure = _send(association, data / one.file)
             if failure is None:
                 accepted(one)
             else:
                 failures.append(f"{UID(one.sop_class).name}: {failure}")
-            if not association.is_established:
-                break
     if failures:
         raise NotDeliveredError("; ".join(dict.fromkeys(failures)))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 import urllib.request
 from datetime import datetime
 from itertools import pairwise
 
 import pytest
+from pydicom.uid import SecondaryCaptureImageStorage
+from pynetdicom import AE, evt
 
 from tests.edge.certificates import Authority
 from tests.edge.kit import Archive, archive_destination, free_port, listens, store, wait_for
@@ -97,6 +100,29 @@ def tmp_path_of(tmp_path, name: str):
     folder = tmp_path / name
     folder.mkdir()
     return folder
+
+
+def test_archive_that_ends_the_association_after_each_object_gets_every_object(start, study):
+    """Each try delivers what it can; what was accepted is not sent again."""
+    received = []
+
+    def keep(event) -> int:
+        received.append(str(event.request.AffectedSOPInstanceUID))
+        threading.Timer(0.05, event.assoc.abort).start()
+        return 0x0000
+
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(SecondaryCaptureImageStorage)
+    port = free_port()
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        service = start(destinations=[archive_destination(port, tries=20)])
+        assert store(service.config, study).returncode == 0
+        (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+        owed = {made.sop_uid for made in service.deliveries.objects(job.id)}
+        assert owed <= set(received)
+    finally:
+        server.shutdown()
 
 
 @pytest.fixture
