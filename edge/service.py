@@ -51,7 +51,6 @@ class Service:
         self._cleaner = Cleaner(self.store, config.appliance.data, config.disk, config.retention)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.dicom_port = 0
 
     def start(self) -> None:
         """Put right what a crash left, then listen and work."""
@@ -65,8 +64,8 @@ class Service:
         if self.config.watch is not None:
             self._run(FolderWatcher(self.config.watch, self._intake).run, "folder")
         self._run(self._keep_house, "housekeeping")
-        self.dicom_port = self._receiver.start()
-        LOG.info("listening as %s on %s:%d", title, self.config.receive.host, self.dicom_port)
+        self._receiver.start()
+        LOG.info("listening as %s on %s:%d", title, self.config.receive.host, self.config.receive.port)
 
     def _recover(self) -> None:
         data = self.config.appliance.data

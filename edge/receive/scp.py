@@ -71,8 +71,8 @@ class Receiver:
         self._lock = threading.Lock()
         self._server: LimitedServer | None = None
 
-    def start(self) -> int:
-        """Listen; the port, which the system chose where it was given as 0."""
+    def start(self) -> None:
+        """Listen."""
         receive = self._config.receive
         _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom's own lines tell UIDs and names
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
@@ -100,7 +100,6 @@ class Receiver:
         server.hosts_allowed = lambda host: host_allowed(self._everyone(), host) is not None
         self._server = server
         threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True).start()
-        return int(server.server_address[1])
 
     def stop(self) -> None:
         """Stop listening; associations that are open are aborted, and their senders keep what was not acknowledged."""
