@@ -1,1 +1,1 @@
-"""The appliance beside the scanner. It does not run yet."""
+"""The appliance beside the scanner: receive, queue, infer, deliver, show. It never imports PyTorch."""

@@ -13,6 +13,7 @@ from rich.console import Console
 from orthokernels import __version__, tasks
 from orthokernels.bench.commands import app as bench_app
 from orthokernels.bundle.commands import app as bundle_app
+from orthokernels.edge.commands import app as edge_app
 from orthokernels.errors import InputError, need
 from orthokernels.export.commands import app as export_app
 from orthokernels.progress import progress
@@ -33,6 +34,7 @@ app.add_typer(bundle_app, name="bundle")
 app.add_typer(export_app, name="export")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
+app.add_typer(edge_app, name="edge")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]

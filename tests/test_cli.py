@@ -19,7 +19,9 @@ def orthokernels(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["phantom"], ["info"], ["bench"], ["weights"], ["weights", "fetch"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["phantom"], ["info"], ["bench"], ["edge"], ["weights"], ["weights", "fetch"]]
+)
 def test_every_command_explains_itself(command):
     done = orthokernels(*command, "--help")
     assert done.returncode == 0

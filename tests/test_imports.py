@@ -30,6 +30,7 @@ def python(code: str) -> str:
         "orthokernels.writing", "orthokernels.pipeline", "orthokernels.bundle.verify", "orthokernels.runtime.model",
         "orthokernels.runtime.tuning", "orthokernels.data.study", "orthokernels.data.prepare",
         "orthokernels.data.restore", "orthokernels.data.phantom", "orthokernels.edge",
+        "orthokernels.edge.commands", "orthokernels.edge.service", "orthokernels.edge.web",
         "orthokernels.edge.checks", "orthokernels.edge.objects",
     ],
 )  # fmt: skip

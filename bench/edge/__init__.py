@@ -1,0 +1,1 @@
+"""Measuring the appliance: receiving, and a long run under fire."""

@@ -1,0 +1,128 @@
+"""How fast the appliance takes images in: 160 of 384 x 384 by dcmtk's storescu, with and without its TCP delay.
+
+    python -m orthokernels.bench.edge.receive [--out FILE]
+
+The sender's own time counts, as a scanner would see it; every image is on disk and in the database when it ends. Beside
+it stands a plain disk: writing the same bytes, synced one by one, with nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from orthokernels.bench.record import circumstances
+from orthokernels.edge.config import Config
+from orthokernels.edge.database import Database
+from orthokernels.edge.durable import write_durably
+from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.scp import Receiver
+from orthokernels.edge.store import Store
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+
+from orthokernels.errors import InputError
+
+IMAGES, SIDE = 160, 384
+HELD_TO_SECONDS = 0.6
+
+
+def main(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the figures.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted repetitions, after one that warms up.")] = 5,
+    port: Annotated[int, typer.Option(help="A free port.")] = 11119,
+) -> None:
+    """Measure, and print one JSON object."""
+    if shutil.which("storescu") is None:
+        raise InputError("storescu is not installed. Install dcmtk.")
+    with tempfile.TemporaryDirectory() as folder:
+        series = Path(folder, "series")
+        write_series(series)
+        facts: dict[str, Any] = {**circumstances("python -m orthokernels.bench.edge.receive"), "images": IMAGES}
+        facts["megabytes"] = round(sum(path.stat().st_size for path in series.iterdir()) / 1e6, 1)
+        facts["held_to_seconds"] = HELD_TO_SECONDS
+        facts["disk_alone"] = _told([_disk_alone(series, Path(folder, f"disk{n}")) for n in range(rounds)])
+        for name, environment in (("no_delay", {"TCP_NODELAY": "1"}), ("delay", {})):
+            runs = [_received(series, Path(folder, f"{name}{n}"), port, environment) for n in range(rounds + 1)]
+            facts[name] = _told(runs[1:])
+    print(json.dumps(facts, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _told(seconds: list[float]) -> dict[str, Any]:
+    return {"median": round(statistics.median(seconds), 3), "seconds": [round(second, 3) for second in seconds]}
+
+
+def write_series(folder: Path) -> None:
+    """MR images of one series; the pixels are noise, which nothing on the way looks at."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for number in range(1, IMAGES + 1):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.1.{number}")
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.Modality = "1.2.3", "1.2.3.1", "MR"
+        image.Rows = image.Columns = SIDE
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.PixelData = noise.integers(0, 4096, (SIDE, SIDE), dtype=np.uint16).tobytes()
+        image.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
+
+
+def _disk_alone(series: Path, target: Path) -> float:
+    contents = [path.read_bytes() for path in sorted(series.iterdir())]
+    started = time.perf_counter()
+    for number, content in enumerate(contents):
+        write_durably(target / f"{number}.dcm", (content,))
+    return time.perf_counter() - started
+
+
+def _received(series: Path, data: Path, port: int, environment: dict[str, str]) -> float:
+    config = Config.model_validate(
+        {
+            "appliance": {"data": data},
+            "receive": {"port": port, "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]},
+            "disk": {"keep_free_bytes": 0, "refuse_above": 1.0},
+        }
+    )
+    with _receiving(config):
+        started = time.perf_counter()
+        subprocess.run(
+            ["storescu", "-aet", "MR1", "-aec", config.appliance.ae_title, "+sd", "127.0.0.1", str(port), str(series)],
+            check=True,
+            env={**os.environ, **environment},
+        )
+        seconds = time.perf_counter() - started
+    if len(list(data.rglob("images/*/*.dcm"))) != IMAGES:
+        raise RuntimeError("images are missing")
+    return seconds
+
+
+@contextmanager
+def _receiving(config: Config) -> Iterator[None]:
+    database = Database(config.appliance.data)
+    receiver = Receiver(config, Intake(config, Store(database)), lambda transaction, missing: False)
+    receiver.start()
+    try:
+        yield
+    finally:
+        receiver.stop()
+        database.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)

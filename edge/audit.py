@@ -1,0 +1,58 @@
+"""Who did what, when, and how it ended: a list that only grows, each entry sealed by the digest of the one before.
+
+Patients and studies appear as hashes. A changed or removed entry breaks every digest after it; a cut end is found by
+comparing with an export that was made earlier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from orthokernels.edge.database import Database
+
+_SEALED = ("number", "at", "event", "actor", "subject", "outcome", "previous")
+_FIRST = "0" * 64
+
+
+def append(connection: sqlite3.Connection, event: str, actor: str, subject: str, outcome: str = "success") -> None:
+    """Add an entry within the transaction of what it tells of."""
+    last = connection.execute("SELECT number, digest FROM audit ORDER BY number DESC LIMIT 1").fetchone()
+    entry = {
+        "number": last["number"] + 1 if last else 1,
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "event": event,
+        "actor": actor,
+        "subject": subject,
+        "outcome": outcome,
+        "previous": last["digest"] if last else _FIRST,
+    }
+    connection.execute(
+        "INSERT INTO audit (number, at, event, actor, subject, outcome, previous, digest) VALUES (?,?,?,?,?,?,?,?)",
+        (*entry.values(), _digest(entry)),
+    )
+
+
+def entries(database: Database) -> Iterator[dict[str, object]]:
+    """Every entry, oldest first, with ``intact``: it and its link to the one before are as they were written."""
+    previous, number = _FIRST, 0
+    while True:
+        with database.read() as connection:
+            rows = connection.execute(
+                "SELECT * FROM audit WHERE number > ? ORDER BY number LIMIT 1000", (number,)
+            ).fetchall()
+        if not rows:
+            return
+        for row in rows:
+            entry = dict(row)
+            linked = entry["previous"] == previous and entry["number"] == number + 1
+            entry["intact"] = linked and entry["digest"] == _digest({name: entry[name] for name in _SEALED})
+            previous, number = entry["digest"], entry["number"]
+            yield entry
+
+
+def _digest(entry: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

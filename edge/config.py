@@ -1,0 +1,254 @@
+"""The appliance's configuration: one TOML file, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tomllib
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from orthokernels.errors import InputError
+from orthokernels.tasks import PLANES
+
+TEMPLATE = Path(__file__).with_name("appliance.toml")
+
+# PS3.5 table 6.2-1: at most 16 characters of the default repertoire, no backslash; spaces around it mean nothing.
+AETitle = Annotated[str, StringConstraints(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Appliance(_Section):
+    """Who the appliance is, and where it keeps everything."""
+
+    ae_title: AETitle = "ORTHOKERNELS"
+    data: Path = Path("/var/lib/orthokernels")
+
+
+class Tls(_Section):
+    """Certificate and key of this side; ``authority`` signs the other's, which ``mutual`` demands of who connects."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+    mutual: bool = False
+
+    @model_validator(mode="after")
+    def _together(self) -> Tls:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key are given together or not at all")
+        if self.mutual and self.authority is None:
+            raise ValueError("mutual needs an authority, which signed the other side's certificate")
+        return self
+
+
+class Peer(_Section):
+    """Who may send: an AE title, from these networks. 0 is the most urgent priority, 9 the least."""
+
+    ae_title: AETitle
+    hosts: Annotated[tuple[IPv4Network | IPv6Network, ...], Field(min_length=1)]
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+
+
+class Limits(_Section):
+    """What a sender may ask of the appliance; beyond it the association is refused or cut."""
+
+    pdu_bytes: Annotated[int, Field(ge=16384, le=2**20)] = 131072
+    associations: Annotated[int, Field(ge=1, le=100)] = 8
+    instances_per_association: Annotated[int, Field(ge=1)] = 20000
+    bytes_per_association: Annotated[int, Field(ge=1)] = 16 * 2**30
+    bytes_per_instance: Annotated[int, Field(ge=1, le=2**31)] = 256 * 2**20
+    elements_before_uids: Annotated[int, Field(ge=16)] = 2000
+    idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    pdu_seconds: Annotated[float, Field(gt=0)] = 30.0
+    handshake_seconds: Annotated[float, Field(gt=0)] = 10.0
+    waiting_studies: Annotated[int, Field(ge=1)] = 200
+
+
+class Disk(_Section):
+    """Below ``keep_free_bytes`` or above ``refuse_above`` nothing is taken in; above ``clean_above`` what was
+    delivered goes, oldest first."""
+
+    keep_free_bytes: Annotated[int, Field(ge=0)] = 5 * 2**30
+    refuse_above: Annotated[float, Field(gt=0, le=1)] = 0.75
+    clean_above: Annotated[float, Field(gt=0, le=1)] = 0.90
+
+
+class Receive(_Section):
+    """The DICOM storage SCP."""
+
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    peers: tuple[Peer, ...] = ()
+    tls: Tls | None = None
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _serves_with_a_certificate(self) -> Receive:
+        if self.tls is not None and self.tls.certificate is None:
+            raise ValueError("tls needs a certificate and its key to be served")
+        titles = [peer.ae_title for peer in self.peers]
+        if len(set(titles)) < len(titles):
+            raise ValueError("an AE title is listed twice among the peers; give one entry all its hosts")
+        return self
+
+
+class Watch(_Section):
+    """A folder that is emptied into the appliance."""
+
+    folder: Path
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    seconds_unchanged: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Settle(_Section):
+    """When a study counts as complete."""
+
+    quiet_seconds: Annotated[float, Field(gt=0)] = 60.0
+    early: bool = True
+    give_up_seconds: Annotated[float, Field(gt=0)] = 5400.0
+
+
+class Results(_Section):
+    """What decides the results, beside the images and the model; its digest goes into every output's UID."""
+
+    joint: Literal["knee", "ankle", "shoulder"] = "knee"
+    planes: Annotated[tuple[Literal["sagittal", "coronal", "axial"], ...], Field(min_length=1)] = PLANES  # type: ignore[assignment]
+    preparation: Literal["full", "published"] = "full"
+    seed: Annotated[int, Field(ge=0)] = 0
+    label_map: bool = False
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Work(_Section):
+    """The process that reads pixels and runs the model, and what it may use."""
+
+    bundle: Path | None = None
+    command: tuple[str, ...] = (sys.executable, "-m", "orthokernels.edge.evaluate")
+    workers: Annotated[int, Field(ge=1, le=16)] = 1
+    memory_bytes: Annotated[int, Field(ge=2**26)] = 8 * 2**30
+    check_seconds: Annotated[float, Field(gt=0)] = 120.0
+    study_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    start_seconds: Annotated[float, Field(gt=0)] = 300.0
+    attempts: Annotated[int, Field(ge=1)] = 2
+    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
+
+
+class Destination(_Section):
+    """Where results go. A failed try waits ``first_wait_seconds``, then three times as long each time."""
+
+    name: Name
+    ae_title: AETitle
+    host: str
+    port: Port
+    tls: Tls | None = None
+    commitment: bool = False
+    commitment_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    tries: Annotated[int, Field(ge=1)] = 5
+    first_wait_seconds: Annotated[float, Field(gt=0)] = 5.0
+    longest_wait_seconds: Annotated[float, Field(gt=0)] = 900.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+
+
+class Retention(_Section):
+    """How long what is finished stays. What was not delivered stays until someone decides."""
+
+    delivered_days: Annotated[float, Field(ge=0)] = 7.0
+    rejected_days: Annotated[float, Field(ge=0)] = 30.0
+
+
+class Page(_Section):
+    """The page and its probes. Off loopback a token is needed."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    token_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _token_off_loopback(self) -> Page:
+        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token_file is None:
+            raise ValueError("a page that is not on 127.0.0.1 needs token_file, a file that holds the token")
+        return self
+
+
+class Config(_Section):
+    """The whole file."""
+
+    appliance: Appliance = Appliance()
+    receive: Receive = Receive()
+    watch: Watch | None = None
+    disk: Disk = Disk()
+    settle: Settle = Settle()
+    results: Results = Results()
+    work: Work = Work()
+    destinations: tuple[Destination, ...] = ()
+    retention: Retention = Retention()
+    page: Page = Page()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Config:
+        names = [destination.name for destination in self.destinations]
+        if len(set(names)) < len(names):
+            raise ValueError("two destinations have the same name; results are tracked by it")
+        return self
+
+
+def load(path: Path) -> Config:
+    """The configuration in ``path``.
+
+    Raises:
+        InputError: the file can't be read, or something in it is wrong: one sentence for each mistake.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read ({error.strerror}). Write one: orthokernels edge init {path}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    try:
+        return Config.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: is not TOML: {error}.") from error
+    except ValidationError as error:
+        raise InputError("\n".join(_sentence(path, dict(mistake)) for mistake in error.errors())) from error
+
+
+def _sentence(path: Path, mistake: dict[str, object]) -> str:
+    places = mistake["loc"]
+    assert isinstance(places, tuple)
+    where = ".".join(str(place) for place in places if not str(place).endswith("Network"))
+    given = "" if mistake["type"] in ("missing", "value_error") else f", not {repr(mistake['input'])[:60]}"
+    said = str(mistake["msg"]).removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden":
+        return f"{path}: {where}: there is no such setting. Remove it, or correct its name."
+    return f"{path}: {where or 'the file'}: {said[:1].lower()}{said[1:]}{given}."
+
+
+def write_template(path: Path, data: Path) -> None:
+    """Write the commented defaults to ``path``, readable by its owner alone; an existing file is never touched.
+
+    Raises:
+        InputError: the file is there already, or can't be written.
+    """
+    text = TEMPLATE.read_text(encoding="utf-8").replace('data = "/var/lib/orthokernels"', f'data = "{data}"')
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise InputError(f"{path}: is there already and is left as it is. Name another file.") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror}). Name another file.") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)

@@ -1,0 +1,239 @@
+"""Results on their way out: which destination has accepted which object of which job."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orthokernels.edge import audit
+from orthokernels.edge.config import Destination
+from orthokernels.edge.store import Job, Store
+
+NO_DESTINATION = "no destination is configured; the results stay here"
+_UNCONFIRMED = "sent, but the archive did not confirm that it keeps them"
+
+
+@dataclass(frozen=True)
+class Made:
+    """An object that a job's work has made. ``file`` is below the data folder."""
+
+    sop_class: str
+    sop_uid: str
+    digest: str
+    file: str
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One job's objects for one destination, and those that it has not accepted yet."""
+
+    id: int
+    job: int
+    destination: str
+    tries: int
+    open: tuple[Made, ...]
+
+
+class Deliveries:
+    """What is owed to the destinations. Its changes may take the job itself from sending to sent, committed or dead."""
+
+    def __init__(self, store: Store, destinations: Sequence[Destination]) -> None:
+        self.store = store
+        self.database = store.database
+        self.destinations = {destination.name: destination for destination in destinations}
+
+    def owe(self, job: Job, owner: str, made: Iterable[Made], rejected: str | None = None) -> None:
+        """Take a job to sending: its objects now go to every destination. With ``rejected``, they are the rejection's.
+
+        Raises:
+            LostLeaseError: the lease had run out and the job was given back.
+        """
+        now = time.time()
+        with self.database.write() as connection:
+            self.store.check_lease(job, owner)
+            connection.executemany(
+                "INSERT INTO objects (job, sop_class, sop_uid, digest, file) VALUES (?,?,?,?,?)",
+                [(job.id, one.sop_class, one.sop_uid, one.digest, one.file) for one in made],
+            )
+            connection.executemany(
+                "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) VALUES (?,?,'waiting',?,?)",
+                [(job.id, name, now, now) for name in self.destinations],
+            )
+            if rejected is not None:
+                self.store.move(job.id, "rejected", owner, rejected)
+            else:
+                self.store.move(job.id, "sending", owner)
+                self._follow(job.id, owner)
+
+    def due(self, destination: str) -> Delivery | None:
+        """The most urgent delivery to this destination whose time has come."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT deliveries.id, job, destination, tries FROM deliveries JOIN jobs ON jobs.id = job "
+                "WHERE destination = ? AND deliveries.state = 'waiting' AND next_try_at <= ? "
+                "ORDER BY jobs.priority, next_try_at LIMIT 1",
+                (destination, time.time()),
+            ).fetchone()
+            return Delivery(**dict(row), open=self._open(row["id"], row["job"])) if row else None
+
+    def _open(self, delivery: int, job: int) -> tuple[Made, ...]:
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT sop_class, sop_uid, digest, file, id FROM objects WHERE job = ? AND id NOT IN "
+                "(SELECT object FROM accepted WHERE delivery = ?) ORDER BY id",
+                (job, delivery),
+            ).fetchall()
+        return tuple(Made(**dict(row)) for row in rows)
+
+    def objects(self, job_id: int) -> tuple[Made, ...]:
+        """Everything that was made of a job."""
+        return self._open(0, job_id)
+
+    def accepted(self, delivery: Delivery, made: Made) -> None:
+        """The destination has taken one object."""
+        with self.database.write() as connection:
+            connection.execute("INSERT OR IGNORE INTO accepted VALUES (?, ?)", (delivery.id, made.id))
+
+    def delivered(self, delivery: Delivery, transaction_uid: str | None = None) -> None:
+        """It has taken all of them. With ``transaction_uid``, its word that it keeps them is awaited for a while."""
+        now = time.time()
+        until = now + self.destinations[delivery.destination].commitment_seconds if transaction_uid else None
+        with self.database.write() as connection:
+            connection.execute(
+                "UPDATE deliveries SET state = 'sent', reason = NULL, transaction_uid = ?, commit_until = ?, "
+                "changed_at = ? WHERE id = ?",
+                (transaction_uid, until, now, delivery.id),
+            )
+            self._noted(delivery.job, "delivered", delivery.destination)
+            self._follow(delivery.job, delivery.destination)
+
+    def refused(self, delivery: Delivery, reason: str) -> None:
+        """A try failed. The next waits three times as long, give or take a fifth; after the last it is put aside."""
+        with self.database.write():
+            self._put_off(delivery.id, delivery.destination, delivery.tries + 1, reason)
+            self._noted(delivery.job, "not delivered", delivery.destination, reason)
+            self._follow(delivery.job, delivery.destination)
+
+    def _put_off(self, delivery: int, name: str, tries: int, reason: str) -> None:
+        destination = self.destinations[name]
+        wait = min(destination.first_wait_seconds * 3.0 ** (tries - 1), destination.longest_wait_seconds)
+        now = time.time()
+        with self.database.write() as connection:
+            connection.execute(
+                "UPDATE deliveries SET state = ?, tries = ?, next_try_at = ?, reason = ?, transaction_uid = NULL, "
+                "commit_until = NULL, changed_at = ? WHERE id = ?",
+                (
+                    "dead" if tries >= destination.tries else "waiting",
+                    tries,
+                    now + wait * random.uniform(0.8, 1.2),
+                    reason,
+                    now,
+                    delivery,
+                ),
+            )
+
+    def commitment_answered(self, transaction_uid: str, missing: Iterable[str]) -> bool:
+        """An archive keeps all but ``missing``, which are sent again. False: nobody asked by this transaction."""
+        lost = tuple(missing)
+        with self.database.write() as connection:
+            row = connection.execute(
+                "SELECT id, job, destination, tries FROM deliveries WHERE transaction_uid = ? AND state = 'sent'",
+                (transaction_uid,),
+            ).fetchone()
+            if row is None or row["destination"] not in self.destinations:
+                return False
+            if lost:
+                connection.executemany(
+                    "DELETE FROM accepted WHERE delivery = ? AND object IN "
+                    "(SELECT id FROM objects WHERE job = ? AND sop_uid = ?)",
+                    [(row["id"], row["job"], sop_uid) for sop_uid in lost],
+                )
+                told = f"{len(lost)} objects were accepted, but are not kept"
+                self._put_off(row["id"], row["destination"], row["tries"] + 1, told)
+            else:
+                connection.execute(
+                    "UPDATE deliveries SET state = 'committed', transaction_uid = NULL, commit_until = NULL, "
+                    "changed_at = ? WHERE id = ?",
+                    (time.time(), row["id"]),
+                )
+            self._noted(row["job"], "commitment", row["destination"], told if lost else "success")
+            self._follow(row["job"], row["destination"])
+        return True
+
+    def commitment_overdue(self) -> int:
+        """Ask again where no report came in time; after the last try the objects stay sent, unconfirmed."""
+        with self.database.write() as connection:
+            rows = connection.execute(
+                "SELECT id, job, destination, tries FROM deliveries WHERE commit_until < ?", (time.time(),)
+            ).fetchall()
+            for row in rows:
+                destination = self.destinations.get(row["destination"])
+                if destination is not None and row["tries"] + 1 < destination.tries:
+                    self._put_off(row["id"], row["destination"], row["tries"] + 1, _UNCONFIRMED)
+                else:
+                    connection.execute(
+                        "UPDATE deliveries SET transaction_uid = NULL, commit_until = NULL, changed_at = ?, "
+                        "reason = ? WHERE id = ?",
+                        (time.time(), _UNCONFIRMED, row["id"]),
+                    )
+                self._noted(row["job"], "commitment", row["destination"], "no report")
+                self._follow(row["job"], row["destination"])
+        return len(rows)
+
+    def retry(self, job: Job, actor: str) -> Job:
+        """Take up a rejected or dead job, or one with a dead delivery, again. Others are left as they are."""
+        with self.database.write() as connection:
+            dead = connection.execute(
+                "UPDATE deliveries SET state = 'waiting', tries = 0, next_try_at = ?, changed_at = ? "
+                "WHERE job = ? AND state = 'dead'",
+                (time.time(), time.time(), job.id),
+            ).rowcount
+            if dead and job.state == "dead":
+                self.store.move(job.id, "sending", actor)
+            elif not dead and job.state in ("dead", "rejected"):
+                return self.store.again(job, actor)
+        return self.store.job(job.id)
+
+    def end_unknown_destinations(self) -> int:
+        """Deliveries to a destination that is no longer configured are put aside, where they can be seen."""
+        marks = ",".join("?" * len(self.destinations))
+        with self.database.write() as connection:
+            rows = connection.execute(
+                f"SELECT id, job, destination FROM deliveries WHERE state = 'waiting' AND destination NOT IN ({marks})",
+                tuple(self.destinations),
+            ).fetchall()
+            for row in rows:
+                connection.execute(
+                    "UPDATE deliveries SET state = 'dead', reason = 'it is no longer configured', changed_at = ? "
+                    "WHERE id = ?",
+                    (time.time(), row["id"]),
+                )
+                self._follow(row["job"], "appliance")
+        return len(rows)
+
+    def _noted(self, job: int, event: str, actor: str, outcome: str = "success") -> None:
+        with self.database.write() as connection:
+            audit.append(connection, event, actor, self.store.job(job).name, outcome)
+
+    def _follow(self, job_id: int, actor: str) -> None:
+        """Take the job where its deliveries are."""
+        with self.database.write() as connection:
+            rows = connection.execute(
+                "SELECT destination, state, reason FROM deliveries WHERE job = ?", (job_id,)
+            ).fetchall()
+            states = {row["state"] for row in rows}
+            state = self.store.job(job_id).state
+            if state == "sent" and states & {"waiting", "dead"}:
+                self.store.move(
+                    job_id, "sending", actor, "an archive does not keep what it accepted, or did not say so"
+                )
+                state = "sending"
+            if state == "sending" and "waiting" not in states:
+                dead = [f"{row['destination']}: {row['reason']}" for row in rows if row["state"] == "dead"]
+                state = "dead" if dead else "sent"
+                self.store.move(job_id, state, actor, "; ".join(dead) or (None if rows else NO_DESTINATION))
+            if state == "sent" and states == {"committed"}:
+                self.store.move(job_id, "committed", actor)

@@ -1,0 +1,1 @@
+"""Images in: over DICOM's C-STORE, or from a watched folder."""

@@ -1,0 +1,87 @@
+"""A watched folder: DICOM files that are put there are taken in like those from the network, and leave it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from orthokernels.edge.config import Watch
+from orthokernels.edge.receive.intake import Arrival, Intake, Refused, Status
+from orthokernels.edge.receive.scp import IMAGE_CLASSES, SYNTAXES
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_file_meta_info, read_preamble
+
+from orthokernels.data.dicom.file import DAMAGE
+
+LOG = logging.getLogger("orthokernels.edge.receive")
+
+REJECTED = "rejected"
+_SOURCE = "watched folder"
+
+
+class FolderWatcher:
+    """Empties a folder. What can't be taken in is moved to its ``rejected`` folder; what may be later, stays."""
+
+    def __init__(self, watch: Watch, intake: Intake) -> None:
+        self._watch = watch
+        self._intake = intake
+        self._most_bytes = intake.limits.bytes_per_instance
+
+    def run(self, stop: threading.Event) -> None:
+        """Look once a second until told to stop."""
+        while not stop.wait(1.0):
+            try:
+                self.look()
+            except OSError:
+                LOG.exception("the watched folder can't be read")
+
+    def look(self) -> int:
+        """Take in every file that has stopped changing; how many there were."""
+        taken = 0
+        for path in self._settled():
+            try:
+                self._take(path)
+                path.unlink()
+                taken += 1
+            except Refused as refusal:
+                if refusal.status == Status.OUT_OF_RESOURCES:
+                    return taken  # room may come
+                self._reject(path)
+        return taken
+
+    def _settled(self) -> Iterator[Path]:
+        until = time.time() - self._watch.seconds_unchanged
+        for place, folders, names in os.walk(self._watch.folder):  # links to folders are not followed
+            folders[:] = sorted(name for name in folders if Path(place, name) != self._watch.folder / REJECTED)
+            for name in sorted(names):
+                path = Path(place, name)
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode) and found.st_mtime < until and not name.startswith("."):
+                    yield path
+
+    def _take(self, path: Path) -> None:
+        if path.stat().st_size > self._most_bytes:
+            raise Refused(Status.NOT_UNDERSTOOD, "it is larger than an instance may be")
+        with path.open("rb") as file:
+            try:
+                read_preamble(file, force=False)
+                meta = _read_file_meta_info(file)
+                syntax, sop_class = meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID
+            except (InvalidDicomError, *DAMAGE) as error:
+                raise Refused(Status.NOT_UNDERSTOOD, "it is no DICOM file") from error
+            if syntax not in SYNTAXES or sop_class not in IMAGE_CLASSES:
+                raise Refused(Status.NOT_UNDERSTOOD, "it is no MR image in a transfer syntax that is read here")
+            content = io.BytesIO(file.read())
+        self._intake.take(Arrival(content, syntax, _SOURCE, self._watch.priority, sop_class=str(sop_class)))
+
+    def _reject(self, path: Path) -> None:
+        rejected = self._watch.folder / REJECTED
+        rejected.mkdir(exist_ok=True)
+        os.replace(path, rejected / path.name)
+        LOG.warning("a file in the watched folder can't be taken in; it is in %s", rejected)

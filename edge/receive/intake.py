@@ -1,0 +1,165 @@
+"""One instance in: known or new, room or none, and success only once its bytes and its row are on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from orthokernels.edge import metrics
+from orthokernels.edge.config import Config, Disk
+from orthokernels.edge.durable import name_of, write_durably
+from orthokernels.edge.receive.identity import Identity, read_identity
+from orthokernels.edge.store import Image, Store
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+
+from orthokernels import __version__
+from orthokernels.data.volume import hash_of
+from orthokernels.errors import InputError
+
+LOG = logging.getLogger("orthokernels.edge.receive")
+FOLDER = "images"
+
+# Ours alone, made once from a random UUID (PS3.5 annex B.2).
+IMPLEMENTATION_UID = UID("2.25.71178758331537684092484713271797692360")
+_PREAMBLE = b"\0" * 128 + b"DICM"
+
+
+class Status(IntEnum):
+    """DICOM's answers to a C-STORE (PS3.4 table B.2-1)."""
+
+    SUCCESS = 0x0000
+    OUT_OF_RESOURCES = 0xA700
+    OTHER_THAN_ANNOUNCED = 0xA900
+    NOT_UNDERSTOOD = 0xC000
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not an error
+    """The instance is not taken in; ``status`` is the answer, and the sender keeps it."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An instance as it came: its data set undecoded, what the message said of it, and who sent it."""
+
+    content: io.BytesIO
+    syntax: UID
+    source: str
+    priority: int
+    sop_class: str | None = None
+    sop_uid: str | None = None
+
+
+class Intake:
+    """Takes instances in, whichever way they come."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.store = store
+        self.data = config.appliance.data
+        self.disk = config.disk
+        self.limits = config.receive.limits
+
+    def take(self, arrival: Arrival) -> Identity:
+        """Take one instance in. When this returns, it is on disk and in the database.
+
+        Raises:
+            Refused: it is not taken in, and why.
+        """
+        try:
+            identity = self._identity(arrival)
+            self._store(arrival, identity)
+            return identity
+        except Refused as refusal:
+            metrics.INSTANCES.labels("refused").inc()
+            LOG.warning("refused an instance from %s: %s", arrival.source, refusal)
+            raise
+        except (OSError, sqlite3.OperationalError) as error:
+            metrics.INSTANCES.labels("refused").inc()
+            LOG.exception("could not keep an instance from %s", arrival.source)
+            raise Refused(Status.OUT_OF_RESOURCES, f"it could not be written ({error})") from error
+
+    def _identity(self, arrival: Arrival) -> Identity:
+        try:
+            identity = read_identity(arrival.content, arrival.syntax, self.limits.elements_before_uids)
+        except InputError as error:
+            raise Refused(Status.NOT_UNDERSTOOD, str(error)) from error
+        announced = (arrival.sop_class or identity.sop_class, arrival.sop_uid or identity.sop_uid)
+        if announced != (identity.sop_class, identity.sop_uid):
+            raise Refused(Status.OTHER_THAN_ANNOUNCED, "its UIDs are not those that its message announced")
+        return identity
+
+    def _store(self, arrival: Arrival, identity: Identity) -> None:
+        view = arrival.content.getbuffer()
+        digest = hashlib.sha256(arrival.syntax.encode() + b"\0")
+        digest.update(view)
+        known = self.store.known(identity.sop_uid)
+        if known == digest.hexdigest():
+            metrics.INSTANCES.labels("duplicate").inc()
+            return
+        self._check_room(identity, len(view))
+        image = Image(
+            **vars(identity),
+            digest=digest.hexdigest(),
+            bytes=len(view),
+            file=f"{FOLDER}/{name_of(identity.study_uid)}/{name_of(identity.sop_uid)}-{digest.hexdigest()[:16]}.dcm",
+            source=arrival.source,
+        )
+        write_durably(self.data / image.file, (_PREAMBLE, _meta(identity, arrival), view))
+        if known is None:
+            try:
+                self.store.add(image, arrival.priority)
+                metrics.INSTANCES.labels("stored").inc()
+                metrics.BYTES.inc(len(view))
+                return
+            except sqlite3.IntegrityError:  # the same UID came on two associations at once; the other was first
+                if self.store.known(identity.sop_uid) == image.digest:
+                    metrics.INSTANCES.labels("duplicate").inc()
+                    return
+        self.store.set_aside(image)
+        metrics.INSTANCES.labels("set aside").inc()
+        LOG.warning("an instance from %s has a known UID and other content: kept aside", arrival.source)
+
+    def _check_room(self, identity: Identity, size: int) -> None:
+        if told := no_room(self.data, self.disk, size):
+            raise Refused(Status.OUT_OF_RESOURCES, told)
+        if self.store.waiting() >= self.limits.waiting_studies and not self.store.is_open(identity.study_uid):
+            raise Refused(
+                Status.OUT_OF_RESOURCES,
+                f"{self.limits.waiting_studies} studies are waiting, and study {hash_of(identity.study_uid)} is new",
+            )
+
+
+def no_room(data: Path, disk: Disk, size: int = 0) -> str | None:
+    """Why nothing of ``size`` bytes may be taken in now, or None."""
+    usage = shutil.disk_usage(data)
+    if usage.free - size < disk.keep_free_bytes:
+        return f"the disk has {usage.free >> 20} MB left, and {disk.keep_free_bytes >> 20} MB are kept free"
+    if usage.total - usage.free + size > disk.refuse_above * usage.total:
+        return f"the disk is fuller than {disk.refuse_above:.0%}"
+    return None
+
+
+def _meta(identity: Identity, arrival: Arrival) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(identity.sop_class)
+    meta.MediaStorageSOPInstanceUID = UID(identity.sop_uid)
+    meta.TransferSyntaxUID = arrival.syntax
+    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationVersionName = f"ORTHOKERNELS{__version__}"[:16]
+    meta.FileMetaInformationVersion = b"\0\1"
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_file_meta_info(buffer, meta, enforce_standard=True)
+    return buffer.getvalue()

@@ -1,0 +1,208 @@
+"""The DICOM storage SCP: who may associate, what is answered to a C-STORE, and when a study's association has ended."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from orthokernels.edge import metrics
+from orthokernels.edge.config import Config, Peer
+from orthokernels.edge.receive.connection import CountedSocket, LimitedServer, host_allowed
+from orthokernels.edge.receive.intake import IMPLEMENTATION_UID, Arrival, Intake, Refused, Status
+from orthokernels.edge.tls import server_context
+from pydicom.uid import (
+    JPEG2000,
+    EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+from pynetdicom import AE, _config, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
+
+from orthokernels.errors import InputError
+
+LOG = logging.getLogger("orthokernels.edge.receive")
+
+IMAGE_CLASSES = (
+    MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage, SecondaryCaptureImageStorage,
+)  # fmt: skip
+SYNTAXES = (
+    ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLossless, JPEGLosslessSV1,
+    JPEGLSLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000,
+)  # fmt: skip
+
+# PS3.8 section 9.3.4: result, source, reason.
+_CALLING_TITLE_UNKNOWN = (0x01, 0x01, 0x03)
+_CALLED_TITLE_UNKNOWN = (0x01, 0x01, 0x07)
+
+_HIGH = 1  # C-STORE's priority (PS3.7 table 9.3-1)
+
+# Told of a commitment's transaction and the objects that it misses; whether anyone had asked for it.
+Committed = Callable[[str, list[str]], bool]
+
+
+class Receiver:
+    """Listens until it is stopped."""
+
+    def __init__(self, config: Config, intake: Intake, committed: Committed) -> None:
+        self._config = config
+        self._intake = intake
+        self._peers = config.receive.peers
+        self._archives = _archives(config)
+        self._committed = committed
+        self._studies: dict[Any, set[str]] = {}  # which each open association has brought
+        self._counts: dict[Any, int] = {}
+        self._lock = threading.Lock()
+        self._server: LimitedServer | None = None
+
+    def start(self) -> None:
+        """Listen."""
+        receive = self._config.receive
+        _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom's own lines tell UIDs and names
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+        entity = AE(ae_title=self._config.appliance.ae_title)
+        entity.implementation_class_uid = IMPLEMENTATION_UID
+        entity.require_called_aet = True
+        entity.require_calling_aet = [peer.ae_title for peer in self._everyone()] or ["nobody"]
+        entity.maximum_associations = receive.limits.associations
+        entity.maximum_pdu_size = receive.limits.pdu_bytes
+        entity.network_timeout = receive.limits.idle_seconds
+        entity.acse_timeout = receive.limits.pdu_seconds
+        entity.add_supported_context(Verification)
+        for image_class in IMAGE_CLASSES:
+            entity.add_supported_context(image_class, list(SYNTAXES))
+        # The archive reports as SCP of the commitment on an association that it opens (PS3.4 annex J.3.3).
+        entity.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+        server = entity.make_server(
+            (receive.host, receive.port),
+            server_class=LimitedServer,
+            ssl_context=server_context(receive.tls) if receive.tls else None,
+            evt_handlers=self._handlers(),
+        )
+        assert isinstance(server, LimitedServer)
+        server.limits = receive.limits
+        server.hosts_allowed = lambda host: host_allowed(self._everyone(), host) is not None
+        self._server = server
+        threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop listening; associations that are open are aborted, and their senders keep what was not acknowledged."""
+        if self._server is None:
+            return
+        self._server.shutdown()
+        for association in self._server.active_associations:
+            association.abort()
+
+    def _everyone(self) -> tuple[Peer, ...]:
+        return (*self._peers, *self._archives)
+
+    def _handlers(self) -> list[Any]:
+        return [
+            (evt.EVT_REQUESTED, self._requested),
+            (evt.EVT_DIMSE_RECV, self._message_ended),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_ECHO, lambda event: 0x0000),
+            (evt.EVT_N_EVENT_REPORT, self._report),
+            (evt.EVT_CONN_CLOSE, self._closed),
+        ]
+
+    def _requested(self, event: Any) -> None:
+        """Reject who is not listed: pynetdicom's own lists don't know which host an AE title belongs to."""
+        association = event.assoc
+        wanted = association.requestor.primitive
+        host = association.requestor.address
+        peer = host_allowed(self._everyone(), host, wanted.calling_ae_title)
+        if wanted.called_ae_title != self._config.appliance.ae_title:
+            self._reject(association, _CALLED_TITLE_UNKNOWN, f"{host} calls another AE title than ours")
+        elif peer is None:
+            self._reject(association, _CALLING_TITLE_UNKNOWN, f"{host} calls itself by an AE title that it may not use")
+        else:
+            metrics.CONNECTIONS.labels("accepted").inc()
+
+    def _reject(self, association: Any, why: tuple[int, int, int], told: str) -> None:
+        metrics.CONNECTIONS.labels("rejected").inc()
+        LOG.warning("rejected an association: %s", told)
+        association.is_rejected = True  # first: should sending fail, it is not negotiated any further
+        association.acse.send_reject(*why)
+        association.kill()
+
+    def _message_ended(self, event: Any) -> None:
+        if isinstance(event.assoc.dul.socket, CountedSocket):
+            event.assoc.dul.socket.message_ended()
+
+    def _store(self, event: Any) -> int:
+        association, request = event.assoc, event.request
+        peer = host_allowed(self._peers, association.requestor.address, association.requestor.ae_title)
+        if peer is None:  # an archive, which reports commitments and sends nothing
+            return int(Status.OUT_OF_RESOURCES)
+        count = self._counts[association] = self._counts.get(association, 0) + 1
+        if count > self._config.receive.limits.instances_per_association:
+            LOG.warning("refused an instance from %s: more than %d on one association", peer.ae_title, count - 1)
+            return int(Status.OUT_OF_RESOURCES)
+        arrival = Arrival(
+            content=request.DataSet,
+            syntax=event.context.transfer_syntax,
+            source=peer.ae_title,
+            priority=max(peer.priority - (request.Priority == _HIGH), 0),
+            sop_class=str(request.AffectedSOPClassUID),
+            sop_uid=str(request.AffectedSOPInstanceUID),
+        )
+        try:
+            identity = self._intake.take(arrival)
+        except Refused as refusal:
+            return int(refusal.status)
+        with self._lock:
+            self._studies.setdefault(association, set()).add(identity.study_uid)
+        return int(Status.SUCCESS)
+
+    def _report(self, event: Any) -> tuple[int, None]:
+        return report_status(event, self._committed), None
+
+    def _closed(self, event: Any) -> None:
+        with self._lock:
+            self._counts.pop(event.assoc, None)
+            ended = self._studies.pop(event.assoc, set())
+            ended -= {study for studies in self._studies.values() for study in studies}
+        self._intake.store.association_closed(ended, "appliance")
+
+
+def _archives(config: Config) -> tuple[Peer, ...]:
+    """Destinations that report commitments on associations of their own, from their addresses."""
+    asked = [destination for destination in config.destinations if destination.commitment]
+    return tuple(Peer(ae_title=one.ae_title, hosts=_addresses(one.host)) for one in asked)
+
+
+def _addresses(host: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(f"destinations: host {host!r} is not known ({error.strerror}). Give its address.") from error
+    return tuple(ip_network(str(entry[4][0]).split("%")[0]) for entry in found)
+
+
+def report_status(event: Any, committed: Committed) -> int:
+    """Pass an archive's commitment report on; the status that answers it (PS3.7 annex C)."""
+    try:
+        report = event.event_information
+        transaction = str(report.TransactionUID)
+        missing = [str(item.ReferencedSOPInstanceUID) for item in report.get("FailedSOPSequence") or ()]
+    except Exception:
+        LOG.warning("a commitment report could not be read")
+        return 0x0110  # processing failure
+    return 0x0000 if committed(transaction, missing) else 0x0115  # invalid argument value: no such transaction

@@ -1,0 +1,79 @@
+"""What may go: images and results that every destination has, and rejections that had their time. Nothing else."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from orthokernels.edge import audit
+from orthokernels.edge.config import Disk, Retention
+from orthokernels.edge.states import DELIVERED
+from orthokernels.edge.store import Job, Store
+
+LOG = logging.getLogger("orthokernels.edge.retention")
+_DAY = 86400.0
+
+# Images of :job that no later job has.
+_IMAGES = (
+    "SELECT instance FROM job_instances AS own WHERE own.job = :job AND NOT EXISTS "
+    "(SELECT 1 FROM job_instances AS later WHERE later.instance = own.instance AND later.job > own.job)"
+)
+
+
+class Cleaner:
+    """Removes files; the rows stay, so that a duplicate is still known."""
+
+    def __init__(self, store: Store, data: Path, disk: Disk, retention: Retention) -> None:
+        self._store = store
+        self._data = data
+        self._disk = disk
+        self._retention = retention
+
+    def clean(self) -> int:
+        """Remove what had its time and, on a full disk, what is delivered, oldest first. How many jobs went."""
+        now = time.time()
+        removed = 0
+        for job in self._candidates():
+            days = self._retention.rejected_days if job.state == "rejected" else self._retention.delivered_days
+            if now - job.changed_at > days * _DAY or (job.state in DELIVERED and self._full()):
+                self._remove(job)
+                removed += 1
+        return removed
+
+    def _full(self) -> bool:
+        usage = shutil.disk_usage(self._data)
+        return usage.total - usage.free > self._disk.clean_above * usage.total
+
+    def _candidates(self) -> list[Job]:
+        """Finished jobs that still have files, oldest first, of which nothing is owed to a destination."""
+        finished = (*DELIVERED, "rejected")
+        with self._store.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT * FROM jobs WHERE state IN ({','.join('?' * len(finished))}) AND id NOT IN "
+                "(SELECT job FROM deliveries WHERE state IN ('waiting', 'dead')) ORDER BY changed_at",
+                finished,
+            ).fetchall()
+        return [job for job in map(Job.of, rows) if self._files(job)]
+
+    def _files(self, job: Job) -> list[str]:
+        """What goes with a job: its objects, and its images unless a later version has them too."""
+        with self._store.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT file FROM instances WHERE file IS NOT NULL AND id IN ({_IMAGES}) "
+                "UNION SELECT file FROM objects WHERE file IS NOT NULL AND job = :job",
+                {"job": job.id},
+            ).fetchall()
+        return [row["file"] for row in rows]
+
+    def _remove(self, job: Job) -> None:
+        """Rows first: a file that no row speaks of is swept up at the next start; a row without its file would lie."""
+        with self._store.database.write() as connection:
+            files = self._files(job)
+            connection.execute(f"UPDATE instances SET file = NULL WHERE id IN ({_IMAGES})", {"job": job.id})
+            connection.execute("UPDATE objects SET file = NULL WHERE job = ?", (job.id,))
+            audit.append(connection, "removed", "appliance", job.name)
+        for file in files:
+            (self._data / file).unlink(missing_ok=True)
+        LOG.info("%s: %d files were removed", job.name, len(files))

@@ -1,0 +1,139 @@
+"""The process that touches pixels: it decodes, infers and writes, within limits of memory that the appliance sets.
+
+It reads one JSON object per line from its standard input (first the configuration, then requests) and answers each with
+lines on its standard output, the last of which has "done". Whatever libraries print goes to standard error. It ends
+with the appliance, whichever way that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from orthokernels.edge.config import Config
+from orthokernels.edge.store import Verdict
+
+from orthokernels.errors import InputError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OUT_OF_MEMORY = 77  # exit status, so that the reason can be told
+
+
+@dataclass(frozen=True)
+class Request:
+    """One study. ``out`` is an empty folder; ``supersedes`` the report of the version before, where there is one."""
+
+    sources: tuple[Path, ...]
+    out: Path
+    supersedes: Path | None = None
+    reasons: tuple[str, ...] = ()
+
+
+class Rejected(Exception):  # noqa: N818 - an outcome, not an error
+    """The study gets no result; each reason is a sentence for the reader."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__(" ".join(reasons))
+        self.reasons = reasons
+
+
+class Evaluator(Protocol):
+    """What the process does with a study."""
+
+    def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
+        """Whether it is all there, and fit for the model."""
+
+    def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
+        """Fill ``request.out`` with the results' DICOM files; call ``writing`` when the model is done.
+
+        Raises:
+            Rejected: it gets no result.
+        """
+
+    def abstain(self, request: Request) -> None:
+        """Fill ``request.out`` with DICOM files that tell ``request.reasons``; nothing, where that can't be said."""
+
+
+def serve(make: Callable[[Config], Evaluator]) -> None:
+    """Answer requests until standard input ends. ``make`` loads the model, once."""
+    _end_with_parent()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    config = Config.model_validate_json(sys.stdin.readline())
+    resource.setrlimit(resource.RLIMIT_DATA, (config.work.memory_bytes, config.work.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patients' images
+    try:
+        evaluator = make(config)
+        _say(answers, done=True)
+        for line in sys.stdin:
+            _answer(evaluator, json.loads(line), answers)
+    except InputError as error:
+        _say(answers, done=True, unusable=str(error))
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+def _end_with_parent() -> None:
+    """A worker that outlives the appliance would write into folders that a new one owns."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes, not the receiver
+
+
+def _answer(evaluator: Evaluator, asked: dict[str, Any], answers: TextIO) -> None:
+    sources = tuple(map(Path, asked["sources"]))
+    if asked["do"] == "examine":
+        verdict, because = evaluator.examine(sources)
+        _say(answers, done=True, verdict=verdict, because=because)
+        return
+    supersedes = Path(asked["supersedes"]) if asked.get("supersedes") else None
+    request = Request(sources, Path(asked["out"]), supersedes, tuple(asked.get("reasons", ())))
+    rejected: list[str] | None = None
+    try:
+        if asked["do"] == "abstain":
+            evaluator.abstain(request)
+        else:
+            evaluator.evaluate(
+                request,
+                lambda what, done, total: _say(answers, progress=f"{what} {done + 1}/{total}" if total > 1 else what),
+                lambda: _say(answers, writing=True),
+            )
+    except Rejected as rejection:
+        rejected = list(rejection.reasons)
+    except InputError as error:
+        rejected = [without_paths(str(error), sources)]
+    _say(answers, done=True, rejected=rejected, made=[_made(path) for path in sorted(request.out.glob("*.dcm"))])
+
+
+def without_paths(message: str, sources: Sequence[Path]) -> str:
+    """A message about files, for readers to whom our names of them say nothing."""
+    message = message.removeprefix(f"{', '.join(map(str, sources))}: ")
+    for path in sources:
+        message = message.replace(f"{path}: ", "an image: ").replace(str(path), "an image")
+    return message[:500]
+
+
+def _made(path: Path) -> dict[str, str]:
+    import pydicom
+
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": path.name,
+        "sop_class": str(header.SOPClassUID),
+        "sop_uid": str(header.SOPInstanceUID),
+        "digest": digest,
+    }
+
+
+def _say(answers: TextIO, **told: Any) -> None:
+    answers.write(json.dumps(told) + "\n")

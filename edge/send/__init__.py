@@ -1,0 +1,1 @@
+"""Results out: C-STORE to the destinations, and the archive's word that it keeps them."""

@@ -1,0 +1,141 @@
+"""One try to deliver: a new association, every object that is still owed, and the question whether it is kept."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from orthokernels.edge.config import Destination
+from orthokernels.edge.deliveries import Made
+from orthokernels.edge.receive.intake import IMPLEMENTATION_UID
+from orthokernels.edge.receive.scp import Committed, report_status
+from orthokernels.edge.tls import client_context
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
+
+_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # the one instance of the push model (PS3.4 annex J.3.1)
+_REQUEST_COMMITMENT = 1
+
+# Statuses of a C-STORE that say "kept" (PS3.4 table B.2-1): success, and warnings about elements.
+_KEPT = (0x0000, 0xB000, 0xB006, 0xB007)
+
+
+class NotDeliveredError(Exception):
+    """This try failed; the message says at what."""
+
+
+def deliver(
+    title: str, destination: Destination, data: Path, owed: Sequence[Made], accepted: Callable[[Made], None]
+) -> None:
+    """Send every object on a new association; ``accepted`` is called after each that the destination took.
+
+    Raises:
+        NotDeliveredError: no association, or objects that were not taken. Those that were told stay delivered.
+    """
+    if not owed:
+        return
+    entity = _entity(title, destination)
+    for sop_class, syntaxes in sorted({_context(data / one.file) for one in owed}):
+        entity.add_requested_context(sop_class, list(syntaxes))
+    failures = []
+    with _association(entity, destination) as association:
+        for one in owed:
+            if not association.is_established:
+                failures.append("it ended the association before all was sent")
+                break
+            failure = _send(association, data / one.file)
+            if failure is None:
+                accepted(one)
+            else:
+                failures.append(f"{UID(one.sop_class).name}: {failure}")
+    if failures:
+        raise NotDeliveredError("; ".join(dict.fromkeys(failures)))
+
+
+def _context(path: Path) -> tuple[str, tuple[str, ...]]:
+    """What to offer for a file: its own syntax; where that is not compressed, a peer may choose between two."""
+    meta = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta
+    syntax = meta.TransferSyntaxUID
+    plain = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+    return str(meta.MediaStorageSOPClassUID), (syntax,) if syntax.is_compressed else plain
+
+
+def _send(association: Any, path: Path) -> str | None:
+    """Why the destination did not take a file, or None if it did."""
+    try:
+        status = association.send_c_store(pydicom.dcmread(path)).get("Status")
+    except ValueError:  # pynetdicom's, where no context was accepted for it
+        return "it does not accept these"
+    except RuntimeError:
+        return "the association broke"
+    if status is None:
+        return "it did not answer, or ended the association"
+    return None if status in _KEPT else f"it answered 0x{status:04X}"
+
+
+def ask_commitment(
+    title: str, destination: Destination, kept: Sequence[Made], transaction: str, committed: Committed
+) -> None:
+    """Ask the archive to answer for ``kept``. It reports on this association, or later on one of its own.
+
+    Raises:
+        NotDeliveredError: it could not be asked.
+    """
+    entity = _entity(title, destination)
+    entity.add_requested_context(StorageCommitmentPushModel)
+    request = Dataset()
+    request.TransactionUID = transaction
+    request.ReferencedSOPSequence = []
+    for one in kept:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = one.sop_class, one.sop_uid
+        request.ReferencedSOPSequence.append(item)
+    handlers = [(evt.EVT_N_EVENT_REPORT, lambda event: (report_status(event, committed), None))]
+    with _association(entity, destination, handlers) as association:
+        status, _ = association.send_n_action(
+            request, _REQUEST_COMMITMENT, StorageCommitmentPushModel, _COMMITMENT_INSTANCE
+        )
+        if status.get("Status") != 0x0000:
+            raise NotDeliveredError("it did not take the commitment request")
+
+
+def _entity(title: str, destination: Destination) -> AE:
+    entity = AE(ae_title=title)
+    entity.implementation_class_uid = IMPLEMENTATION_UID
+    entity.connection_timeout = destination.timeout_seconds
+    entity.acse_timeout = destination.timeout_seconds
+    entity.dimse_timeout = destination.timeout_seconds
+    entity.network_timeout = destination.timeout_seconds
+    return entity
+
+
+@contextmanager
+def _association(entity: AE, destination: Destination, handlers: Sequence[Any] = ()) -> Iterator[Any]:
+    association = entity.associate(
+        destination.host,
+        destination.port,
+        ae_title=destination.ae_title,
+        tls_args=(client_context(destination.tls), destination.host) if destination.tls else None,
+        evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay), *handlers],
+    )
+    if not association.is_established:
+        what = "it rejected the association" if association.is_rejected else "no association"
+        if association.is_aborted and not association.accepted_contexts:
+            what = "no association, or none of our objects accepted"
+        raise NotDeliveredError(f"{what} ({destination.host}:{destination.port}, {destination.ae_title})")
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _no_delay(event: Any) -> None:
+    """Small messages wait for nothing (Nagle's algorithm and delayed acknowledgement cost 40 ms per object)."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

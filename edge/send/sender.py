@@ -1,0 +1,78 @@
+"""One thread per destination, so that one that is down holds up no other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from orthokernels.edge import metrics
+from orthokernels.edge.config import Destination
+from orthokernels.edge.deliveries import Deliveries, Delivery
+from orthokernels.edge.send.scu import NotDeliveredError, ask_commitment, deliver
+from pydicom.uid import generate_uid
+
+LOG = logging.getLogger("orthokernels.edge.send")
+
+_IDLE_SECONDS = 0.2
+
+
+class Sender:
+    """Delivers to one destination."""
+
+    def __init__(self, title: str, destination: Destination, data: Path, deliveries: Deliveries) -> None:
+        self._title = title
+        self._destination = destination
+        self._data = data
+        self._deliveries = deliveries
+
+    def run(self, stop: threading.Event) -> None:
+        """Deliver until told to stop."""
+        while not stop.is_set():
+            try:
+                idle = not self.step()
+            except Exception:  # a fault of ours must not end the thread
+                LOG.exception("the sender to %s stumbled", self._destination.name)
+                idle = True
+            if idle:
+                stop.wait(_IDLE_SECONDS)
+
+    def step(self) -> bool:
+        """Try the most urgent delivery; whether there was any."""
+        delivery = self._deliveries.due(self._destination.name)
+        if delivery is None:
+            return False
+        try:
+            with metrics.SECONDS.labels("deliver").time():
+                self._deliver(delivery)
+        except Exception as error:  # whatever goes wrong, it counts as a try, or the queue would stop here
+            if not isinstance(error, NotDeliveredError):
+                LOG.exception("an unexpected fault in delivering to %s", self._destination.name)
+            metrics.TRIES.labels(self._destination.name, "failed").inc()
+            LOG.warning("%s: try %d failed: %s", self._destination.name, delivery.tries + 1, error)
+            self._deliveries.refused(delivery, str(error)[:300])
+            return True
+        metrics.TRIES.labels(self._destination.name, "delivered").inc()
+        return True
+
+    def _deliver(self, delivery: Delivery) -> None:
+        deliver(
+            self._title,
+            self._destination,
+            self._data,
+            delivery.open,
+            lambda made: self._deliveries.accepted(delivery, made),
+        )
+        if not self._destination.commitment:
+            self._deliveries.delivered(delivery)
+            return
+        # The transaction is noted first: an archive may report before it answers the request.
+        transaction = generate_uid(prefix=None)
+        self._deliveries.delivered(delivery, transaction)
+        ask_commitment(
+            self._title,
+            self._destination,
+            self._deliveries.objects(delivery.job),
+            transaction,
+            self._deliveries.commitment_answered,
+        )

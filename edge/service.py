@@ -1,0 +1,154 @@
+"""The appliance as one process: what starts, in which order, and how it stops."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from orthokernels.edge import audit, work
+from orthokernels.edge.config import Config
+from orthokernels.edge.database import Database
+from orthokernels.edge.deliveries import Deliveries
+from orthokernels.edge.durable import make_folder, remove_unfinished
+from orthokernels.edge.receive import intake
+from orthokernels.edge.receive.folder import FolderWatcher
+from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.scp import Receiver
+from orthokernels.edge.retention import Cleaner
+from orthokernels.edge.send.sender import Sender
+from orthokernels.edge.store import Store, remove_unknown
+from orthokernels.edge.work import Worker
+
+from orthokernels.errors import InputError
+
+LOG = logging.getLogger("orthokernels.edge")
+
+_HOUSEKEEPING_SECONDS = 1.0
+_CLEAN_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+
+
+class Service:
+    """Everything that runs. ``start`` returns once the DICOM port listens; ``stop`` once all has ended."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._lock = _lock(config)
+        self.store = Store(Database(config.appliance.data))
+        self.deliveries = Deliveries(self.store, config.destinations)
+        self._intake = Intake(config, self.store)
+        self._receiver = Receiver(config, self._intake, self.deliveries.commitment_answered)
+        self.workers = [
+            Worker(config, self.store, self.deliveries, f"worker-{number}") for number in range(config.work.workers)
+        ]
+        self._cleaner = Cleaner(self.store, config.appliance.data, config.disk, config.retention)
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Put right what a crash left, then listen and work."""
+        quiet_libraries()
+        self._recover()
+        for number, worker in enumerate(self.workers):
+            self._run(worker.run, f"worker-{number}")
+        title, data = self.config.appliance.ae_title, self.config.appliance.data
+        for destination in self.config.destinations:
+            self._run(Sender(title, destination, data, self.deliveries).run, f"sender-{destination.name}")
+        if self.config.watch is not None:
+            self._run(FolderWatcher(self.config.watch, self._intake).run, "folder")
+        self._run(self._keep_house, "housekeeping")
+        self._receiver.start()
+        LOG.info("listening as %s on %s:%d", title, self.config.receive.host, self.config.receive.port)
+
+    def _recover(self) -> None:
+        data = self.config.appliance.data
+        for folder in (intake.FOLDER, work.FOLDER):
+            make_folder(data / folder)
+            remove_unfinished(data / folder)
+        swept = remove_unknown(self.store, data, (intake.FOLDER, work.FOLDER))
+        given_back = self.store.give_back_expired(all_owners=True)
+        self.store.association_closed([job.study_uid for job in self.store.jobs(("received",))], "appliance")
+        ended = self.deliveries.end_unknown_destinations()
+        with self.store.database.write() as connection:
+            audit.append(connection, "started", "appliance", self.config.appliance.ae_title)
+        LOG.info("started: %d jobs given back, %d files swept up, %d deliveries ended", given_back, swept, ended)
+
+    def _run(self, target: Callable[[threading.Event], Any], name: str) -> None:
+        thread = threading.Thread(target=target, args=(self._stop,), name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _keep_house(self, stop: threading.Event) -> None:
+        cleaned = 0.0
+        while not stop.wait(_HOUSEKEEPING_SECONDS):
+            try:
+                self.store.give_back_expired()
+                self.deliveries.commitment_overdue()
+                if time.monotonic() - cleaned > _CLEAN_SECONDS:
+                    cleaned = time.monotonic()
+                    self._cleaner.clean()
+            except Exception:  # a fault of ours must not end the thread
+                LOG.exception("housekeeping stumbled")
+
+    def alive(self) -> bool:
+        """Whether every thread that was started still runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def stop(self) -> None:
+        """Refuse what is new, end the workers; what is unfinished goes on at the next start."""
+        self._receiver.stop()
+        self._stop.set()
+        for worker in self.workers:
+            worker.stop()
+        until = time.monotonic() + _STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.0))
+        with self.store.database.write() as connection:
+            audit.append(connection, "stopped", "appliance", self.config.appliance.ae_title)
+        self.store.database.close()
+        os.close(self._lock)
+
+
+def serve(config: Config) -> None:
+    """Run until SIGTERM or SIGINT."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    from orthokernels.edge.web import Page
+
+    service = Service(config)
+    page = Page(service)  # a token that can't be read stops it before anything listens
+    service.start()
+    page.start()
+    ended.wait()
+    service.stop()
+
+
+def quiet_libraries() -> None:
+    """pydicom and pynetdicom tell of names and UIDs in their own lines; ours tell of hashes."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "pynetdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _lock(config: Config) -> int:
+    """One appliance per data folder.
+
+    Raises:
+        InputError: another one runs on it.
+    """
+    make_folder(config.appliance.data)
+    descriptor = os.open(config.appliance.data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise InputError(f"{config.appliance.data}: another appliance runs on this folder. Stop it first.") from None
+    return descriptor

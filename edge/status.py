@@ -1,0 +1,66 @@
+"""What the appliance says of itself: to a person at the console, and to probes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from orthokernels.edge.config import Config
+from orthokernels.edge.database import Database
+from orthokernels.edge.receive.intake import no_room
+from orthokernels.edge.states import STATES, WAITING
+from orthokernels.edge.store import Store
+
+
+def summary(config: Config, database: Database) -> dict[str, Any]:
+    """Counts, the oldest study that waits, destinations and disk; nothing that names a patient."""
+    marks = ",".join("?" * len(WAITING))
+    with database.read() as connection:
+        counted = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        oldest = connection.execute(f"SELECT min(created_at) FROM jobs WHERE state IN ({marks})", WAITING).fetchone()[0]
+        owed = connection.execute("SELECT destination, state, count(*) FROM deliveries GROUP BY 1, 2").fetchall()
+        aside = connection.execute("SELECT count(*) FROM asides").fetchone()[0]
+    usage = shutil.disk_usage(config.appliance.data)
+    destinations: dict[str, dict[str, int]] = {destination.name: {} for destination in config.destinations}
+    for name, state, count in owed:
+        destinations.setdefault(name, {})[state] = count
+    return {
+        "jobs": {state: counted.get(state, 0) for state in STATES},
+        "oldest_waiting_seconds": round(time.time() - oldest) if oldest else 0,
+        "destinations": destinations,
+        "set_aside": aside,
+        "disk_free_bytes": usage.free,
+        "disk_used": round(1 - usage.free / usage.total, 3),
+        "refuses_because": no_room(config.appliance.data, config.disk),
+    }
+
+
+def recent(store: Store, limit: int = 100) -> list[dict[str, Any]]:
+    """The latest jobs, newest first; a study appears as a hash."""
+    return [
+        {
+            "id": job.id,
+            "study": job.name,
+            "state": job.state,
+            "progress": job.progress,
+            "reason": job.reason,
+            "images": len(store.files(job.id)),
+            "priority": job.priority,
+            "changed_at": job.changed_at,
+        }
+        for job in store.jobs(limit=limit)
+    ]
+
+
+def open_store(config: Config) -> Store:
+    """The store of an appliance that may be running; the folder is not made where it is absent."""
+    from orthokernels.edge.database import NAME
+
+    from orthokernels.errors import InputError
+
+    path = Path(config.appliance.data) / NAME
+    if not path.is_file():
+        raise InputError(f"{path}: is not there. Start the appliance first: orthokernels edge serve")
+    return Store(Database(config.appliance.data))

@@ -1,0 +1,38 @@
+"""TLS as BCP 195 asks for it: version 1.2 or newer, certificates checked, the other side's too where it is mutual."""
+
+from __future__ import annotations
+
+import ssl
+
+from orthokernels.edge.config import Tls
+
+from orthokernels.errors import InputError
+
+
+def server_context(tls: Tls) -> ssl.SSLContext:
+    """For who is connected to."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, tls)
+    if tls.mutual:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(tls: Tls) -> ssl.SSLContext:
+    """For who connects; without an authority of its own, the system's are trusted."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, tls)
+    return context
+
+
+def _load(context: ssl.SSLContext, tls: Tls) -> None:
+    try:
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+        if tls.authority is not None:
+            context.load_verify_locations(tls.authority)
+    except (OSError, ssl.SSLError) as error:
+        named = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.authority) if path)
+        raise InputError(f"tls: {named}: can't be used ({error}). Give PEM files that belong together.") from error

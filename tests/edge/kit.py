@@ -1,0 +1,137 @@
+"""Peers and studies for the appliance's tests: dcmtk's tools as scanner and archive, small three-plane studies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from orthokernels.edge.config import Config
+
+from tests.data.series import noise, write_series
+
+THRESHOLD = Path(__file__).with_name("threshold.py")
+SLICES = 16
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def config(folder: Path, **sections: Any) -> Config:
+    """Fast settings on loopback: scanner MR1 may send, studies settle early or after 2 seconds."""
+    given = {
+        "appliance": {"data": folder / "data"},
+        "receive": {"port": free_port(), "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]},
+        "disk": {"keep_free_bytes": 0, "refuse_above": 1.0, "clean_above": 1.0},
+        "settle": {"quiet_seconds": 2.0},
+        "work": {"command": [sys.executable, str(THRESHOLD)]},
+        "page": {"port": free_port()},
+    }
+    for name, section in sections.items():
+        known = given.get(name)
+        given[name] = {**known, **section} if isinstance(known, dict) else section
+    return Config.model_validate(given)
+
+
+def archive_destination(port: int, **more: Any) -> dict[str, Any]:
+    return {
+        "name": "archive", "ae_title": "PACS", "host": "127.0.0.1", "port": port,
+        "first_wait_seconds": 0.2, "longest_wait_seconds": 1.0, "timeout_seconds": 10.0, **more,
+    }  # fmt: skip
+
+
+def write_study(
+    folder: Path, seed: int = 0, *, study: str = "1.2.3", planes: Sequence[str] = ("sagittal", "coronal", "axial"),
+    **header: Any,
+) -> list[Path]:  # fmt: skip
+    """A series per plane of 16 slices of 20 x 24, which say how many they are; UIDs depend on seed and study alone."""
+    files = []
+    for number, plane in enumerate(planes):
+        own = write_series(
+            folder / plane,
+            noise(seed + number, SLICES),
+            plane=plane,
+            study=study,
+            series=f"{study}.{number + 1}",
+            **{"AcquisitionNumber": 1, "ImagesInAcquisition": str(SLICES), "PatientName": "Secret^Name", **header},
+        )
+        for index, path in enumerate(own):
+            edit(path, SOPInstanceUID=f"{study}.{number + 1}.{seed + 1}.{index + 1}")
+        files += own
+    return files
+
+
+def edit(path: Path, **attributes: Any) -> Path:
+    dataset = pydicom.dcmread(path)
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def store(
+    config: Config, paths: Sequence[Path], *options: str, calling: str = "MR1", called: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Push files with dcmtk's storescu, as a scanner would."""
+    return subprocess.run(
+        [
+            "storescu", "-v", "-aet", calling, "-aec", called or config.appliance.ae_title, *options,
+            "127.0.0.1", str(config.receive.port), *map(str, paths),
+        ],
+        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "TCP_NODELAY": "1"},
+    )  # fmt: skip
+
+
+class Archive:
+    """dcmtk's storescp, which can be stopped and started again at the same port."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.folder, self.port = folder, port or free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            ["storescp", "-aet", "PACS", "-od", str(self.folder), "-uf", str(self.port)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TCP_NODELAY": "1"},
+        )  # fmt: skip
+        wait_for(lambda: listens(self.port))
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def objects(self) -> list[str]:
+        """SOP Instance UIDs of what arrived."""
+        return sorted(
+            str(pydicom.dcmread(path, stop_before_pixels=True, force=True).SOPInstanceUID)
+            for path in self.folder.iterdir()
+            if path.is_file()
+        )
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What ``condition`` gives once it is true; fails after ``seconds``, which only a broken appliance needs."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} seconds")

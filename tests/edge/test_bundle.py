@@ -1,0 +1,74 @@
+"""The appliance on a bundle of the demo weights: what it delivers is what the pipeline gives anywhere else."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pydicom
+import pytest
+
+import orthokernels.models
+from orthokernels.data.phantom.dataset import Recipe, write_single
+from tests.edge.kit import archive_destination, store, wait_for
+
+pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
+
+DEMO = Path(orthokernels.models.__file__).with_name("demo")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    from orthokernels.export.bundle import BundleFolder, draft, finish
+
+    weights, out = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("made") / "bundle"
+    for path in DEMO.iterdir():  # one plane of the knee: the graphs of all planes and joints take minutes
+        names = path.name.split(".")
+        if names[0] in ("weights", "sagittal") and not {"ankle", "shoulder"} & set(names):
+            shutil.copy(path, weights)
+    with BundleFolder(out) as folder:
+        finish(draft(str(weights), folder.draft))
+        folder.publish(None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def knee(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("phantom") / "study"
+    write_single(folder, 2000000, Recipe(joint="knee", matrix=128))
+    return sorted(folder.glob("*sagittal/*.dcm"))
+
+
+def _uids(path: Path) -> tuple[str, str]:
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    return header.SeriesInstanceUID, header.SOPInstanceUID
+
+
+def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(start, archive, bundle, knee, tmp_path):
+    from orthokernels.edge.objects import write_objects
+
+    from orthokernels.bundle.verify import verify
+    from orthokernels.pipeline import run
+
+    service = start(
+        results={"planes": ["sagittal"]},
+        work={"bundle": bundle, "command": [sys.executable, "-m", "orthokernels.edge.evaluate"]},
+        destinations=[archive_destination(archive.port)],
+    )
+    assert store(service.config, knee).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sent", "rejected", "dead")), 120)
+    assert job.state == "sent", job.reason
+    knee.sort(key=_uids)  # reports list their evidence in the order of the sources, which is this in the appliance
+    offline = write_objects(
+        run(knee, bundle=bundle, planes=["sagittal"]),
+        knee,
+        tmp_path / "offline",
+        model_digest=verify(bundle).digest,
+        configuration_digest=service.config.results.digest(),
+    )
+    made = {Path(made.file).name: made for made in service.deliveries.objects(job.id)}
+    assert sorted(made) == sorted(path.name for path in offline)
+    for path in offline:
+        assert (service.config.appliance.data / made[path.name].file).read_bytes() == path.read_bytes()
+    assert archive.objects() == sorted(one.sop_uid for one in made.values())

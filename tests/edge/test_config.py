@@ -1,0 +1,85 @@
+"""The configuration file: safe as it is written, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+
+import pytest
+from orthokernels.edge.config import TEMPLATE, Config, load, write_template
+
+from orthokernels.errors import InputError
+
+
+def edge(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orthokernels.cli", "edge", *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_every_line_of_the_template_shows_its_default():
+    assert load(TEMPLATE) == Config()
+
+
+def test_every_setting_that_the_template_comments_out_exists(tmp_path):
+    lines = TEMPLATE.read_text().splitlines()
+    settings = [line.removeprefix("# ") if (line.startswith(("# [", "# ")) and "=" in line) or line.startswith("# [")
+                else line for line in lines]  # fmt: skip
+    (tmp_path / "all.toml").write_text("\n".join(settings))
+    found = load(tmp_path / "all.toml")
+    assert found.receive.peers[0].ae_title == "MRI1"
+    assert found.destinations[0].tls is not None
+    assert found.watch is not None
+
+
+def test_init_writes_a_file_for_its_owner_alone_and_never_over_another(tmp_path):
+    path = tmp_path / "appliance.toml"
+    write_template(path, tmp_path / "data")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load(path).appliance.data == tmp_path / "data"
+    with pytest.raises(InputError, match="is there already"):
+        write_template(path, tmp_path)
+
+
+def test_written_configuration_lets_nobody_in_and_listens_on_loopback():
+    assert Config().receive.peers == ()
+    assert Config().receive.host == Config().page.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[receive]\nport = 0", "receive.port: input should be greater than or equal to 1, not 0"),
+        ("[receive]\nprot = 1", "receive.prot: there is no such setting"),
+        ('[appliance]\nae_title = "WITH\\\\BACKSLASH"', "appliance.ae_title"),
+        ('[appliance]\nae_title = "SEVENTEEN-LETTERS"', "appliance.ae_title"),
+        ('[[receive.peers]]\nae_title = "MR1"', "receive.peers.0.hosts: field required"),
+        ('[[receive.peers]]\nae_title = "MR1"\nhosts = ["mri.local"]', "receive.peers.0.hosts.0"),
+        ('[page]\nhost = "0.0.0.0"', "page: a page that is not on 127.0.0.1 needs token_file"),
+        ('[receive.tls]\nauthority = "ca.pem"', "receive: tls needs a certificate"),
+        ("port = ", "is not TOML"),
+        ('[[destinations]]\nname = "Bad Name"\nae_title = "A"\nhost = "h"\nport = 1', "destinations.0.name"),
+    ],
+)
+def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    done = edge("check-config", "--config", path)
+    assert done.returncode == 2
+    assert f"{path}: " in done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text("[receive]\nport = 0\n[settle]\nquiet_seconds = -1\n[disk]\nrefuse = 1")
+    assert len(edge("check-config", "--config", path).stderr.strip().splitlines()) == 3
+
+
+def test_results_digest_changes_with_what_decides_results_alone():
+    plain = Config().results.digest()
+    assert Config.model_validate({"settle": {"quiet_seconds": 1}}).results.digest() == plain
+    assert Config.model_validate({"results": {"seed": 1}}).results.digest() != plain

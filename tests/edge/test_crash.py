@@ -1,0 +1,103 @@
+"""The appliance is killed at every transition: what was acknowledged is delivered, and nothing is made twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from orthokernels.edge.audit import entries
+from orthokernels.edge.database import Database
+from orthokernels.edge.store import Store
+
+from tests.edge.kit import archive_destination, config, listens, store, wait_for, write_study
+
+UNDER_FIRE = Path(__file__).with_name("under_fire.py")
+EVENTS = ("received", "settling", "checked", "inferring", "writing", "sending", "delivered", "sent")
+
+
+class Appliance:
+    """An appliance in a process of its own."""
+
+    def __init__(self, settings, file: Path) -> None:
+        self.settings, self._file = settings, file
+        file.write_text(settings.model_dump_json())
+
+    def start(self, event: str, when: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(UNDER_FIRE), str(self._file), event, when], stderr=subprocess.DEVNULL
+        )
+        wait_for(lambda: self._process.poll() is not None or listens(self.settings.receive.port))
+
+    def killed(self) -> bool:
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def test_killed_at_every_transition_nothing_is_lost_and_nothing_doubled(tmp_path, archive):
+    settings = config(
+        tmp_path,
+        settle={"quiet_seconds": 3600.0},
+        results={"planes": ["sagittal"]},
+        destinations=[archive_destination(archive.port)],
+    )
+    appliance = Appliance(settings, tmp_path / "config.json")
+    blows = [(event, when) for event in EVENTS for when in ("before", "after")]
+    for number, (event, when) in enumerate(blows):
+        images = write_study(tmp_path / f"study{number}", study=f"1.2.{100 + number}", planes=("sagittal",))
+        appliance.start(event, when)
+        struck = False
+        while store(settings, images).returncode != 0:  # the sender keeps what was not acknowledged
+            wait_for(appliance.killed)
+            struck = True
+            appliance.start("none", "after")
+        if not struck:
+            wait_for(appliance.killed)
+        appliance.stop()
+    appliance.start("none", "after")
+    database = Database(settings.appliance.data)
+    queue = Store(database)
+    wait_for(lambda: len(queue.jobs(("sent",))) == len(blows), 120)
+    appliance.stop()
+    assert Counter(job.study_uid for job in queue.jobs()) == {f"1.2.{100 + n}": 1 for n in range(len(blows))}
+    made = [made for job in queue.jobs() for made in _objects(database, job.id)]
+    assert len(made) == len(blows)
+    assert archive.objects() == sorted(made)
+    assert all(entry["intact"] for entry in entries(database))
+
+
+def _objects(database: Database, job: int) -> list[str]:
+    with database.read() as connection:
+        return [row[0] for row in connection.execute("SELECT sop_uid FROM objects WHERE job = ?", (job,))]
+
+
+def test_worker_process_ends_with_an_appliance_that_is_killed(tmp_path, archive):
+    settings = config(tmp_path)
+    appliance = Appliance(settings, tmp_path / "config.json")
+    appliance.start("received", "after")
+
+    def workers() -> list[str]:
+        found = subprocess.run(
+            ["pgrep", "-P", str(appliance._process.pid)], capture_output=True, text=True, check=False
+        )
+        return found.stdout.split()
+
+    pids = wait_for(workers)
+    store(settings, write_study(tmp_path / "study", planes=("sagittal",)))
+    wait_for(appliance.killed)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_second_appliance_on_the_same_folder_does_not_start(start):
+    from orthokernels.edge.service import Service
+
+    from orthokernels.errors import InputError
+
+    service = start()
+    with pytest.raises(InputError, match="another appliance runs on this folder"):
+        Service(service.config)

@@ -1,0 +1,171 @@
+"""What people and probes see: status, retry, the audit log, health, metrics, the page; and what must not be seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from orthokernels.edge import audit
+from orthokernels.edge.retention import Cleaner
+from orthokernels.edge.web import Page
+
+from tests.edge.kit import archive_destination, free_port, store, wait_for, write_study
+
+
+def get(service, path: str, **headers: str) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{service.config.page.port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.fixture
+def serve(start):
+    def begin(**sections):
+        from tests.edge.kit import listens
+
+        service = start(**sections)
+        Page(service).start()
+        wait_for(lambda: listens(service.config.page.port))
+        return service
+
+    return begin
+
+
+def test_probes_tell_of_health_and_readiness(serve):
+    service = serve()
+    assert get(service, "/healthz") == (200, "ok\n")
+    wait_for(lambda: get(service, "/readyz")[0] == 200)
+
+
+def test_full_disk_and_missing_model_are_not_ready(serve):
+    service = serve(disk={"keep_free_bytes": 2**60}, work={"command": ["false"]})
+    wait_for(lambda: "the model can't be used" in get(service, "/readyz")[1])
+    status, told = get(service, "/readyz")
+    assert status == 503
+    assert "are kept free" in told
+
+
+def test_metrics_count_images_and_jobs(serve, study):
+    service = serve()
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: 'orthokernels_jobs{state="sent"} 1.0' in get(service, "/metrics")[1])
+
+
+def test_page_lists_studies_by_hash_and_loads_nothing_from_elsewhere(serve, study):
+    service = serve()
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+    status, page = get(service, "/")
+    assert status == 200
+    assert job.name in page
+    assert job.study_uid not in page
+    assert "Secret" not in page
+    assert "<script" not in page
+
+
+def test_page_escapes_what_came_from_outside(serve, tmp_path):
+    service = serve(settle={"quiet_seconds": 0.3})
+    series = "<script>alert(1)</script>"
+    assert store(service.config, write_study(tmp_path / "s", SeriesDescription=series)[:3]).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("rejected",)))
+    page = get(service, "/")[1]
+    assert "<script" in job.reason
+    assert "<script" not in page
+
+
+def test_page_needs_its_token_and_probes_do_not(serve, tmp_path):
+    (tmp_path / "token").write_text("correct horse battery\n")
+    service = serve(page={"port": free_port(), "token_file": tmp_path / "token"})
+    assert get(service, "/")[0] == 401
+    assert get(service, "/", Authorization="Bearer wrong horse battery")[0] == 401
+    assert get(service, "/", Authorization="Bearer correct horse battery")[0] == 200
+    assert get(service, "/healthz")[0] == 200
+
+
+def test_audit_log_is_a_chain_and_a_changed_entry_shows(start, study):
+    service = start()
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    entries = list(audit.entries(service.store.database))
+    assert [entry["event"] for entry in entries] == [
+        "started", "received", "settling", "checked", "inferring", "writing", "sending", "sent",
+    ]  # fmt: skip
+    assert all(entry["intact"] for entry in entries)
+    with service.store.database.write() as connection:
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute("UPDATE audit SET actor = 'someone' WHERE number = 3")
+        connection.execute("DROP TRIGGER audit_is_fixed")
+        connection.execute("UPDATE audit SET actor = 'someone' WHERE number = 3")
+    assert [entry["number"] for entry in audit.entries(service.store.database) if not entry["intact"]] == [3]
+
+
+def test_neither_log_nor_audit_names_patient_or_study(start, study, caplog, tmp_path):
+    with caplog.at_level(logging.DEBUG):
+        service = start(settle={"quiet_seconds": 0.3}, work={"attempts": 1})
+        bad = write_study(tmp_path / "bad", study="1.2.777", SeriesDescription="crash")
+        assert store(service.config, [*study, *bad]).returncode == 0
+        wait_for(lambda: len(service.store.jobs(("sent", "dead"))) == 2)
+    told = caplog.text + json.dumps(list(audit.entries(service.store.database)))
+    for secret in ("Secret", "1.2.3.1", "1.2.777"):
+        assert secret not in told
+
+
+def cleaner(service, **days: float) -> Cleaner:
+    config = service.config
+    retention = config.retention.model_copy(update=days)
+    return Cleaner(service.store, config.appliance.data, config.disk, retention)
+
+
+def files(service) -> list[Path]:
+    return list(service.config.appliance.data.rglob("*.dcm"))
+
+
+def test_what_was_delivered_goes_in_its_time_and_is_still_known(start, study, archive):
+    service = start(destinations=[archive_destination(archive.port)])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    assert cleaner(service, delivered_days=1.0).clean() == 0
+    assert cleaner(service, delivered_days=0.0).clean() == 1
+    assert files(service) == []
+    assert store(service.config, study).returncode == 0
+    assert len(service.store.jobs()) == 1
+
+
+def test_what_was_not_delivered_never_goes(start, study):
+    service = start(destinations=[archive_destination(free_port(), tries=1)])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("dead",)))
+    assert cleaner(service, delivered_days=0.0, rejected_days=0.0).clean() == 0
+    assert len(files(service)) == len(study) + 3
+
+
+def test_watched_folder_is_emptied_and_what_is_no_image_is_moved_aside(start, study, tmp_path):
+    import shutil
+
+    folder = tmp_path / "watched"
+    (folder / "sub").mkdir(parents=True)
+    service = start(watch={"folder": folder, "seconds_unchanged": 0.2})
+    for path in study:
+        shutil.copy(path, folder / "sub" / f"{path.parent.name}-{path.name}")
+    (folder / "notes.txt").write_text("not DICOM")
+    (folder / "link.dcm").symlink_to("/etc/passwd")
+    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+    assert len(service.store.files(job.id)) == len(study)
+    wait_for(lambda: (folder / "rejected" / "notes.txt").is_file())
+    assert sorted(path.name for path in folder.rglob("*") if not path.is_dir()) == ["link.dcm", "notes.txt"]
+
+
+def test_rejected_study_is_taken_up_again_as_a_new_version(start, study):
+    service = start(settle={"quiet_seconds": 0.3})
+    assert store(service.config, study[:3]).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("rejected",)))
+    again = service.deliveries.retry(job, "test")
+    assert (again.version, again.state) == (2, "settling")

@@ -1,0 +1,175 @@
+"""Results on their way: destinations that are down, refuse, or confirm that they keep them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import urllib.request
+from datetime import datetime
+from itertools import pairwise
+
+import pytest
+from pydicom.uid import SecondaryCaptureImageStorage
+from pynetdicom import AE, evt
+
+from tests.edge.certificates import Authority
+from tests.edge.kit import Archive, archive_destination, free_port, listens, store, wait_for
+
+
+def test_destination_that_is_down_for_a_while_gets_everything_once_it_is_back(start, study, tmp_path):
+    archive = Archive(tmp_path / "archive")
+    service = start(destinations=[archive_destination(archive.port, tries=100)])
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sending",)))
+    wait_for(lambda: tries(service, job.id) >= 3)
+    archive.start()
+    try:
+        wait_for(lambda: service.store.job(job.id).state == "sent")
+        assert archive.objects() == sorted(made.sop_uid for made in service.deliveries.objects(job.id))
+    finally:
+        archive.stop()
+
+
+def tries(service, job_id: int) -> int:
+    with service.store.database.read() as connection:
+        return connection.execute("SELECT tries FROM deliveries WHERE job = ?", (job_id,)).fetchone()[0]
+
+
+def test_delivery_is_put_aside_after_its_tries_and_taken_up_by_retry(start, study, tmp_path):
+    archive = Archive(tmp_path / "archive")
+    service = start(destinations=[archive_destination(archive.port, tries=2)])
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("dead",)))
+    assert f"no association, or none of our objects accepted (127.0.0.1:{archive.port}, PACS)" in job.reason
+    archive.start()
+    try:
+        assert service.deliveries.retry(job, "test").state == "sending"
+        wait_for(lambda: service.store.job(job.id).state == "sent")
+        assert len(archive.objects()) == 3
+    finally:
+        archive.stop()
+
+
+def test_destination_that_is_down_holds_up_no_other(start, study, archive):
+    down = archive_destination(free_port(), name="down", tries=100)
+    service = start(destinations=[down, archive_destination(archive.port)])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: len(archive.objects()) == 3)
+    assert service.store.jobs(("sending",))
+
+
+def test_waits_between_tries_grow_threefold_up_to_the_longest(start, study):
+    down = archive_destination(free_port(), tries=4, first_wait_seconds=0.2, longest_wait_seconds=0.5)
+    service = start(destinations=[down])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("dead",)))
+    with service.store.database.read() as connection:
+        rows = connection.execute("SELECT at FROM audit WHERE event = 'not delivered' ORDER BY number").fetchall()
+    times = [datetime.fromisoformat(row["at"]) for row in rows]
+    waits = [(b - a).total_seconds() for a, b in pairwise(times)]
+    # 0.2, 0.5 and 0.5 seconds, each less up to a fifth; how much later depends on the machine's load
+    assert all(wait > least for wait, least in zip(waits, (0.16, 0.4, 0.4), strict=True))
+
+
+def test_delivery_over_tls_checks_the_archives_certificate(start, study, tmp_path):
+    authority, stranger = Authority(tmp_path), Authority(tmp_path_of(tmp_path, "stranger"))
+    certificate, key = authority.sign("archive")
+    port = free_port()
+    folder = tmp_path_of(tmp_path, "received")
+    server = subprocess.Popen(
+        ["storescp", "+tls", str(key), str(certificate), "-ic", "-od", str(folder), "-uf", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: listens(port))
+        trusted = archive_destination(port, tls={"authority": authority.certificate})
+        wrong = archive_destination(port, name="wrong", tries=1, tls={"authority": stranger.certificate})
+        service = start(destinations=[trusted, wrong])
+        assert store(service.config, study).returncode == 0
+        (job,) = wait_for(lambda: service.store.jobs(("dead",)))
+        assert job.reason.startswith("wrong: ")
+        assert len(list(folder.iterdir())) == 3
+    finally:
+        server.kill()
+        server.wait()
+
+
+def tmp_path_of(tmp_path, name: str):
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def test_archive_that_ends_the_association_after_each_object_gets_every_object(start, study):
+    """Each try delivers what it can; what was accepted is not sent again."""
+    received = []
+
+    def keep(event) -> int:
+        received.append(str(event.request.AffectedSOPInstanceUID))
+        threading.Timer(0.05, event.assoc.abort).start()
+        return 0x0000
+
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(SecondaryCaptureImageStorage)
+    port = free_port()
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        service = start(destinations=[archive_destination(port, tries=20)])
+        assert store(service.config, study).returncode == 0
+        (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+        owed = {made.sop_uid for made in service.deliveries.objects(job.id)}
+        assert owed <= set(received)
+    finally:
+        server.shutdown()
+
+
+@pytest.fixture
+def orthanc(tmp_path):
+    """A real Orthanc, which knows an appliance that listens at the port it is given."""
+    if shutil.which("Orthanc") is None:
+        pytest.skip("Orthanc is not installed (Debian's orthanc)")
+    running = []
+
+    def begin(appliance_port: int) -> tuple[int, int]:
+        dicom, http = free_port(), free_port()
+        settings = {
+            "Name": "archive", "DicomAet": "PACS", "DicomPort": dicom, "HttpPort": http,
+            "StorageDirectory": str(tmp_path / "orthanc"), "IndexDirectory": str(tmp_path / "orthanc"),
+            "AuthenticationEnabled": False, "RemoteAccessAllowed": False, "Plugins": [],
+            "DicomModalities": {"appliance": ["ORTHOKERNELS", "127.0.0.1", appliance_port]},
+        }  # fmt: skip
+        file = tmp_path / "orthanc.json"
+        file.write_text(json.dumps(settings))
+        running.append(subprocess.Popen(["Orthanc", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        wait_for(lambda: listens(dicom) and listens(http), 60)
+        return dicom, http
+
+    yield begin
+    for process in running:
+        process.terminate()
+        process.wait(30)
+
+
+def test_orthanc_commits_to_keep_what_it_was_sent(start, study, orthanc):
+    port = free_port()
+    dicom, http = orthanc(port)
+    service = start(
+        receive={"port": port, "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]},
+        destinations=[archive_destination(dicom, commitment=True)],
+    )
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("committed",)))
+    with urllib.request.urlopen(f"http://127.0.0.1:{http}/instances") as answer:
+        assert len(json.load(answer)) == 3
+    assert service.store.job(job.id).reason is None
+
+
+def test_archive_that_never_confirms_leaves_the_study_sent_and_says_so(start, study, archive):
+    commitment = archive_destination(archive.port, commitment=True, tries=1)
+    service = start(destinations=[commitment])
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("dead",)))  # dcmtk's storescp takes no such request
+    assert "archive: " in job.reason
+    assert len(archive.objects()) == 3
