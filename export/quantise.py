@@ -29,6 +29,10 @@ from orthokernels.runtime.sessions import Session, open_graph
 # A graph alone may use half of what the whole form may lose, on studies that are few.
 LARGEST_SHARE = 0.5
 
+# Taking layers back one by one runs the studies once for each layer: tens of minutes for a denoiser. It is tried where
+# what is lost is at most this many times what is accepted; a graph that loses more stays in fp32.
+WORTH_RANKING = 2.0
+
 # What the judge makes of a graph's session: the share of the allowance that it uses up.
 Used = Callable[[Session], float]
 
@@ -80,7 +84,7 @@ def write_int8(
         careful = True
         model = _quantise(read(fp32), inputs, slow, careful)
         share = _judge(model, used)
-    if share > largest and len(layers) - len(slow) > 1:
+    if largest < share <= WORTH_RANKING * largest and len(layers) - len(slow) > 1:
         model = _with_accuracy_control(read(fp32), inputs, slow, used, largest)
         share = _judge(model, used)
     taken_back = [layer for layer in _in_float(model) if layer not in slow]
