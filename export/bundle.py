@@ -26,7 +26,7 @@ from orthokernels.data.prepare import SLAB
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.untrained import save_random
 from orthokernels.models.orthodiffusion.weights import Weights, load_weights
-from orthokernels.models.weights_folder import demo_folder, published_folder
+from orthokernels.models.weights_folder import folder_of
 from orthokernels.progress import Progress
 
 GRAPHS = "graphs"
@@ -76,7 +76,11 @@ def joints_of(weights: str) -> dict[str, Weights]:
 
 def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total: None) -> Draft:
     """Every graph in fp32, and the weights themselves for the native engine."""
-    loaded = joints_of(_copy_weights(weights, folder / WEIGHTS))
+    copied = _copy_weights(weights, folder / WEIGHTS)
+    loaded = joints_of(copied)
+    for own in loaded.values():
+        if own.name == copied:  # weights without a name of their own are called by their folder's
+            own.name = folder_of(weights).resolve().name
     made = Draft(folder, loaded, plan_graphs(list(loaded.values())))
     (folder / GRAPHS).mkdir(parents=True)
     first = next(iter(loaded.values()))
@@ -98,7 +102,7 @@ def _copy_weights(weights: str, target: Path) -> str:
         load_weights(weights, planes=())  # says what is wrong with the seed
         save_random(int(weights.removeprefix("random:")), target)
         return str(target)
-    folder = {"demo": demo_folder(), "published": published_folder()}.get(weights, Path(weights))
+    folder = folder_of(weights)
     load_weights(str(folder))
     target.mkdir(parents=True)
     for path in sorted(folder.iterdir()):

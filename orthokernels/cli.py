@@ -101,9 +101,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Segment one study and score its findings; write label maps, findings.json, pictures and report.html."""
-    if bundle is None:
+    if bundle is None and engine != "native":
         need("orthokernels run with weights", "torch", "torch")
-    elif weights != "demo":
+    elif bundle is not None and weights != "demo":
         raise InputError("--weights and --bundle are two models; pass one of them.")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
@@ -188,6 +188,7 @@ def phantom(
         raise InputError(f"there is no phantom of the {joint}; use --joint {', '.join(tasks.LABELS)}.")
     if side not in (None, "right", "left"):
         raise InputError(f"--side is right or left, not {side!r}.")
+    need("orthokernels phantom", "scipy", "phantom")
     from orthokernels.data.phantom.dataset import Recipe, name_of, write_single, write_studies
 
     wanted: Literal["right", "left"] | None = "right" if side == "right" else "left" if side == "left" else None

@@ -28,6 +28,7 @@ from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
 from orthokernels.models.study_model import Array, PlaneModel, StudyModel
+from orthokernels.models.weights_folder import folder_of
 from orthokernels.progress import Progress
 from orthokernels.result import (
     Finding,
@@ -37,7 +38,7 @@ from orthokernels.result import (
     StructureVolume,
     StudyResult,
 )
-from orthokernels.system import peak_memory_mb, versions
+from orthokernels.system import peak_memory_mb, threads, versions
 
 if TYPE_CHECKING:
     from orthokernels.models.orthodiffusion.weights import Weights
@@ -186,6 +187,10 @@ def load_model(
         from orthokernels.runtime.model import load_bundle
 
         return load_bundle(Path(bundle), joint, tuple(planes), engine)
+    if engine == "native" and isinstance(weights, str) and not weights.startswith("random:"):
+        from orthokernels.models.native.load import load_native
+
+        return load_native(folder_of(weights), joint, tuple(planes), threads=threads())
     from orthokernels.models.orthodiffusion.study_model import load_torch
     from orthokernels.models.orthodiffusion.weights import load_weights
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from orthokernels.backends.registry import backends, processor_features
+from orthokernels.errors import InputError
 
 _PACKAGES = (
     "orthokernels",
@@ -38,9 +39,23 @@ def processor() -> dict[str, Any]:
     """Name, usable cores, and supported vector extensions."""
     return {
         "name": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
         "features": [name for name, supported in processor_features() if supported],
     }
+
+
+def threads() -> int:
+    """OMP_NUM_THREADS, else the cores that this process may use."""
+    if own := os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip():
+        try:
+            return max(1, int(own))
+        except ValueError as error:
+            raise InputError(f"OMP_NUM_THREADS is {own!r}, not a number of threads.") from error
+    return _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices() -> list[str]:

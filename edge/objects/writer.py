@@ -83,7 +83,7 @@ def write_objects(
     result = run.result
     used = {path.resolve() for places in run.frames.values() for path, _ in places}
     setting = make_setting(
-        sorted(sources, key=lambda path: path.resolve() not in used),
+        sorted(sources, key=lambda path: (path.resolve() not in used, path.name)),
         model_digest=model_digest,
         configuration_digest=configuration_digest,
         joint=result.joint,

@@ -12,8 +12,9 @@ from orthokernels.bundle.manifest import WEIGHTS, Form
 from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.errors import InputError
 from orthokernels.runtime.graph_model import GraphModel
-from orthokernels.runtime.sessions import ENGINES, GraphEngine, threads
+from orthokernels.runtime.sessions import ENGINES, GraphEngine
 from orthokernels.runtime.tuning import Choice, tuned
+from orthokernels.system import threads
 
 if TYPE_CHECKING:
     from orthokernels.models.study_model import StudyModel
@@ -69,4 +70,4 @@ def _native(bundle: Bundle, joint: str, planes: Sequence[str]) -> StudyModel:
     from orthokernels.models.native.load import load_native
 
     model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads())
-    return replace(model, bundle=bundle.digest)
+    return replace(model, name=bundle.manifest.name, bundle=bundle.digest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,22 +10,13 @@ import numpy as np
 
 from orthokernels.errors import InputError, need
 from orthokernels.models.study_model import Array
+from orthokernels.system import threads
 
 # Computes a graph: inputs by name to outputs by name, float32.
 Session = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 GraphEngine = Literal["openvino", "onnxruntime"]
 ENGINES: tuple[GraphEngine, ...] = ("openvino", "onnxruntime")
-
-
-def threads() -> int:
-    """OMP_NUM_THREADS, else the cores that this process may use."""
-    if own := os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip():
-        try:
-            return max(1, int(own))
-        except ValueError as error:
-            raise InputError(f"OMP_NUM_THREADS is {own!r}, not a number of threads.") from error
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_graph(path: Path, engine: GraphEngine) -> Session:
@@ -47,8 +37,10 @@ def _openvino(path: Path) -> Session:
     from openvino import Core, properties
 
     core = Core()
+    model = core.read_model(path)
+    names = [output.get_any_name() for output in model.outputs]  # a compiled model may call them by inner names
     compiled = core.compile_model(
-        path,
+        model,
         "CPU",
         {
             properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
@@ -58,7 +50,6 @@ def _openvino(path: Path) -> Session:
         },
     )
     request = compiled.create_infer_request()
-    names = [output.get_any_name() for output in compiled.outputs]
 
     def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
         # The request owns its outputs and writes them anew with the next call.
