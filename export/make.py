@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from orthokernels.export.examples import (
 )
 from orthokernels.export.gate import LEAST_STUDIES
 from orthokernels.export.parity import check, metrics_of, refusals_of
-from orthokernels.export.quantise import Quantised
+from orthokernels.export.quantise import LARGEST_SHARE, Quantised
 from orthokernels.export.write_forms import Calibrator, write_dataless_forms
 
 from orthokernels.bundle.manifest import FORMS, Form
@@ -82,7 +83,9 @@ def make_bundle(weights: str, out: Path, options: Options, tell: Progress = lamb
         write_dataless_forms(made.plan, graphs, options.forms, made.add)
         quantised = []
         if {"int8", "int8_qdq"} & set(options.forms):
-            calibrator = Calibrator(made.plan, graphs, *_examples(made, options, tell))
+            trained = next(iter(made.weights.values())).trained
+            largest = LARGEST_SHARE if trained else math.inf
+            calibrator = Calibrator(made.plan, graphs, *_examples(made, options, tell), largest=largest)
             quantised = calibrator.write(options.forms, made.add, tell)
         finish(made)
         parity = None

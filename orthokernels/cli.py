@@ -96,6 +96,10 @@ def run(
             "bundle: openvino, onnxruntime or native. auto: torch, and for a bundle what 'bundle tune' chose."
         ),
     ] = "auto",
+    form: Annotated[
+        str | None,
+        typer.Option(help="Of a bundle's graphs, such as int8; by default what 'bundle tune' chose."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -122,6 +126,7 @@ def run(
             draws=draws,
             device=device,
             engine=engine,  # type: ignore[arg-type]  # checked there
+            form=form,  # type: ignore[arg-type]
             overwrite=overwrite,
             progress=tell,
         )

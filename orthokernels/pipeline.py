@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthokernels import tasks
+from orthokernels.bundle.manifest import FORMS, Form
 from orthokernels.data.contrast import contrast_name
 from orthokernels.data.geometry import plane_of, spacing
 from orthokernels.data.prepare import Mode, WayBack, prepare
@@ -89,6 +90,7 @@ def run(
     draws: int = 1,
     device: str = "auto",
     engine: Engine = "auto",
+    form: Form | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> StudyRun:
@@ -109,6 +111,7 @@ def run(
         engine: what computes the networks. Weights run on "torch", or on "native", the package's own C++ on the CPU; a
             bundle on "openvino", "onnxruntime" or "native". "auto" is "torch" for weights, and for a bundle what
             ``bundle tune`` chose on this machine.
+        form: of a bundle's graphs, as "int8"; by default what was tuned, else "fp32".
         overwrite: replace an earlier result in ``out``.
         progress: called with each step.
 
@@ -117,7 +120,7 @@ def run(
     """
     from orthokernels.writing import OutputFolder
 
-    _check_options(planes, joint, draws, bundle, device, engine)
+    _check_options(planes, joint, draws, bundle, device, engine, form)
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     tell = progress or (lambda what, done, total: None)
     seconds: dict[str, float] = {}
@@ -130,7 +133,7 @@ def run(
     with _timed(seconds, "weights"):
         tell("Loading the model", 0, 1)
         wanted = tuple(p for p in tasks.PLANES if p in planes)
-        model = load_model(weights, bundle=bundle, joint=joint, planes=wanted, device=device, engine=engine)
+        model = load_model(weights, bundle=bundle, joint=joint, planes=wanted, device=device, engine=engine, form=form)
     for plane, own in runs.items():
         if plane not in model.planes:
             own.warnings.append(f"the weights have no {plane} denoiser")
@@ -152,7 +155,13 @@ def run(
 
 
 def _check_options(
-    planes: Sequence[str], joint: str, draws: int, bundle: Path | str | None, device: str, engine: Engine
+    planes: Sequence[str],
+    joint: str,
+    draws: int,
+    bundle: Path | str | None,
+    device: str,
+    engine: Engine,
+    form: Form | None,
 ) -> None:
     for plane in planes:
         if plane not in tasks.PLANES:
@@ -165,6 +174,10 @@ def _check_options(
     if engine not in ("auto", *known):
         what = "weights" if bundle is None else "a bundle"
         raise InputError(f"there is no engine {engine!r} for {what}; choose {', '.join(known)} or auto.")
+    if form is not None and bundle is None:
+        raise InputError("a form is one of a bundle's; plain weights are run in fp32. Leave --form out.")
+    if form is not None and form not in FORMS:
+        raise InputError(f"there is no form {form!r}; choose from {', '.join(FORMS)}.")
     if engine not in ("auto", "torch") and device not in ("auto", "cpu"):
         raise InputError(f"the {engine} engine runs on the CPU, not on {device!r}. Leave --device out.")
 
@@ -177,6 +190,7 @@ def load_model(
     planes: Sequence[str] = tasks.PLANES,
     device: str = "auto",
     engine: Engine = "auto",
+    form: Form | None = None,
 ) -> StudyModel:
     """The model that ``run`` runs; arguments as there.
 
@@ -186,7 +200,7 @@ def load_model(
     if bundle is not None:
         from orthokernels.runtime.model import load_bundle
 
-        return load_bundle(Path(bundle), joint, tuple(planes), engine)
+        return load_bundle(Path(bundle), joint, tuple(planes), engine, form)
     if engine == "native" and isinstance(weights, str) and not weights.startswith("random:"):
         from orthokernels.models.native.load import load_native
 

@@ -1,0 +1,141 @@
+"""A whole study from a bundle on every engine and form, folder to report: ``python -m orthokernels.bench.runtime``.
+
+Each run is a process of its own that never sees PyTorch, one engine after the other, round by round. "Networks" is what
+``run`` counts as features and heads; "outside" is the rest of the process's time, Python's start included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from orthokernels.bench.record import circumstances, heading
+
+from orthokernels.bundle.verify import verify
+from orthokernels.errors import InputError
+
+NETWORKS = ("features", "heads")
+MOST_OUTSIDE, MOST_SECONDS_TO_FIRST, MOST_MB = 0.15, 6.0, 2500.0
+
+_RUN = "import sys; sys.modules['torch'] = None; from orthokernels.cli import main; main()"
+
+
+def measure(bundle: Path, study: Path, contenders: Sequence[tuple[str, str]], rounds: int, threads: int) -> list[dict]:
+    """Seconds, shares and memory of each (engine, form), medians over the rounds.
+
+    Raises:
+        InputError: a contender can not run the study.
+    """
+    found: dict[tuple[str, str], list[dict[str, float]]] = {own: [] for own in contenders}
+    for _ in range(rounds):
+        for own in contenders:
+            found[own].append(_once(bundle, study, *own, threads))
+    return [
+        {"engine": engine, "form": form, **{key: statistics.median(run[key] for run in runs) for key in runs[0]}}
+        for (engine, form), runs in found.items()
+    ]
+
+
+def _once(bundle: Path, study: Path, engine: str, form: str, threads: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", _RUN, "run", str(study), "--bundle", str(bundle), "--engine", engine]
+        command += ["--form", form, "--out", f"{folder}/out", "--json"]
+        started = time.perf_counter()
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+        seconds = time.perf_counter() - started
+    if done.returncode:
+        raise InputError(f"{engine} in {form}: {done.stderr.strip().splitlines()[-1]}")
+    told = json.loads(done.stdout)
+    networks = sum(told["seconds"].get(stage, 0.0) for stage in NETWORKS)
+    return {
+        "seconds": seconds,
+        "networks": networks,
+        "outside": 1 - networks / seconds,
+        "start": seconds - sum(told["seconds"].values()),
+        "report": told["seconds"]["report"],
+        "peak_mb": told["peak_memory_mb"],
+    }
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        *heading(facts),
+        f"{facts['study']}; bundle of {facts['weights']}, {facts['bundle_mb']:.0f} MB; {facts['threads']} threads, "
+        f"medians of {facts['rounds']} rounds. Held to: at most {MOST_OUTSIDE:.0%} outside the networks, "
+        f"{MOST_SECONDS_TO_FIRST:g} s to the first study, {MOST_MB:g} MB.",
+        "",
+        "| engine | form | whole, s | networks, s | outside | of it start, s | of it report, s | peak memory, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for own in facts["rows"]:
+        lines.append(
+            f"| {own['engine']} | {own['form']} | {own['seconds']:.2f} | {own['networks']:.2f} | {own['outside']:.0%} "
+            f"| {own['start']:.2f} | {own['report']:.2f} | {own['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(facts: dict[str, Any], path: Path) -> None:
+    """Bars of seconds, networks and the rest, and of memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.5 * len(facts["rows"]) + 1.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [f"{own['engine']}, {own['form']}" for own in facts["rows"]]
+    networks = [own["networks"] for own in facts["rows"]]
+    left.barh(names, networks, color="#0072b2", label="networks")
+    rest = [own["seconds"] - own["networks"] for own in facts["rows"]]
+    left.barh(names, rest, left=networks, color="#e69f00", label="everything else")
+    left.set_xlabel("seconds a study")
+    left.legend(loc="lower right", frameon=False)
+    left.invert_yaxis()
+    right.barh(names, [own["peak_mb"] for own in facts["rows"]], color="#56b4e9")
+    right.set_xlabel("peak resident memory, MB")
+    figure.savefig(path, dpi=120)
+
+
+def main(
+    bundle: Annotated[Path, typer.Option(help="Folder of a bundle.")],
+    study: Annotated[Path, typer.Option(help="Folder with a three-plane study.")],
+    out: Annotated[Path, typer.Option(help="Folder for runtime.json, runtime.md and runtime.png.")],
+    forms: Annotated[str, typer.Option(help="ENGINE:FORM, separated by commas.")] = (
+        "native:fp32,openvino:fp32,openvino:int8,onnxruntime:fp32"
+    ),
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    name: Annotated[str, typer.Option(help="Of the files.")] = "runtime",
+    what: Annotated[str, typer.Option(help="What the study is, for the table.")] = "A three-plane study",
+) -> None:
+    """Measure whole studies from a bundle, engine beside engine."""
+    manifest = verify(bundle).manifest
+    contenders = [(own.partition(":")[0], own.partition(":")[2]) for own in forms.split(",")]
+    facts = {
+        **circumstances(f"python -m orthokernels.bench.runtime --forms {forms} --rounds {rounds} --threads {threads}"),
+        "weights": manifest.name,
+        "bundle_mb": sum(file.bytes for file in manifest.files.values()) / 1e6,
+        "study": what,
+        "rounds": rounds,
+        "threads": threads,
+        "rows": measure(bundle, study, contenders, rounds, threads),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (out / f"{name}.md").write_text(table(facts))
+    plot(facts, out / f"{name}.png")
+    print(table(facts))
+
+
+if __name__ == "__main__":
+    typer.run(main)
