@@ -143,7 +143,7 @@ class Guard:
     def kill(self) -> None:
         """End the process and all that it has started; may be called from another thread than that which waits."""
         process = self._process
-        if process is not None:
+        if process is not None and process.poll() is None:  # a number that was given back may be another's by now
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +136,16 @@ def make_setting(
     joint: str,
     side: str | None,
     created: datetime.datetime | None,
+    used: Collection[Path] = (),
 ) -> Setting:
     """Read the sources' headers, and fix what the objects of one result share.
+
+    ``used`` are the files (resolved) that the result was made from: one of them speaks for the patient.
 
     Raises:
         InputError: see ``read_sources`` and, where ``created`` is None, ``moment``.
     """
-    sources = read_sources(paths)
+    sources = read_sources(paths, used)
     created = created or moment(list(sources.values()))
     known = side if side in ("L", "R") else ""
     return Setting(sources, model_digest, configuration_digest, created, joint, known)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydicom.config import RAISE
@@ -39,8 +39,11 @@ _MOMENTS = ("Acquisition", "Content", "Series", "Study")
 _DEFER_BYTES = 16384  # elements longer than this (pixels, private blobs) stay in the file
 
 
-def read_sources(paths: Sequence[Path]) -> dict[Path, Dataset]:
-    """Cleaned headers of those files that are DICOM objects, by resolved path.
+def read_sources(paths: Sequence[Path], first: Collection[Path] = ()) -> dict[Path, Dataset]:
+    """Cleaned headers of those files that are DICOM objects, by resolved path, in the order of their identifiers.
+
+    What the files are called, and which came first, leaves no trace in an object. Those among ``first`` (resolved) come
+    before the others.
 
     Text is Unicode. Only what this package's objects copy or refer to is kept.
 
@@ -60,7 +63,11 @@ def read_sources(paths: Sequence[Path]) -> dict[Path, Dataset]:
         )
     if len({header.StudyInstanceUID for header in found.values()}) > 1:
         raise InputError(f"{where}: the files belong to more than one study. Pass one study at a time.")
-    return found
+    return dict(sorted(found.items(), key=lambda own: (own[0] not in first, _identifiers(own[1]))))
+
+
+def _identifiers(header: Dataset) -> tuple[str, str]:
+    return str(header.SeriesInstanceUID), str(header.SOPInstanceUID)
 
 
 def moment(headers: Sequence[Dataset]) -> datetime.datetime:

@@ -83,12 +83,13 @@ def write_objects(
     result = run.result
     used = {path.resolve() for places in run.frames.values() for path, _ in places}
     setting = make_setting(
-        sorted(sources, key=lambda path: (path.resolve() not in used, path.name)),
+        sources,
         model_digest=model_digest,
         configuration_digest=configuration_digest,
         joint=result.joint,
         side=result.laterality,
         created=created,
+        used=used,
     )
     frames: dict[str, list[Frame]] = {plane.plane: _frames(setting, run, plane.plane) for plane in result.planes}
     segmentations = _segmentations(setting, run, frames, labelmap)
