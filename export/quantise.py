@@ -24,7 +24,7 @@ from orthokernels.export.forms import weighted_nodes
 from orthokernels.export.onnx_file import save
 
 from orthokernels.models.study_model import Array
-from orthokernels.runtime.sessions import Session, open_graph
+from orthokernels.runtime.sessions import Session, open_graph, openvino_core
 
 # A graph alone may use half of what the whole form may lose, on studies that are few.
 LARGEST_SHARE = 0.5
@@ -74,7 +74,7 @@ def write_int8(
     """
     import openvino
 
-    read = openvino.Core().read_model
+    read = openvino_core().read_model
     slow = slow_layers(onnx.load(fp32))
     layers = [node.name for node in weighted_nodes(onnx.load(fp32))]
     careful = False

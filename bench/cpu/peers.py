@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from orthokernels.runtime.sessions import openvino_core
+
 Call = Callable[[], np.ndarray]
 Inputs = tuple[np.ndarray, ...]
 Make = Callable[[nn.Module, Inputs, int], Call]
@@ -64,22 +66,19 @@ def onnxruntime_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
 
 def openvino_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """OpenVINO on the CPU, float32 throughout, tuned for latency."""
-    import openvino
-
     with _exported(module, inputs) as path:
-        return _openvino_call(openvino.Core().read_model(path), inputs, threads)
+        return _openvino_call(openvino_core().read_model(path), inputs, threads)
 
 
 def openvino_int8(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """OpenVINO on the CPU, weights and activations quantised to INT8 by NNCF on noise like the inputs."""
     import nncf
-    import openvino
 
     rng = np.random.default_rng(1)
     drawn = [[rng.standard_normal(x.shape, dtype=np.float32) for x in inputs] for _ in range(CALIBRATION_VOLUMES)]
     nncf.set_log_level(40)  # errors
     with _exported(module, inputs) as path:
-        model = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
+        model = nncf.quantize(openvino_core().read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
     return _openvino_call(model, inputs, threads)
 
 
@@ -95,13 +94,11 @@ def _exported(module: nn.Module, inputs: Inputs) -> Iterator[Path]:
 
 
 def _openvino_call(model: Any, inputs: Inputs, threads: int) -> Call:
-    import openvino
-
     settings = {
         "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": 1,
     }  # fmt: skip
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = openvino_core().compile_model(model, "CPU", settings)
     return lambda: np.asarray(compiled(list(inputs))[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +34,24 @@ def open_graph(path: Path, engine: GraphEngine) -> Session:
         raise InputError(f"{path}: {engine} can't open it ({first}). Try another --engine.") from error
 
 
-def _openvino(path: Path) -> Session:
-    from openvino import Core, properties
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's, one for the whole process.
+
+    When the last one goes, its plugin is unloaded, but what that had asked to be called at a fork stays asked for: the
+    next fork then ends the process (seen with 2026.4, in PyTorch's data loader).
+    """
+    from openvino import Core
 
     core = Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, and so keeps it: whoever else uses it, too
+    return core
+
+
+def _openvino(path: Path) -> Session:
+    from openvino import properties
+
+    core = openvino_core()
     model = core.read_model(path)
     names = [output.get_any_name() for output in model.outputs]  # a compiled model may call them by inner names
     compiled = core.compile_model(

@@ -17,6 +17,7 @@ from orthokernels.models.orthodiffusion import (
     UNet,
 )
 from orthokernels.models.orthodiffusion.weights import FeaturePoint, PlaneWeights, Weights, ready
+from orthokernels.runtime.sessions import openvino_core
 from orthokernels.tasks import LABELS, PLANES
 
 SIZE = 32
@@ -90,10 +91,8 @@ def by_onnxruntime(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np
 
 
 def by_openvino(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    import openvino
-
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    found = openvino.Core().compile_model(str(path), "CPU", settings)(dict(inputs))
+    found = openvino_core().compile_model(str(path), "CPU", settings)(dict(inputs))
     return {output.any_name: np.asarray(found[output]) for output in found}
 
 
