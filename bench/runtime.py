@@ -99,7 +99,7 @@ def plot(facts: dict[str, Any], path: Path) -> None:
     rest = [own["seconds"] - own["networks"] for own in facts["rows"]]
     left.barh(names, rest, left=networks, color="#e69f00", label="everything else")
     left.set_xlabel("seconds a study")
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     left.invert_yaxis()
     right.barh(names, [own["peak_mb"] for own in facts["rows"]], color="#56b4e9")
     right.set_xlabel("peak resident memory, MB")
