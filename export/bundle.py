@@ -19,7 +19,7 @@ from orthokernels.export.onnx_file import write_onnx
 
 from orthokernels import __version__, tasks
 from orthokernels.bundle import manifest as records
-from orthokernels.bundle.manifest import MANIFEST, WEIGHTS, Form, Manifest
+from orthokernels.bundle.manifest import MANIFEST, SIGNATURE, WEIGHTS, Form, Manifest
 from orthokernels.bundle.signature import sign
 from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.data.prepare import SLAB
@@ -123,7 +123,7 @@ def _facts(weights: Weights, name: str, labels: Sequence[str]) -> dict[str, str]
 
 
 def finish(made: Draft, *, metrics: Sequence[records.Metric] = (), refused: Sequence[records.Refusal] = ()) -> Manifest:
-    """Write card, licence and manifest over what is in the folder."""
+    """Write card, licence and manifest over what is in the folder; may be called again when that has changed."""
     folder = made.folder
     shutil.copyfile(_licence_file(), folder / "LICENSE")
     manifest = _manifest(made, metrics, refused)
@@ -231,10 +231,13 @@ def _structure_file(made: Draft, plane: str, joint: str) -> str | None:
 
 
 def _files(folder: Path) -> dict[str, records.File]:
+    """Every file but the manifest, which an earlier ``finish`` may have left, and its signature."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = path.read_bytes()
         name = path.relative_to(folder).as_posix()
+        if name in (MANIFEST, SIGNATURE):
+            continue
+        content = path.read_bytes()
         found[name] = records.File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     return found
 

@@ -19,7 +19,7 @@ HEAD = {"widths": [8, 16, 16, 16], "patch": [1, 2, 2], "input_skip": True}
 POOLING = {"channels": 16, "cells": [4, 4], "kept": 24, "classes": 12}
 
 
-def write_weights(folder: Path) -> Path:
+def write_weights(folder: Path, *, trained: bool = False) -> Path:
     """Three planes for the knee, with the demo weights' kinds of heads: nothing in them is zero."""
     torch.manual_seed(0)
     labels = len(LABELS["knee"])
@@ -37,7 +37,7 @@ def write_weights(folder: Path) -> Path:
         ]
     modules.append(("knee.fusion", "gating", FUSIONS["gating"](labels=labels), {"labels": labels}))
     for stem, kind, module, arguments in modules:
-        save_module(module, folder / f"{stem}.safetensors", kind, arguments=arguments, trained=False)
+        save_module(module, folder / f"{stem}.safetensors", kind, arguments=arguments, trained=trained)
     settings = Settings(name="small", size=SIZE, thresholds={"knee": {"ACL": 0.3}})
     (folder / "weights.json").write_text(settings.model_dump_json())
     return folder

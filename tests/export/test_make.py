@@ -1,0 +1,80 @@
+"""``export bundle`` from weights to a folder that verifies: which forms stay, and what is written of those that go."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("nncf")
+pytest.importorskip("onnxscript")
+
+from orthokernels.export.make import Options, make_bundle
+
+from orthokernels.bundle.signature import make_keys
+from orthokernels.bundle.verify import verify
+from orthokernels.errors import InputError
+from orthokernels.pipeline import load_model
+from tests.runtime.bundles import write_weights
+
+
+def weights_folder(tmp_path, **facts):
+    (tmp_path / "weights").mkdir()
+    return write_weights(tmp_path / "weights", **facts)
+
+
+def test_trained_weights_become_a_signed_bundle_without_the_forms_that_too_few_studies_judged(tmp_path):
+    weights, key = weights_folder(tmp_path, trained=True), tmp_path / "own.pem"
+    signer = make_keys(key, tmp_path / "own.pub")
+    options = Options(forms=("fp32", "fp16"), studies=2, key=key, phantoms=tmp_path / "phantoms", workers=1)
+    made = make_bundle(str(weights), tmp_path / "bundle", options)
+    found = verify(tmp_path / "bundle", key=tmp_path / "own.pub")
+    assert (found.signer, found.digest) == (signer, made.bundle.digest)
+    assert {form for graph in found.manifest.graphs.values() for form in graph.forms} == {"fp32"}
+    assert not list((tmp_path / "bundle").rglob("*fp16*"))
+    (refused,) = found.manifest.refused
+    assert refused.form == "fp16"
+    assert "2 studies, and 100 are asked for" in refused.reason
+    assert {metric.form for metric in found.manifest.metrics} == {"fp32"}
+    assert made.parity is not None
+    assert made.parity["bundle"] == found.digest
+    assert "Left out" not in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert "fp16: " in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+
+
+def test_untrained_weights_keep_every_form_and_int8_runs(tmp_path):
+    weights = weights_folder(tmp_path)
+    options = Options(forms=("fp32", "int8", "int8_qdq"), phantoms=tmp_path / "phantoms", workers=1)
+    made = make_bundle(str(weights), tmp_path / "bundle", options)
+    assert made.parity is None
+    graphs = verify(tmp_path / "bundle").manifest.graphs
+    assert {"int8", "int8_qdq"} <= graphs["axial.segmentation"].forms.keys()
+    assert {own.graph for own in made.quantised if not own.refused} >= {"axial.segmentation", "axial.features"}
+    assert load_model(bundle=tmp_path / "bundle", engine="openvino", form="int8").form == "int8"
+
+
+def test_the_command_ends_with_one_sentence_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "export", "bundle"]
+    for arguments, told in (
+        (("--weights", "random:x"), "whole number"),
+        (("--weights", str(tmp_path / "nowhere")), "no such folder"),
+        (("--forms", "int4"), "there is no form 'int4'"),
+    ):
+        out = tmp_path / "bundle"
+        done = subprocess.run([*command, "--out", str(out), *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not out.exists()
+        assert not list(tmp_path.glob(".bundle*"))
+
+
+def test_a_place_that_is_taken_is_left_alone(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine").write_text(json.dumps("kept"))
+    with pytest.raises(InputError, match="a bundle is never overwritten"):
+        make_bundle("demo", tmp_path / "bundle", Options())
+    assert (tmp_path / "bundle" / "mine").exists()
