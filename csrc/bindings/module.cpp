@@ -17,6 +17,7 @@ PYBIND11_MODULE(_native, module) {
   orthokernels::bindings::add_conv3d(module);
   orthokernels::bindings::add_denoise_step(module);
   orthokernels::bindings::add_group_norm_silu(module);
+  orthokernels::bindings::add_largest_class(module);
   orthokernels::bindings::add_plan(module);
   orthokernels::bindings::add_plane_fusion(module);
   orthokernels::bindings::add_upsample2x_trilinear(module);

@@ -11,6 +11,7 @@ void add_attention_pool(pybind11::module_& module);
 void add_conv3d(pybind11::module_& module);
 void add_denoise_step(pybind11::module_& module);
 void add_group_norm_silu(pybind11::module_& module);
+void add_largest_class(pybind11::module_& module);
 void add_plan(pybind11::module_& module);
 void add_plane_fusion(pybind11::module_& module);
 void add_upsample2x_trilinear(pybind11::module_& module);

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 
 from orthokernels.data.geometry import IDENTITY, Turn, slice_axis
@@ -97,46 +96,48 @@ def slab_starts(slices: int) -> tuple[int, ...]:
     return tuple(round(n * (slices - SLAB) / max(1, count - 1)) for n in range(count))
 
 
-@numba.njit(cache=True)
-def _source_position(index: int, scale: float, length: int) -> tuple[int, int, float]:  # pragma: no cover (compiled)
-    """The two source indices around an output index and the weight of the second, at OpenCV's sampling positions."""
-    position = (index + 0.5) * scale - 0.5
-    if position <= 0.0:
-        return 0, 0, 0.0
-    if position >= length - 1:
-        return length - 1, length - 1, 0.0
-    lower = int(position)
-    return lower, lower + 1, position - lower
+@dataclass(frozen=True)
+class _Samples:
+    """The two source indices around each output along a side, and the weight of the second, float64."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
 
 
-@numba.njit(cache=True)
-def _resize_and_normalise(
-    view: np.ndarray, first: int, out: np.ndarray
-) -> tuple[float, float]:  # pragma: no cover (compiled)
+def _samples(outputs: int, inputs: int) -> _Samples:
+    """OpenCV's sampling positions; beyond the outermost source's middle there is that source alone."""
+    positions = np.clip((np.arange(outputs) + 0.5) * (inputs / outputs) - 0.5, 0.0, inputs - 1)
+    lower = positions.astype(np.intp)
+    return _Samples(lower, np.minimum(lower + 1, inputs - 1), positions - lower)
+
+
+def _blended(slices: np.ndarray, samples: _Samples) -> np.ndarray:
+    """Sample the first axis, float64. Between two sources it is ``a (1 - w) + b w``, in this order."""
+    if not samples.weight.any() and len(samples.lower) == len(slices):
+        return slices.astype(np.float64)
+    weight = samples.weight[:, np.newaxis]
+    blended: np.ndarray = slices[samples.lower] * (1.0 - weight)
+    blended += slices[samples.upper] * weight
+    return blended
+
+
+def _resize_and_normalise(view: np.ndarray, first: int, out: np.ndarray) -> tuple[float, float]:
     """Fill ``out`` (K', H, W) from ``view`` (I, J, K), slices from ``first`` on; returns minimum and maximum before.
 
-    One pass reads each voxel and writes each sample; the second runs over the samples alone, since their minimum and
-    maximum, not the voxels', map to -1 and 1.
+    The samples' minimum and maximum, not the voxels', map to -1 and 1. Sums are float64, and are rounded when they are
+    stored and when they are normalised.
     """
-    slices, height, width = out.shape
-    scale_i, scale_j = view.shape[0] / height, view.shape[1] / width
+    along_i, along_j = _samples(out.shape[1], view.shape[0]), _samples(out.shape[2], view.shape[1])
     low, high = np.inf, -np.inf
-    for k in range(slices):
-        for h in range(height):
-            i0, i1, wi = _source_position(h, scale_i, view.shape[0])
-            for w in range(width):
-                j0, j1, wj = _source_position(w, scale_j, view.shape[1])
-                left = view[i0, j0, first + k] * (1.0 - wj) + view[i0, j1, first + k] * wj
-                right = view[i1, j0, first + k] * (1.0 - wj) + view[i1, j1, first + k] * wj
-                value = left * (1.0 - wi) + right * wi
-                out[k, h, w] = value
-                low = min(low, value)
-                high = max(high, value)
+    for k, slot in enumerate(out):
+        by_j = _blended(view[:, :, first + k].T, along_j)  # (W, I)
+        sampled = _blended(by_j.T, along_i)
+        low, high = min(low, float(sampled.min())), max(high, float(sampled.max()))
+        slot[...] = sampled
     scale = 2.0 / (high - low + _EPSILON)
-    for k in range(slices):
-        for h in range(height):
-            for w in range(width):
-                out[k, h, w] = (out[k, h, w] - low) * scale - 1.0
+    for slot in out:
+        slot[...] = (slot.astype(np.float64) - low) * scale - 1.0
     return low, high
 
 

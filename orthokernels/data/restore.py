@@ -6,17 +6,22 @@ Once no later slab can touch a slice, its logits are sampled at the native pixel
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from orthokernels.data.prepare import SLAB, WayBack, _source_position, nearest
+from orthokernels import _native
+from orthokernels.data.prepare import SLAB, WayBack, nearest
 
 
 class Restorer:
-    """Collects the logits of one volume's slabs, in order, into a native label map."""
+    """Collects the logits of one volume's slabs, in order, into a native label map.
 
-    def __init__(self, way_back: WayBack) -> None:
-        self._way_back = way_back
+    Args:
+        way_back: of the prepared volume.
+        threads: that share the work; the labels do not depend on them.
+    """
+
+    def __init__(self, way_back: WayBack, *, threads: int = 1) -> None:
+        self._way_back, self._threads = way_back, threads
         self._labels = np.zeros(way_back.shape, np.uint8)
         self._view = way_back.turn.apply(self._labels)
         self._open: dict[int, np.ndarray] = {}  # network slice -> weighted logits (C, H, W), until it is complete
@@ -38,33 +43,15 @@ class Restorer:
         self._next += 1
         covered = starts[self._next] if self._next < len(starts) else self._way_back.slices
         for index in [k for k in self._open if k < covered]:
-            sampled = np.ascontiguousarray(self._open.pop(index).transpose(1, 2, 0))
-            _largest_class(sampled, self._view[:, :, self._way_back.first + index])
+            # Sampled bilinearly at the native pixels, at OpenCV's positions; ties go to the lower class.
+            labels = self._view[:, :, self._way_back.first + index]
+            _native.largest_class(self._open.pop(index), labels, threads=self._threads)
 
     def labels(self) -> np.ndarray:
         """The label map, axes and shape of the native volume, uint8; zero outside the prepared slices."""
         if self._next < len(self._way_back.starts):
             raise ValueError(f"{self._next} of {len(self._way_back.starts)} slabs have been added")
         return self._labels
-
-
-@numba.njit(cache=True)
-def _largest_class(logits: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover (compiled)
-    """Arg-max of ``logits`` (H, W, C), sampled bilinearly at the pixels of ``out`` (I, J); ties go to the lower."""
-    height, width, classes = logits.shape
-    scale_h, scale_w = height / out.shape[0], width / out.shape[1]
-    for i in range(out.shape[0]):
-        h0, h1, wh = _source_position(i, scale_h, height)
-        for j in range(out.shape[1]):
-            w0, w1, ww = _source_position(j, scale_w, width)
-            best, largest = 0, -np.inf
-            for c in range(classes):
-                left = logits[h0, w0, c] * (1.0 - ww) + logits[h0, w1, c] * ww
-                right = logits[h1, w0, c] * (1.0 - ww) + logits[h1, w1, c] * ww
-                value = left * (1.0 - wh) + right * wh
-                if value > largest:
-                    best, largest = c, value
-            out[i, j] = best
 
 
 def restore_labels(slices: np.ndarray, way_back: WayBack) -> np.ndarray:
