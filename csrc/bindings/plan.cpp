@@ -21,6 +21,14 @@ std::vector<float> values_of(const char* name, const py::array& array, const std
   return std::vector<float>(values, values + array.size());
 }
 
+// A layer's weight, checked; a plan that packs none does not read it.
+std::vector<float> weight_of(const Plan& plan, const char* name, const py::array& array,
+                             const std::vector<std::int64_t>& shape) {
+  if (plan.packs()) return values_of(name, array, shape);
+  check(name, array, shape);
+  return {};
+}
+
 // (groups, weight, bias, eps), or None.
 std::unique_ptr<cpu::Norm> norm_from(const py::object& given) {
   if (given.is_none()) return nullptr;
@@ -78,7 +86,7 @@ VolumeId add_conv(Plan& plan, std::string name, VolumeId x, const py::array& wei
   layer.kernel = weight.shape(2);
   layer.stride = stride;
   const std::int64_t channels = plan.channels(x) + (skip == cpu::kNone ? 0 : plan.channels(skip));
-  layer.weight = values_of("weight", weight, {kAny, channels, kAny, kAny, kAny});
+  layer.weight = weight_of(plan, "weight", weight, {kAny, channels, kAny, kAny, kAny});
   layer.bias = values_of("bias", bias, {layer.out});
   layer.algorithm = algorithm_from(algorithm);
   layer.tiles = tiles_from(tiles);
@@ -96,7 +104,7 @@ VolumeId add_conv_transpose(Plan& plan, std::string name, VolumeId x, const py::
   cpu::TransposedLayer layer;
   layer.name = std::move(name);
   layer.x = x;
-  layer.weight = values_of("weight", weight, {kAny, plan.channels(x), 4, 4, 4});
+  layer.weight = weight_of(plan, "weight", weight, {kAny, plan.channels(x), 4, 4, 4});
   layer.out = weight.shape(0);
   layer.bias = values_of("bias", bias, {layer.out});
   layer.relu = relu;
@@ -133,9 +141,9 @@ VolumeId add_attention(Plan& plan, std::string name, VolumeId x, const py::objec
   layer.name = std::move(name);
   layer.x = x;
   layer.norm = norm_from(norm);
-  layer.qkv_weight = values_of("qkv_weight", qkv_weight, {3 * channels, channels});
+  layer.qkv_weight = weight_of(plan, "qkv_weight", qkv_weight, {3 * channels, channels});
   layer.qkv_bias = values_of("qkv_bias", qkv_bias, {3 * channels});
-  layer.out_weight = values_of("out_weight", out_weight, {channels, channels});
+  layer.out_weight = weight_of(plan, "out_weight", out_weight, {channels, channels});
   layer.out_bias = values_of("out_bias", out_bias, {channels});
   layer.heads = size_from("heads", heads);
   layer.heads_first = heads_first;
@@ -154,6 +162,7 @@ std::vector<std::int64_t> shape_of(const Plan& plan, VolumeId id) {
 
 py::list run(Plan& plan, const std::vector<py::array>& inputs, std::int64_t threads) {
   if (!plan.finished()) refuse("plan", "finish() was not called.");
+  if (!plan.packs()) refuse("plan", "it was made without weights.");
   if (inputs.size() != plan.inputs().size())
     refuse("inputs", std::to_string(inputs.size()) + " of them; must be " + std::to_string(plan.inputs().size()) + ".");
   std::vector<const float*> sources;
@@ -200,9 +209,10 @@ void add_plan(py::module_& module) {
       .def("release", &cpu::PlanMemory::release, py::call_guard<py::gil_scoped_release>(),
            "Give everything back, until the next run.");
   py::class_<Plan>(module, "Plan", "A network as a fixed list of layers on volumes of fixed shape.")
-      .def(py::init([](std::shared_ptr<cpu::PlanMemory> memory) {
-             return std::make_unique<Plan>(cpu::best_isa(), std::move(memory));
-           }), py::arg("memory") = py::none())
+      .def(py::init([](std::shared_ptr<cpu::PlanMemory> memory, bool packs) {
+             return std::make_unique<Plan>(cpu::best_isa(), std::move(memory), packs);
+           }), py::arg("memory") = py::none(), py::kw_only(), py::arg("packs") = true,
+           "Without weights packed it costs little, tells whether layers fit each other, and can not be run.")
       .def("add_input",
            [](Plan& plan, const std::vector<std::int64_t>& sides, std::int64_t channels) {
              return plan.add_input(sides_from(sides), size_from("channels", channels));

@@ -84,34 +84,41 @@ struct Panels {
   }
 };
 
+// Three taps along one axis to the axis' points, each a run of `count` values.
+void transform_taps(const Axis& axis, const double* taps, std::int64_t tap_step, std::int64_t count, double* made,
+                    std::int64_t made_step) {
+  for (std::size_t at = 0; at < axis.g.size(); ++at) {
+    const double g0 = axis.g[at][0], g1 = axis.g[at][1], g2 = axis.g[at][2];
+    double* to = made + static_cast<std::int64_t>(at) * made_step;
+    for (std::int64_t n = 0; n < count; ++n)
+      to[n] = g0 * taps[n] + g1 * taps[tap_step + n] + g2 * taps[2 * tap_step + n];
+  }
+}
+
+// A vector of outputs at a time: their weights lie side by side in every place, and are transformed side by side.
 Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, Algorithm algorithm, Isa isa) {
   const Variant variant = variant_of(algorithm);
   const Axis deep = axis_of(variant.depth), plane = axis_of(variant.plane);
-  const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
-  const std::int64_t side = static_cast<std::int64_t>(plane.g.size());
-  Floats packed(static_cast<std::size_t>(places_of(algorithm) * in * out));
-  std::vector<double> along_w(9 * side), along_h(3 * side * side);
-  for (std::int64_t k = 0; k < out; ++k) {
+  const std::int64_t lanes = lanes_of(isa), side = static_cast<std::int64_t>(plane.g.size());
+  const Panels panels{out, in, lanes, columns_of(isa)};
+  const std::int64_t places = places_of(algorithm), row = side * lanes, slice = side * row;
+  Floats packed(static_cast<std::size_t>(places * in * out));
+#pragma omp parallel for schedule(static)
+  for (std::int64_t k = 0; k < out; k += lanes) {
+    std::vector<double> taps(27 * lanes), along_w(9 * row), along_h(3 * slice), along_d(places * lanes);
     for (std::int64_t c = 0; c < in; ++c) {
-      const float* g = weight + (k * in + c) * 27;
-      for (std::int64_t row = 0; row < 9; ++row)
-        for (std::int64_t w = 0; w < side; ++w)
-          along_w[row * side + w] =
-              plane.g[w][0] * g[row * 3] + plane.g[w][1] * g[row * 3 + 1] + plane.g[w][2] * g[row * 3 + 2];
+      for (std::int64_t lane = 0; lane < lanes; ++lane)
+        for (std::int64_t tap = 0; tap < 27; ++tap)
+          taps[tap * lanes + lane] = weight[((k + lane) * in + c) * 27 + tap];
+      for (std::int64_t line = 0; line < 9; ++line)
+        transform_taps(plane, &taps[line * 3 * lanes], lanes, lanes, &along_w[line * row], lanes);
       for (std::int64_t d = 0; d < 3; ++d)
-        for (std::int64_t h = 0; h < side; ++h)
-          for (std::int64_t w = 0; w < side; ++w) {
-            double sum = 0;
-            for (std::int64_t tap = 0; tap < 3; ++tap) sum += plane.g[h][tap] * along_w[(d * 3 + tap) * side + w];
-            along_h[(d * side + h) * side + w] = sum;
-          }
-      for (std::size_t d = 0; d < deep.g.size(); ++d)
-        for (std::int64_t at = 0; at < side * side; ++at) {
-          double sum = 0;
-          for (std::int64_t tap = 0; tap < 3; ++tap) sum += deep.g[d][tap] * along_h[tap * side * side + at];
-          const std::int64_t place = static_cast<std::int64_t>(d) * side * side + at;
-          packed.data()[place * in * out + panels.place(k, c, 1, 0)] = static_cast<float>(sum);
-        }
+        transform_taps(plane, &along_w[d * 3 * row], row, row, &along_h[d * slice], row);
+      transform_taps(deep, along_h.data(), slice, slice, along_d.data(), slice);
+      float* to = packed.data() + panels.place(k, c, 1, 0);
+      for (std::int64_t place = 0; place < places; ++place)
+        for (std::int64_t lane = 0; lane < lanes; ++lane)
+          to[place * in * out + lane] = static_cast<float>(along_d[place * lanes + lane]);
     }
   }
   return packed;
@@ -123,6 +130,7 @@ Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::
   const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
   Floats packed(static_cast<std::size_t>(up(out, panels.lanes) * panels.lanes * in * taps));
   std::fill_n(packed.data(), packed.size(), 0.0f);
+#pragma omp parallel for schedule(static)
   for (std::int64_t k = 0; k < out; ++k)
     for (std::int64_t c = 0; c < in; ++c)
       for (std::int64_t tap = 0; tap < taps; ++tap)
@@ -150,12 +158,13 @@ Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kerne
   out_ = {up(sides.depth, stride), up(sides.height, stride), up(sides.width, stride)};
   if (algorithm == Algorithm::direct) {
     tiles_ = 0;
-    weights_ = packed_taps(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
+    if (weight != nullptr)
+      weights_ = packed_taps(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
   } else {
     const std::int64_t wanted = tiles > 0 ? up(tiles, kRowsOfPanel) * kRowsOfPanel
                                           : tiles_of(in, out, places_of(algorithm));
     tiles_ = static_cast<int>(wanted);
-    weights_ = packed_winograd(weight, out, in, algorithm, isa);
+    if (weight != nullptr) weights_ = packed_winograd(weight, out, in, algorithm, isa);
   }
 }
 

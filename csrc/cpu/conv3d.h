@@ -80,7 +80,8 @@ Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::
 // A convolution's weights, packed for one algorithm and instruction set, to be run on one shape.
 class Conv3d {
  public:
-  // weight: [out, in, kernel, kernel, kernel]. Throws std::invalid_argument where the algorithm does not fit.
+  // weight: [out, in, kernel, kernel, kernel], or null: nothing is packed then, and nothing can be run. Throws
+  // std::invalid_argument where the algorithm does not fit.
   Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
          Algorithm algorithm, Isa isa, int tiles = 0);
 

@@ -67,7 +67,7 @@ struct Plan::Parts {
   std::vector<Volume> volumes;
   std::vector<Step> steps;
   std::vector<VolumeId> inputs, outputs;
-  bool finished = false;
+  bool finished = false, packs = true;
   std::int64_t arena_floats = 0;
   std::shared_ptr<PlanMemory> memory;
 
@@ -146,8 +146,9 @@ struct Plan::Parts {
   std::int64_t workspace_floats(int threads) const;
 };
 
-Plan::Plan(Isa isa, std::shared_ptr<PlanMemory> memory) : parts_(std::make_unique<Parts>()) {
+Plan::Plan(Isa isa, std::shared_ptr<PlanMemory> memory, bool packs) : parts_(std::make_unique<Parts>()) {
   parts_->isa = isa;
+  parts_->packs = packs;
   parts_->memory = memory ? std::move(memory) : std::make_shared<PlanMemory>();
 }
 Plan::~Plan() = default;
@@ -165,7 +166,7 @@ VolumeId Plan::add_conv(ConvLayer layer) {
   const Sides in = x.sides;
   const std::int64_t channels = x.channels + (layer.skip == kNone ? 0 : parts.volume(layer.skip).channels);
   const std::int64_t taps = layer.kernel * layer.kernel * layer.kernel;
-  if (static_cast<std::int64_t>(layer.weight.size()) != layer.out * channels * taps)
+  if (parts.packs && static_cast<std::int64_t>(layer.weight.size()) != layer.out * channels * taps)
     throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
   if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
     throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
@@ -177,7 +178,7 @@ VolumeId Plan::add_conv(ConvLayer layer) {
   if (layer.norm) parts.want_moments(*layer.norm, layer.x, layer.skip);
   if (layer.skip != kNone) parts.read(layer.skip);
   if (layer.residual != kNone) parts.read(layer.residual);
-  Conv3d conv(layer.weight.data(), layer.out, channels, static_cast<int>(layer.kernel), static_cast<int>(layer.stride),
+  Conv3d conv(parts.packs ? layer.weight.data() : nullptr, layer.out, channels, static_cast<int>(layer.kernel), static_cast<int>(layer.stride),
               in, layer.algorithm, parts.isa, layer.tiles);
   const VolumeId y = parts.add_volume(conv.out_sides(), layer.out);
   Step& step = parts.add_step(Kind::conv, layer.name, layer.x);
@@ -199,11 +200,12 @@ VolumeId Plan::add_conv_transpose(TransposedLayer layer) {
   Parts& parts = *parts_;
   const Volume& x = parts.volume(layer.x);
   const Sides in = x.sides;
-  if (static_cast<std::int64_t>(layer.weight.size()) != layer.out * x.channels * kTransposedTaps)
+  if (parts.packs && static_cast<std::int64_t>(layer.weight.size()) != layer.out * x.channels * kTransposedTaps)
     throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
   if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
     throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
-  Floats packed = packed_taps(layer.weight.data(), layer.out, x.channels, kTransposedTaps, parts.isa);
+  Floats packed;
+  if (parts.packs) packed = packed_taps(layer.weight.data(), layer.out, x.channels, kTransposedTaps, parts.isa);
   const VolumeId y = parts.add_volume({2 * in.depth, 2 * in.height, 2 * in.width}, layer.out);
   Step& step = parts.add_step(Kind::transpose, std::move(layer.name), layer.x);
   step.algorithm = "direct";
@@ -418,6 +420,7 @@ void Plan::Parts::run_step(Step& step, int threads) {
 void Plan::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int threads) {
   Parts& parts = *parts_;
   if (!parts.finished) throw std::invalid_argument("plan: it is not finished");
+  if (!parts.packs) throw std::invalid_argument("plan: it packed no weights");
   const std::lock_guard<std::mutex> one_at_a_time(parts.memory->running);
   grow(parts.memory->arena, parts.arena_floats);
   grow(parts.memory->workspace, parts.workspace_floats(threads));
@@ -457,6 +460,7 @@ std::int64_t Plan::channels(VolumeId id) const { return parts_->volume(id).chann
 const std::vector<VolumeId>& Plan::inputs() const { return parts_->inputs; }
 const std::vector<VolumeId>& Plan::outputs() const { return parts_->outputs; }
 bool Plan::finished() const { return parts_->finished; }
+bool Plan::packs() const { return parts_->packs; }
 std::int64_t Plan::arena_bytes() const { return parts_->arena_floats * 4; }
 
 std::int64_t Plan::weight_bytes() const {

@@ -88,8 +88,9 @@ struct LayerFacts {
 
 class Plan {
  public:
-  // Without memory to share it has its own.
-  explicit Plan(Isa isa, std::shared_ptr<PlanMemory> memory = nullptr);
+  // Without memory to share it has its own. A plan that packs no weights costs next to nothing: it tells whether layers
+  // fit each other, takes them with empty weights, and can not be run.
+  explicit Plan(Isa isa, std::shared_ptr<PlanMemory> memory = nullptr, bool packs = true);
   ~Plan();
 
   VolumeId add_input(Sides sides, std::int64_t channels);
@@ -107,6 +108,7 @@ class Plan {
   const std::vector<VolumeId>& inputs() const;
   const std::vector<VolumeId>& outputs() const;
   bool finished() const;
+  bool packs() const;
 
   // A convolution's bias, such as a time embedding changes. Throws std::invalid_argument for an unknown name.
   void set_bias(const std::string& layer, const std::vector<float>& bias);

@@ -1,15 +1,14 @@
-"""From a bundle's folder to a ``StudyModel``: verified, in the engine and form that are asked for or were tuned."""
+"""From a verified bundle to a ``StudyModel``, in the engine and form that are asked for or were tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from orthokernels.bundle.manifest import WEIGHTS, Form
-from orthokernels.bundle.verify import Bundle, verify
+from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
 from orthokernels.runtime.graph_model import GraphModel
 from orthokernels.runtime.sessions import ENGINES, GraphEngine
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from orthokernels.models.study_model import StudyModel
 
 
-def load_bundle(
-    folder: Path, joint: str, planes: Sequence[str], engine: str = "auto", form: Form | None = None
+def open_bundle(
+    bundle: Bundle, joint: str, planes: Sequence[str], engine: str = "auto", form: Form | None = None
 ) -> StudyModel:
-    """Verify a bundle and load one joint of it.
+    """Load one joint of a verified bundle.
 
     Args:
-        folder: of the bundle.
+        bundle: verified.
         joint: whose findings are scored.
         planes: those wanted.
         engine: "openvino", "onnxruntime", "native", or "auto": what ``bundle tune`` chose on this machine, else
@@ -34,15 +33,8 @@ def load_bundle(
         form: of the graphs; None for what was tuned, else fp32. The native engine has fp32 alone.
 
     Raises:
-        InputError: the bundle is not what its manifest says, or lacks the joint, or the engine can't run it.
+        InputError: the bundle lacks the joint, or the engine can't run it.
     """
-    return open_bundle(verify(folder), joint, planes, engine, form)
-
-
-def open_bundle(
-    bundle: Bundle, joint: str, planes: Sequence[str], engine: str = "auto", form: Form | None = None
-) -> StudyModel:
-    """As ``load_bundle``, of a bundle that was verified."""
     if joint not in bundle.manifest.joints:
         known = ", ".join(bundle.manifest.joints)
         raise InputError(f"{bundle.folder}: has nothing for the {joint}; it has {known}.")
@@ -69,5 +61,6 @@ def _choice(bundle: Bundle, joint: str, engine: str, form: Form | None) -> Choic
 def _native(bundle: Bundle, joint: str, planes: Sequence[str]) -> StudyModel:
     from orthokernels.models.native.load import load_native
 
-    model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads())
+    digest = bundle.manifest.joints[joint].weights_digest
+    model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads(), digest=digest)
     return replace(model, name=bundle.manifest.name, bundle=bundle.digest)

@@ -132,6 +132,20 @@ def test_plans_that_share_memory_disturb_nobody():
     assert found == [{alone[0]}, {alone[1]}]
 
 
+def test_a_plan_without_weights_tells_what_fits_and_can_not_be_run():
+    plan, norm = native.Plan(packs=False), (4, normal(16), normal(16), 1e-5)
+    x = plan.add_input((4, 6, 6), 16)
+    y = plan.add_conv("conv", x, normal(32, 16, 3, 3, 3), normal(32), 1, "F(2,2,2)", norm=norm)
+    y = plan.add_conv_transpose("up", y, normal(8, 32, 4, 4, 4), normal(8), relu=True)
+    with pytest.raises(ValueError, match="weight: shape"):
+        plan.add_conv("next", y, normal(32, 16, 3, 3, 3), normal(32))
+    plan.finish([y])
+    assert plan.shape(y) == [8, 12, 12, 8]
+    assert plan.weight_bytes == 0
+    with pytest.raises(ValueError, match="plan: it was made without weights"):
+        plan.run([normal(4, 6, 6, 16)])
+
+
 def test_bad_input_gets_a_sentence():
     plan = native.Plan()
     x, other = plan.add_input((2, 3, 4), 8), plan.add_input((2, 3, 5), 8)

@@ -24,11 +24,14 @@ class Builder:
         state: tensors by their names, float32 (or float16, which is widened).
         exact: direct convolutions only, whose error is that of plain summation.
         memory: to work in, where plans share it.
+        packs: weights, without which the plan only tells whether all fits.
     """
 
-    def __init__(self, state: State, *, exact: bool = False, memory: _native.PlanMemory | None = None) -> None:
+    def __init__(
+        self, state: State, *, exact: bool = False, memory: _native.PlanMemory | None = None, packs: bool = True
+    ) -> None:
         self.state = state
-        self.plan = _native.Plan(memory)
+        self.plan = _native.Plan(memory, packs=packs)
         self._exact = exact
 
     def tensor(self, name: str) -> Array:

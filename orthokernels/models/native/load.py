@@ -39,8 +39,9 @@ Made = TypeVar("Made")
 
 
 def load_native(
-    folder: Path, joint: str, planes: Sequence[str] = PLANES, *, threads: int | None = None, exact: bool = False
-) -> NativeModel:
+    folder: Path, joint: str, planes: Sequence[str] = PLANES, *, threads: int | None = None, exact: bool = False,
+    digest: str | None = None,
+) -> NativeModel:  # fmt: skip
     """A weights folder as a ``StudyModel``, with no PyTorch in the process.
 
     Args:
@@ -48,20 +49,22 @@ def load_native(
         joint, planes: whose heads and networks are read; planes without a denoiser are left out.
         threads: that share the work, by default one for each processor; the results do not depend on them.
         exact: direct convolutions only, whose error is that of plain summation.
+        digest: of the model, where every file was held against one already, as a bundle's are: none is read through
+            again then.
 
     Raises:
         InputError: a missing, damaged or altered file, or one that does not fit its card.
     """
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     engine = Engine(threads or mine, exact, _native.PlanMemory())
-    return _Reading(folder, joint, engine).model(planes)
+    return _Reading(folder, joint, engine, digest).model(planes)
 
 
 class _Reading:
     """One reading of a folder, which remembers the cards and tensors that it met."""
 
-    def __init__(self, folder: Path, joint: str, engine: Engine) -> None:
-        self.folder, self.joint, self.engine = folder, joint, engine
+    def __init__(self, folder: Path, joint: str, engine: Engine, digest: str | None) -> None:
+        self.folder, self.joint, self.engine, self.digest = folder, joint, engine, digest
         self.settings = load_settings(folder)
         self.cards: list[Card] = []
         self.tensors: dict[str, Tensors] = {}  # by the stems of their files
@@ -73,7 +76,8 @@ class _Reading:
         fusion, fusion_name = self._module(f"{self.joint}.fusion", FUSIONS, make_fusion)
         settings = self.settings
         return NativeModel(
-            name=settings.name if settings.name != "unnamed" else str(self.folder), digest=self._digest(),
+            name=settings.name if settings.name != "unnamed" else str(self.folder),
+            digest=self.digest or self._digest(),
             trained=all(card.trained for card in self.cards), notice=settings.notice, joint=self.joint,
             size=settings.size, thresholds=settings.thresholds.get(self.joint, {}), planes=found,
             fusion_name=fusion_name, fusion=fusion,
@@ -113,7 +117,7 @@ class _Reading:
         path = self._path(stem)
         if not path.is_file() or load_card(path, known).joint not in (None, self.joint):
             return None, None
-        state, card = load_tensors(path, known)
+        state, card = load_tensors(path, known, check=self.digest is None)
         with _fitting(path):
             made = make(card.module, state, card.arguments)
         self.cards.append(card)
@@ -125,7 +129,7 @@ class _Reading:
         path = self._path(stem)
         if not path.is_file() or load_card(path, _ENCODER).joint not in (None, self.joint):
             return denoiser
-        tuned, card = load_tensors(path, _ENCODER)
+        tuned, card = load_tensors(path, _ENCODER, check=self.digest is None)
         own = self.tensors[plane]
         expected = {name: tensor.shape for name, tensor in own.items() if name.startswith(FINE_TUNED)}
         if {name: tensor.shape for name, tensor in tuned.items()} != expected:

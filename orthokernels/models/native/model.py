@@ -51,22 +51,23 @@ class Network:
         """
         key = (sides, names, timestep)
         if key not in self._plans:
-            self._plans[key] = self._built(sides, names, timestep, exact=self._engine.exact)
+            self._plans[key] = self._built(sides, names, timestep, packs=True)
         return self._plans[key]
 
     def check(self, sides: tuple[int, ...], names: tuple[str, ...], timestep: int) -> None:
-        """Build a plan and drop it, with the algorithm whose weights are packed fastest.
+        """Whether there could be such a plan: one without weights is built and dropped.
 
         Raises:
             ValueError: as ``UNetPlan``.
         """
-        self._built(sides, names, timestep, exact=True)
+        self._built(sides, names, timestep, packs=False)
 
-    def _built(self, sides: tuple[int, ...], names: tuple[str, ...], timestep: int, *, exact: bool) -> UNetPlan:
+    def _built(self, sides: tuple[int, ...], names: tuple[str, ...], timestep: int, *, packs: bool) -> UNetPlan:
         own = {name: self.arguments[name] for name in _UNET_OPTIONS if name in self.arguments}
         return UNetPlan(
-            self.state, sides=sides, names=names, timestep=timestep, exact=exact, memory=self._engine.memory, **own
-        )
+            self.state, sides=sides, names=names, timestep=timestep, exact=self._engine.exact,
+            memory=self._engine.memory, packs=packs, **own,
+        )  # fmt: skip
 
     def release(self) -> None:
         """Let go of plans and their weights, which the next call makes anew."""

@@ -84,7 +84,7 @@ class PublishedHead(_Planned):
         super().__init__(state, exact=exact, memory=memory)
         check_arguments(arguments, ("in_channels", "classes"))
         self.classes = int(arguments.get("classes", 12))
-        builder = Builder(state, exact=True)  # to see whether all fits
+        builder = Builder(state, packs=False)  # to see whether all fits
         self._build(builder, [builder.plan.add_input((1, 1, 1), arguments.get("in_channels", 256))])
 
     def blocks(self, network: State, block: str) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class MultiscaleHead(_Planned):
         shapes = [((side,) * 3, width) for side, width in zip(sides, widths, strict=True)]
         if self._reads_volume:
             shapes.append(((sides[0],) * 3, math.prod(self._patch)))
-        builder = Builder(state, exact=True)
+        builder = Builder(state, packs=False)
         self._build(builder, [builder.plan.add_input(*shape) for shape in shapes])
 
     def blocks(self, network: State, block: str) -> tuple[str, ...]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import json
+import mmap
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 
 from orthokernels.models.weights_folder import Card, check_digest, digest_of_bytes, load_card, unreadable
 
 Tensors = dict[str, NDArray[Any]]
 
 
-def load_tensors(path: Path, allowed: Collection[str]) -> tuple[Tensors, Card]:
+def load_tensors(path: Path, allowed: Collection[str], *, check: bool = True) -> tuple[Tensors, Card]:
     """A file's tensors, half precision widened to float32, and its card, of one of the modules that are allowed.
+
+    The others are read-only views of the mapped file: what nobody looks at is never read.
+
+    Args:
+        path: of the safetensors file.
+        allowed: modules that it may hold.
+        check: its content against the digest in its card.
 
     Raises:
         InputError: the file or its card is missing, damaged or altered, or describes another module.
@@ -24,16 +33,17 @@ def load_tensors(path: Path, allowed: Collection[str]) -> tuple[Tensors, Card]:
     card = load_card(path, allowed)
     try:
         stored = _stored(path)
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable(path, error) from error
-    check_digest(path, card, digest_of(stored))
+    if check:
+        check_digest(path, card, digest_of(stored))
     return {name: _widened(*own) for name, own in stored.items()}, card
 
 
 def digest_of(tensors: Mapping[str, tuple[NDArray[Any], str]]) -> str:
     """SHA-256 over tensors with the names of their dtypes, as ``models.orthodiffusion.weights.digest_of``."""
     return digest_of_bytes(
-        (name, dtype, tensor.shape, tensor.tobytes()) for name, (tensor, dtype) in sorted(tensors.items(), key=_name)
+        (name, dtype, tensor.shape, _bytes_of(tensor)) for name, (tensor, dtype) in sorted(tensors.items(), key=_name)
     )
 
 
@@ -41,21 +51,28 @@ def _name(item: tuple[str, Any]) -> str:
     return item[0]
 
 
+def _bytes_of(tensor: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
 def _stored(path: Path) -> dict[str, tuple[NDArray[Any], str]]:
     """Each tensor with its dtype's name; bfloat16, which NumPy does not have, as its bits."""
-    with safe_open(path, framework="np") as file:
-        names = list(file.keys())
-        if all(file.get_slice(name).get_dtype() != "BF16" for name in names):
-            arrays = {name: file.get_tensor(name) for name in names}
-            return {name: (array, array.dtype.name) for name, array in arrays.items()}
-    return dict(_from_bytes(path.read_bytes()))
+    with safe_open(path, framework="np"):
+        pass  # what the header claims is checked here: types, shapes, places inside the file
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    header.pop("__metadata__", None)
+    return {name: _view(content, 8 + length, told) for name, told in header.items()}
 
 
-def _from_bytes(content: bytes) -> Iterator[tuple[str, tuple[NDArray[Any], str]]]:
-    for name, told in deserialize(content):
-        dtype = _DTYPES[told["dtype"]]
-        bits = "uint16" if dtype == "bfloat16" else dtype
-        yield name, (np.frombuffer(told["data"], bits).reshape(told["shape"]), dtype)
+def _view(content: mmap.mmap, start: int, told: Mapping[str, Any]) -> tuple[NDArray[Any], str]:
+    """A tensor as the format describes it: type, shape, and place behind the header."""
+    dtype = _DTYPES[told["dtype"]]
+    bits = np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
+    array = np.ndarray(told["shape"], bits, content, start + told["data_offsets"][0])
+    return array if array.flags.aligned else array.copy(), dtype
 
 
 _DTYPES = {

@@ -46,6 +46,7 @@ class UNetPlan:
         patch: voxels along depth, height and width that the network sees as one.
         exact: direct convolutions only, whose error is that of plain summation.
         memory: to work in, where plans share it.
+        packs: weights, without which the plan only tells whether all fits.
 
     Raises:
         ValueError: an unknown name, a side that the patch does not divide, or tensors that do not fit each other.
@@ -64,12 +65,13 @@ class UNetPlan:
         patch: Sequence[int] = (1, 1, 1),
         exact: bool = False,
         memory: _native.PlanMemory | None = None,
+        packs: bool = True,
     ) -> None:
         if any(side % own for side, own in zip(sides, patch, strict=True)):
             raise ValueError(f"patch: {tuple(patch)} does not divide a volume of {tuple(sides)}.")
         self.patch = tuple(patch)
         self.names = tuple(names)
-        self._builder = Builder(state, exact=exact, memory=memory)
+        self._builder = Builder(state, exact=exact, memory=memory, packs=packs)
         self._plan, self._state = self._builder.plan, state
         self._groups, self._heads, self._head_channels = groups, heads, head_channels
         self._embedded: list[_Embedded] = []
