@@ -111,6 +111,11 @@ def run(
         raise InputError("--weights and --bundle are two models; pass one of them.")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
+    verification = None
+    if bundle is not None:
+        from orthokernels.bundle.verify import Verification
+
+        verification = Verification(bundle)  # files are read through while Python imports the rest
     from orthokernels.pipeline import run as run_study
 
     with progress(quiet or as_json) as tell:
@@ -118,7 +123,7 @@ def run(
             paths,
             out,
             weights=weights,
-            bundle=bundle,
+            bundle=verification,
             planes=[plane.strip() for plane in planes.split(",") if plane.strip()],
             preparation="published" if preparation == "published" else "full",
             joint=joint,

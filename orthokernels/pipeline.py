@@ -42,6 +42,7 @@ from orthokernels.result import (
 from orthokernels.system import peak_memory_mb, threads, versions
 
 if TYPE_CHECKING:
+    from orthokernels.bundle.verify import Verification
     from orthokernels.models.orthodiffusion.weights import Weights
 
 DEFAULT_THRESHOLD = 0.5  # the published evaluation's
@@ -82,7 +83,7 @@ def run(
     out: Path | str | None = None,
     *,
     weights: str | Weights = "demo",
-    bundle: Path | str | None = None,
+    bundle: Path | str | Verification | None = None,
     planes: Sequence[str] = tasks.PLANES,
     preparation: Mode = "full",
     joint: str = "knee",
@@ -101,7 +102,8 @@ def run(
         out: folder for label maps, findings, pictures and report; nothing is written where it is None.
         weights: "demo" (in the package, trained on digital joints alone), "published" (fetched before), a weights
             folder, "random:SEED" (untrained), or loaded weights.
-        bundle: folder of a bundle, instead of weights; it is verified first. Needs no PyTorch.
+        bundle: folder of a bundle, instead of weights, which is verified while the study is read; or a verification
+            that has begun. Needs no PyTorch.
         planes: which planes to run; those that the study lacks are skipped.
         preparation: "full" covers every slice, "published" the centre 16 as the publication does.
         joint: "knee", "ankle" or "shoulder": which labels are scored.
@@ -125,6 +127,8 @@ def run(
     tell = progress or (lambda what, done, total: None)
     seconds: dict[str, float] = {}
     folder = OutputFolder(out, overwrite=overwrite) if out is not None else None
+    if bundle is not None:
+        bundle = _verified(bundle)
 
     with _timed(seconds, "read"):
         tell("Reading the study", 0, 1)
@@ -158,7 +162,7 @@ def _check_options(
     planes: Sequence[str],
     joint: str,
     draws: int,
-    bundle: Path | str | None,
+    bundle: Path | str | Verification | None,
     device: str,
     engine: Engine,
     form: Form | None,
@@ -185,7 +189,7 @@ def _check_options(
 def load_model(
     weights: str | Weights = "demo",
     *,
-    bundle: Path | str | None = None,
+    bundle: Path | str | Verification | None = None,
     joint: str = "knee",
     planes: Sequence[str] = tasks.PLANES,
     device: str = "auto",
@@ -198,9 +202,9 @@ def load_model(
         InputError: there is no such model, or the engine or the device can not run it.
     """
     if bundle is not None:
-        from orthokernels.runtime.model import load_bundle
+        from orthokernels.runtime.model import open_bundle
 
-        return load_bundle(Path(bundle), joint, tuple(planes), engine, form)
+        return open_bundle(_verified(bundle).result(), joint, tuple(planes), engine, form)
     if engine == "native" and isinstance(weights, str) and not weights.startswith("random:"):
         from orthokernels.models.native.load import load_native
 
@@ -213,6 +217,13 @@ def load_model(
     elif weights.joint != joint:
         raise InputError(f"the weights are for the {weights.joint}, not the {joint}.")
     return load_torch(weights, device, native=engine == "native")
+
+
+def _verified(bundle: Path | str | Verification) -> Verification:
+    """The verification of a bundle, which begins here where it has not yet."""
+    from orthokernels.bundle.verify import Verification
+
+    return bundle if isinstance(bundle, Verification) else Verification(bundle)
 
 
 @contextmanager
@@ -249,7 +260,7 @@ def _run_plane(
 ) -> None:
     with _timed(seconds, "prepare"):
         prepared = prepare(own.volume, preparation, size)
-    restorer = Restorer(prepared.way_back) if model.classes is not None else None
+    restorer = Restorer(prepared.way_back, threads=threads()) if model.classes is not None else None
     slabs = len(prepared.way_back.starts)
     vectors = []
     for number, start in enumerate(prepared.way_back.starts):

@@ -2,6 +2,9 @@
 
 What is checked, in this order: the manifest's schema; the signature; names (no absolute path, no "..", no link);
 missing, extra and changed files; what the graphs refer to; the ops they use. The first thing wrong ends it.
+
+Every file is read through at each verification, by all processors. What the graphs may do follows from their content
+alone, so whoever verifies one bundle often may remember it by the manifest's digest, which names every byte.
 """
 
 from __future__ import annotations
@@ -10,16 +13,23 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from orthokernels.bundle.graph_files import check_graph
-from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, Manifest
+from orthokernels import __version__
+from orthokernels.bundle.graph_files import IR_OPS, ONNX_OPS, check_graph
+from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, File, Manifest
 from orthokernels.bundle.signature import check_signature
 from orthokernels.errors import InputError
+from orthokernels.folders import add_to_table, cache_folder, read_table
+from orthokernels.system import threads
 
+# Read and hashed at once: between two pieces a thread asks for the interpreter, which may be busy elsewhere.
+_PIECE = 16 << 20
 _MANIFEST_LIMIT = 16 << 20  # bytes; a real one has some tens of thousands
 
 
@@ -40,12 +50,13 @@ class Bundle:
     signer: str | None
 
 
-def verify(folder: Path | str, *, key: Path | None = None) -> Bundle:
+def verify(folder: Path | str, *, key: Path | None = None, remember: bool = False) -> Bundle:
     """Check a bundle; nothing of it is run.
 
     Args:
         folder: of the bundle.
         key: the public key (PEM) that must have signed it; without one, a signature need only be valid.
+        remember: in the user's cache that this bundle's graphs were read, and do not read them again.
 
     Raises:
         InputError: the first thing that is not as it should be, in one line.
@@ -57,13 +68,47 @@ def verify(folder: Path | str, *, key: Path | None = None) -> Bundle:
     for name in _names(manifest):
         _check_name(folder, name)
     _check_listing(folder, manifest)
-    for name, file in manifest.files.items():
-        _check_content(folder, name, file.sha256, file.bytes)
+    _check_contents(folder, manifest)
     _check_references(folder, manifest)
-    for graph in manifest.graphs.values():
-        for files in graph.forms.values():
-            check_graph(folder, files)
-    return Bundle(folder, manifest, hashlib.sha256(content).hexdigest(), signer)
+    digest = hashlib.sha256(content).hexdigest()
+    if not (remember and _were_read(digest)):
+        for graph in manifest.graphs.values():
+            for files in graph.forms.values():
+                check_graph(folder, files)
+        if remember:
+            add_to_table(_read_graphs(), digest, _rules())
+    return Bundle(folder, manifest, digest, signer)
+
+
+class Verification:
+    """A verification that goes on while other things are done: reading a study, say, or importing.
+
+    Args:
+        folder: as of ``verify``, which remembers.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        pool = ThreadPoolExecutor(1)
+        self._found = pool.submit(verify, folder, remember=True)
+        pool.shutdown(wait=False)
+
+    def result(self) -> Bundle:
+        """The bundle, once it is verified; raises as ``verify``."""
+        return self._found.result()
+
+
+def _were_read(digest: str) -> bool:
+    return read_table(_read_graphs()).get(digest) == _rules()
+
+
+def _read_graphs() -> Path:
+    """The table of bundles whose graphs were found to do nothing but what they may, and by which rules."""
+    return cache_folder() / "bundles" / "graphs.json"
+
+
+def _rules() -> str:
+    ops = " ".join(sorted(ONNX_OPS) + sorted(IR_OPS))
+    return f"{__version__} {hashlib.sha256(ops.encode()).hexdigest()}"
 
 
 def _manifest_bytes(folder: Path) -> bytes:
@@ -135,17 +180,40 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
         raise InputError(f"{folder}: {name} is not in {MANIFEST}. Remove it, or fetch the bundle again.")
 
 
+def _check_contents(folder: Path, manifest: Manifest) -> None:
+    """Each file against its digest; of several that are wrong the first is told. Hashing needs no Python meanwhile."""
+
+    def check(item: tuple[str, File]) -> None:
+        name, file = item
+        _check_content(folder, name, file.sha256, file.bytes)
+
+    with ThreadPoolExecutor(threads()) as pool:
+        found = [pool.submit(check, item) for item in manifest.files.items()]
+        try:
+            for future in found:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _check_content(folder: Path, name: str, sha256: str, size: int) -> None:
     path = folder / name
     try:
         if path.stat().st_size != size:
             raise InputError(f"{path}: has {path.stat().st_size} bytes, not {size}. It was changed or cut short.")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb", buffering=0) as file:
+            found = _sha256(file)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}).") from error
     if found != sha256:
         raise InputError(f"{path}: its content does not match its digest. It was changed; fetch the bundle again.")
+
+
+def _sha256(file: FileIO) -> str:
+    sha, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    while count := file.readinto(piece):
+        sha.update(piece[:count])
+    return sha.hexdigest()
 
 
 def _check_references(folder: Path, manifest: Manifest) -> None:

@@ -14,9 +14,10 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from orthokernels.bundle import verify as checking
 from orthokernels.bundle.manifest import SCHEMA
 from orthokernels.bundle.signature import make_keys, sign
-from orthokernels.bundle.verify import verify
+from orthokernels.bundle.verify import Verification, verify
 from orthokernels.errors import InputError
 
 
@@ -95,6 +96,32 @@ def test_every_changed_byte_is_noticed(bundle):
         assert f"has {len(content) - 1} bytes, not {len(content)}" in refusal(bundle)
         path.write_bytes(content)
     verify(bundle)
+
+
+def test_a_remembered_bundle_s_graphs_are_not_read_again_and_its_files_are(bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path / "cache"))
+    read = []
+    monkeypatch.setattr(checking, "check_graph", lambda folder, files: read.append(files))
+    for _ in range(2):
+        verify(bundle, remember=True)
+    assert len(read) == 2  # its forms, once
+    verify(bundle)
+    assert len(read) == 4
+    monkeypatch.setattr(checking, "_rules", lambda: "those of another version")
+    verify(bundle, remember=True)
+    assert len(read) == 6
+    path = bundle / "graphs" / "small.fp32.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="does not match its digest"):
+        verify(bundle, remember=True)
+
+
+def test_a_verification_beside_other_work_gives_the_bundle_or_the_reason(bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path / "cache"))
+    assert Verification(bundle).result() == verify(bundle)
+    (bundle / "extra").write_text("")
+    with pytest.raises(InputError, match=r"extra is not in manifest\.json"):
+        Verification(bundle).result()
 
 
 def test_a_missing_file_is_named(bundle):
