@@ -1,29 +1,20 @@
 """One PNG of a plane: slices over the stack, plain and with the structures drawn on them.
 
-Whatever a DICOM header says is text from outside: it is drawn literally, never as mathematics.
+Whatever a DICOM header says is text from outside: it is drawn as one line of plain characters.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox, IdentityTransform, TransformedBbox
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from orthokernels import tasks
+from orthokernels.fonts import Face, font
 from orthokernels.montage_layout import (
-    FONT,
     FOOTER,
     GAP,
     LEGEND_COLUMNS,
@@ -41,13 +32,16 @@ from orthokernels.montage_layout import (
     slice_position,
     volume_heading,
 )
+from orthokernels.montage_overlay import with_structures
 from orthokernels.result import PlaneArrays, PlaneResult
 
 LARGEST_PNG = 2_400_000
 NARROWEST_CAPTION = 200
 
-LETTER_FONT = "DejaVu Sans Mono"  # its capital I has serifs and does not pass for a line
+# The capital I of this one has serifs and does not pass for a line.
+LETTER_FACE: Face = "DejaVuSansMono"
 BACKGROUND, BRIGHT, MUTED, RULE, AMBER = "#0d0f12", "#f2f4f6", "#9aa5b1", "#2a3038", "#ffb224"
+OUTLINE = 2  # pixels of black around what is written on a picture
 
 
 def montage(plane: PlaneResult, arrays: PlaneArrays, path: str | Path, *, untrained: bool) -> None:
@@ -76,27 +70,26 @@ def draw_montage(plane: PlaneResult, arrays: PlaneArrays, *, untrained: bool) ->
         untrained: whether to lay the warning band over the top.
 
     Returns:
-        Pixels with axes (row, column, RGBA), uint8.
+        Pixels with axes (row, column, RGB), uint8.
 
     Raises:
         ValueError: if the voxels are not a volume, or the label map is on another grid.
     """
     sheet = plan(plane, arrays, untrained=untrained)
-    figure = Figure(figsize=(WIDTH / 100, sheet.height / 100), dpi=100, facecolor=BACKGROUND)
-    canvas = FigureCanvasAgg(figure)
-    _draw_header(figure, sheet, plane)
-    window, axes = _window(arrays.voxels), _sheet_axes(figure, sheet)
+    picture = Image.new("RGB", (WIDTH, sheet.height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    _draw_header(draw, sheet, plane)
+    window = _window(arrays.voxels)
     for cell in range(len(sheet.slices)):
-        _draw_cell(axes, sheet, arrays, cell, window)
-    _draw_legend(figure, sheet, plane)
-    _draw_footer(figure, sheet)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
+        _draw_cell(picture, draw, sheet, arrays, cell, window)
+    _draw_legend(draw, sheet, plane)
+    _draw_footer(draw, sheet)
+    return np.asarray(picture)
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """Encode pixels with axes (y, x, RGBA); a picture too large for a report is reduced to 256 colours."""
-    picture = Image.fromarray(pixels).convert("RGB")
+    """Encode pixels with axes (y, x, RGB); a picture too large for a report is reduced to 256 colours."""
+    picture = Image.fromarray(pixels)
     encoded = _encoded(picture)
     return encoded if len(encoded) <= LARGEST_PNG else _encoded(picture.quantize(256, dither=Image.Dither.NONE))
 
@@ -115,67 +108,41 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 def _window(voxels: np.ndarray) -> tuple[float, float]:
     """Grey window between the 1st and the 99.7th percentile; a constant image becomes black."""
-    sample = voxels.ravel()[:: max(1, voxels.size // 2_000_000)]
+    sample = voxels.ravel(order="K")[:: max(1, voxels.size // 250_000)]
     sample = sample[np.isfinite(sample)].astype(np.float64)
     low, high = np.percentile(sample, (1.0, 99.7)) if sample.size else (0.0, 1.0)
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
 def _write(
-    figure: Figure,
-    sheet: Sheet,
+    draw: ImageDraw.ImageDraw,
     at: tuple[float, float],
     text: str,
-    size: float,
+    size: int,
     ink: str = BRIGHT,
     *,
-    align: Literal["left", "right"] = "left",
-    bold: bool = False,
-) -> Text:
-    """Write one line whose baseline starts ``at`` (pixels from the upper left corner); ``size`` in pixels."""
-    return figure.text(
-        at[0],
-        sheet.height - at[1],
-        text,
-        color=ink,
-        fontsize=size * 0.72,
-        family=FONT,
-        ha=align,
-        va="baseline",
-        weight="bold" if bold else "normal",
-        transform=IdentityTransform(),
-        parse_math=False,
-    )
-
-
-def _fill(
-    figure: Figure, sheet: Sheet, box: tuple[float, float, float, float], ink: str | tuple[float, float, float]
+    anchor: str = "ls",
+    face: Face = "DejaVuSans",
+    outline: int = 0,
 ) -> None:
-    """Fill a box given as left, top, width and height in pixels."""
-    left, top, width, height = box
-    figure.add_artist(
-        Rectangle(
-            (left, sheet.height - top - height),
-            width,
-            height,
-            facecolor=ink,
-            edgecolor="none",
-            transform=IdentityTransform(),
-            antialiased=False,
-        )
-    )
+    """Write one line ``at`` pixels from the upper left corner, where its baseline starts; ``size`` in pixels.
+
+    ``anchor`` is Pillow's: "rs" is where the baseline ends.
+    """
+    draw.text(at, text, ink, font(size, face), anchor, stroke_width=outline, stroke_fill="black")
 
 
-def _draw_header(figure: Figure, sheet: Sheet, plane: PlaneResult) -> None:
+def _draw_header(draw: ImageDraw.ImageDraw, sheet: Sheet, plane: PlaneResult) -> None:
     if sheet.band:
-        _fill(figure, sheet, (0, 0, WIDTH, sheet.band), AMBER)
-        _write(figure, sheet, (MARGIN, 34), tasks.UNTRAINED_NOTICE, 22, "#201500", bold=True)
-    title = _write(figure, sheet, (MARGIN, sheet.band + 58), plane.plane.capitalize(), 36, bold=True)
+        draw.rectangle((0, 0, WIDTH, sheet.band - 1), AMBER)
+        _write(draw, (MARGIN, 34), tasks.UNTRAINED_NOTICE, 22, "#201500", face="DejaVuSans-Bold")
+    title, base = plane.plane.capitalize(), sheet.band + 58
+    _write(draw, (MARGIN, base), title, 36, face="DejaVuSans-Bold")
     description = shorten(drawable(plane.description) or "no description", 76)
-    _write(figure, sheet, (title.get_window_extent().x1 + 28, sheet.band + 58), description, 26)
-    _write(figure, sheet, (MARGIN, sheet.band + 96), "   |   ".join(_facts(plane)), 20, MUTED)
+    _write(draw, (MARGIN + font(36, "DejaVuSans-Bold").getlength(title) + 28, base), description, 26)
+    _write(draw, (MARGIN, sheet.band + 96), "   |   ".join(_facts(plane)), 20, MUTED)
     for line, text in enumerate(sheet.note):
-        _write(figure, sheet, (MARGIN, sheet.band + 96 + NOTE_LINE * (line + 1)), text, 20, AMBER)
+        _write(draw, (MARGIN, sheet.band + 96 + NOTE_LINE * (line + 1)), text, 20, AMBER)
 
 
 def _facts(plane: PlaneResult) -> list[str]:
@@ -193,145 +160,75 @@ def _facts(plane: PlaneResult) -> list[str]:
     return facts
 
 
-def _sheet_axes(figure: Figure, sheet: Sheet) -> Axes:
-    """Axes over the whole sheet, in pixels, y upwards: one for all pictures, since axes cost as much as a slice."""
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(0, WIDTH)
-    axes.set_ylim(0, sheet.height)
-    axes.set_autoscale_on(False)
-    return axes
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Where a picture lies on the sheet: pixels from its lower left corner, and the millimetres that it shows."""
-
-    left: float
-    bottom: float
-    width: float
-    height: float
-    mm: tuple[float, float]
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        return self.left, self.left + self.width, self.bottom, self.bottom + self.height
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Pixels of a place given as shares of width and height."""
-        return self.left + x * self.width, self.bottom + y * self.height
-
-
-def _tile(sheet: Sheet, cell: int, arrays: PlaneArrays, *, overlay: bool = False) -> _Tile:
-    left, top = sheet.corner(cell, overlay)
-    width, height = sheet.tile
-    return _Tile(left, sheet.height - top - height, width, height, field_of_view(arrays))
-
-
-def _draw_cell(axes: Axes, sheet: Sheet, arrays: PlaneArrays, cell: int, window: tuple[float, float]) -> None:
-    figure, k = axes.figure, sheet.slices[cell]
-    assert isinstance(figure, Figure)
+def _draw_cell(
+    picture: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    sheet: Sheet,
+    arrays: PlaneArrays,
+    cell: int,
+    window: tuple[float, float],
+) -> None:
+    k, shape = sheet.slices[cell], arrays.voxels.shape
     left, top = sheet.corner(cell)
     width = max(NARROWEST_CAPTION, 2 * sheet.tile[0] + SEAM if sheet.paired else sheet.tile[0])
-    shape = arrays.voxels.shape
-    _write(figure, sheet, (left, top - 9), f"{k + 1} / {shape[2]}", 18, bold=True)
-    _write(figure, sheet, (left + width, top - 9), slice_position(arrays.affine, shape, k), 18, MUTED, align="right")
-    _draw_image(axes, _tile(sheet, cell, arrays), arrays, k, window, scale_bar=True)
+    _write(draw, (left, top - 9), f"{k + 1} / {shape[2]}", 18, face="DejaVuSans-Bold")
+    _write(draw, (left + width, top - 9), slice_position(arrays.affine, shape, k), 18, MUTED, anchor="rs")
+    grey = _grey(arrays.voxels[:, :, k], sheet.tile, window)
+    picture.paste(Image.fromarray(grey), (left, top))
+    _write_directions(draw, (left, top), sheet, arrays)
+    _draw_scale(draw, (left, top), sheet, field_of_view(arrays)[0])
     if sheet.paired:
-        tile = _tile(sheet, cell, arrays, overlay=True)
-        _draw_image(axes, tile, arrays, k, window, scale_bar=False)
-        _draw_labels(axes, tile, sheet, arrays, k)
+        assert arrays.labels is not None
+        corner = sheet.corner(cell, overlay=True)
+        picture.paste(Image.fromarray(with_structures(grey, arrays.labels[:, ::-1, k].T, sheet.legend)), corner)
+        _write_directions(draw, corner, sheet, arrays)
 
 
-def _draw_image(
-    axes: Axes, tile: _Tile, arrays: PlaneArrays, k: int, window: tuple[float, float], *, scale_bar: bool
-) -> None:
-    axes.imshow(
-        np.nan_to_num(arrays.voxels[:, :, k].T.astype(np.float32)),
-        cmap="gray",
-        vmin=window[0],
-        vmax=window[1],
-        origin="lower",
-        extent=tile.extent,
-        aspect="auto",
-        interpolation="hanning",
-    )
-    outline = [withStroke(linewidth=2.5, foreground="black")]
+def _grey(voxels: np.ndarray, tile: tuple[int, int], window: tuple[float, float]) -> np.ndarray:
+    """A slice (i, j) as a tile's pixels (row, column), uint8, with j upwards."""
+    upright = np.nan_to_num(voxels[:, ::-1].T.astype(np.float32))
+    resized = np.asarray(Image.fromarray(upright).resize(tile, Image.Resampling.HAMMING))
+    low, high = window
+    return np.rint(np.clip((resized - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+
+
+def _write_directions(draw: ImageDraw.ImageDraw, corner: tuple[int, int], sheet: Sheet, arrays: PlaneArrays) -> None:
+    """Letters of the patient's directions in the middle of each edge."""
     left, right, bottom, top = edge_letters(arrays.affine)
-    for x, y, letter, across, along in (
-        (0.02, 0.5, left, "left", "center"),
-        (0.98, 0.5, right, "right", "center"),
-        (0.5, 0.02, bottom, "center", "bottom"),
-        (0.5, 0.98, top, "center", "top"),
-    ):
-        axes.text(
-            *tile.at(x, y),
-            letter,
-            ha=across,
-            va=along,
-            color=BRIGHT,
-            fontsize=12,
-            family=LETTER_FONT,
-            path_effects=outline,
-        )
-    if scale_bar:
-        mm = tile.mm[0]
-        length = max((own for own in (1, 2, 5, 10, 20, 50, 100) if own <= mm / 4), default=1)
-        x, y = tile.at(0.03, 0.03)
-        end = x + length / mm * tile.width
-        axes.plot([x, end], [y, y], color=BRIGHT, linewidth=2, solid_capstyle="butt", path_effects=outline)
-        axes.text(
-            x,
-            y + 0.02 * tile.height,
-            f"{length} mm",
-            color=BRIGHT,
-            fontsize=10,
-            family=FONT,
-            va="bottom",
-            path_effects=outline,
-        )
+    for x, y, letter, anchor in (
+        (0.02, 0.5, left, "lm"), (0.98, 0.5, right, "rm"), (0.5, 0.98, bottom, "mb"), (0.5, 0.02, top, "mt"),
+    ):  # fmt: skip
+        at = corner[0] + x * sheet.tile[0], corner[1] + y * sheet.tile[1]
+        _write(draw, at, letter, 17, anchor=anchor, face=LETTER_FACE, outline=OUTLINE)
 
 
-def _draw_labels(axes: Axes, tile: _Tile, sheet: Sheet, arrays: PlaneArrays, k: int) -> None:
-    """Lay a light fill and a thin contour of each structure over the slice."""
-    assert arrays.labels is not None
-    labels = arrays.labels[:, :, k].T  # [j, i]
-    fills = np.zeros((int(arrays.labels.max()) + 1, 4))
-    # One voxel of background around the slice closes contours that run into its edge.
-    padded = np.pad(labels, 1)
-    x = tile.left + (np.arange(-1, labels.shape[1] + 1) + 0.5) * tile.width / labels.shape[1]
-    y = tile.bottom + (np.arange(-1, labels.shape[0] + 1) + 0.5) * tile.height / labels.shape[0]
-    box = TransformedBbox(Bbox.from_extents(tile.left, tile.bottom, *tile.at(1, 1)), axes.transData)
-    for entry in sheet.legend:
-        rgb = _unit(entry.colour)
-        fills[entry.index] = (*rgb, 0.25)
-        mask = padded == entry.index
-        if mask.any():
-            lines = axes.contour(x, y, mask.astype(float), levels=[0.5], colors=[rgb], linewidths=1.1)
-            lines.set_clip_box(box)
-    axes.imshow(fills[labels], origin="lower", extent=tile.extent, aspect="auto", interpolation="nearest")
+def _draw_scale(draw: ImageDraw.ImageDraw, corner: tuple[int, int], sheet: Sheet, mm: float) -> None:
+    """A bar of a round length, on a picture that is ``mm`` wide."""
+    width, height = sheet.tile
+    length = max((own for own in (1, 2, 5, 10, 20, 50, 100) if own <= mm / 4), default=1)
+    x, y = round(corner[0] + 0.03 * width), round(corner[1] + 0.97 * height)
+    end = round(corner[0] + 0.03 * width + length / mm * width)
+    draw.rectangle((x, y - 2, end - 1, y + 2), "black")
+    draw.rectangle((x, y - 1, end - 1, y + 1), BRIGHT)
+    _write(draw, (x, y - 0.02 * height - 3), f"{length} mm", 14, anchor="lb", outline=OUTLINE)
 
 
-def _unit(colour: tuple[int, int, int]) -> tuple[float, float, float]:
-    return colour[0] / 255, colour[1] / 255, colour[2] / 255
-
-
-def _draw_legend(figure: Figure, sheet: Sheet, plane: PlaneResult) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, sheet: Sheet, plane: PlaneResult) -> None:
     if not sheet.legend:
         return
-    _write(figure, sheet, (MARGIN, sheet.legend_top + 22), volume_heading(plane), 18, MUTED)
+    _write(draw, (MARGIN, sheet.legend_top + 22), volume_heading(plane), 18, MUTED)
     rows = -(-len(sheet.legend) // LEGEND_COLUMNS)
     pitch = (WIDTH - 2 * MARGIN + GAP) / LEGEND_COLUMNS
     for n, entry in enumerate(sheet.legend):
         column, row = divmod(n, rows)
         left, base = MARGIN + column * pitch, sheet.legend_top + 22 + LEGEND_LINE * (row + 1)
-        _fill(figure, sheet, (left, base - 15, 18, 18), _unit(entry.colour))
-        _write(figure, sheet, (left + 28, base), shorten(drawable(entry.name), 27), 19)
-        _write(figure, sheet, (left + pitch - GAP, base), f"{entry.ml:.2f} ml", 19, MUTED, align="right")
+        draw.rectangle((left, base - 15, left + 17, base + 2), entry.colour)
+        _write(draw, (left + 28, base), shorten(drawable(entry.name), 27), 19)
+        _write(draw, (left + pitch - GAP, base), f"{entry.ml:.2f} ml", 19, MUTED, anchor="rs")
 
 
-def _draw_footer(figure: Figure, sheet: Sheet) -> None:
-    _fill(figure, sheet, (MARGIN, sheet.height - FOOTER + 8, WIDTH - 2 * MARGIN, 1), RULE)
+def _draw_footer(draw: ImageDraw.ImageDraw, sheet: Sheet) -> None:
+    draw.line((MARGIN, sheet.height - FOOTER + 8, WIDTH - MARGIN - 1, sheet.height - FOOTER + 8), RULE)
     base = sheet.height - 20
-    _write(figure, sheet, (MARGIN, base), tasks.RESEARCH_NOTICE, 20, bold=True)
-    _write(figure, sheet, (WIDTH - MARGIN, base), "orthokernels", 20, MUTED, align="right")
+    _write(draw, (MARGIN, base), tasks.RESEARCH_NOTICE, 20, face="DejaVuSans-Bold")
+    _write(draw, (WIDTH - MARGIN, base), "orthokernels", 20, MUTED, anchor="rs")

@@ -6,19 +6,17 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from matplotlib.font_manager import findfont, get_font
 
 from orthokernels import tasks
+from orthokernels.fonts import has_glyph
 from orthokernels.result import PlaneArrays, PlaneResult
 
 SLICES = 12
 WIDTH, MARGIN, GAP, SEAM = 1800, 40, 28, 4
 BAND, HEADER, NOTE_LINE, CAPTION, LEGEND_LINE, FOOTER = 52, 138, 28, 32, 34, 62
 LEGEND_COLUMNS = 4
-FONT = "DejaVu Sans"  # comes with matplotlib, so a picture looks the same everywhere
 
 _COLOURS = {s.key: s.colour for s in tasks.STRUCTURES}
 # For classes without a published name: far apart in hue, and light enough for a dark picture.
@@ -212,15 +210,10 @@ def _note(plane: PlaneResult, arrays: PlaneArrays) -> list[str]:
     return [] if arrays.labels.any() else ["Segmentation ran; no voxel was labelled."]
 
 
-@cache
-def _has_glyph(character: str) -> bool:
-    return get_font(findfont(FONT)).get_char_index(ord(character)) != 0
-
-
 def drawable(text: str) -> str:
     """One line of characters that the font has; others become the replacement character."""
     spaced = "".join(" " if unicodedata.category(c).startswith(("C", "Z")) else c for c in text)
-    return "".join(c if _has_glyph(c) else "\N{REPLACEMENT CHARACTER}" for c in " ".join(spaced.split()))
+    return "".join(c if has_glyph(c) else "\N{REPLACEMENT CHARACTER}" for c in " ".join(spaced.split()))
 
 
 def shorten(text: str, length: int) -> str:

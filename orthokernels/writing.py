@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -17,6 +18,7 @@ from orthokernels.errors import InputError
 from orthokernels.montage import montage
 from orthokernels.report import findings_json, html
 from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
+from orthokernels.system import threads
 
 FINDINGS, REPORT = "findings.json", "report.html"
 
@@ -54,7 +56,12 @@ class OutputFolder:
         started = time.perf_counter()
         folder = self._temporary_folder()
         try:
-            planes = tuple(self._write_plane(folder, result, p, arrays[p.plane], label_maps) for p in result.planes)
+            with ThreadPoolExecutor(threads()) as pool:  # compressing and resizing need no Python meanwhile
+                written = [
+                    pool.submit(self._write_plane, folder, result, p, arrays[p.plane], label_maps)
+                    for p in result.planes
+                ]
+                planes = tuple(own.result() for own in written)
             spent = {**seconds, "report": time.perf_counter() - started}
             result = result.model_copy(
                 update={"planes": planes, "seconds": {stage: round(s, 3) for stage, s in spent.items()}}

@@ -43,6 +43,12 @@ def test_package_import_loads_nothing_heavy():
     assert not {"torch", "numba", "matplotlib", "nibabel", "pydicom", "triton"} & set(loaded)
 
 
+def test_a_study_is_run_and_reported_without_plots_and_compilers():
+    modules = "orthokernels.pipeline, orthokernels.writing, orthokernels.runtime.model, orthokernels.edge.objects"
+    loaded = python(f"import sys, {modules}; print(' '.join(sys.modules))").split()
+    assert not {"torch", "numba", "matplotlib", "scipy", "onnx", "openvino", "onnxruntime"} & set(loaded)
+
+
 def test_nothing_under_orthokernels_imports_the_rooms_above():
     code = (
         "import sys, orthokernels.pipeline, orthokernels.report, orthokernels.writing\n"

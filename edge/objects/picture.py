@@ -29,7 +29,7 @@ def plane_picture(
         plane, arrays, untrained: see ``orthokernels.montage.draw_montage``.
         number: of the picture within its series.
     """
-    drawn = Image.fromarray(draw_montage(plane, arrays, untrained=untrained)).convert("RGB")
+    drawn = Image.fromarray(draw_montage(plane, arrays, untrained=untrained))
     return _capture(setting, with_notice(drawn), f"picture {plane.plane}", number, _directions(arrays.affine))
 
 
