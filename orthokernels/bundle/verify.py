@@ -81,7 +81,7 @@ def verify(folder: Path | str, *, key: Path | None = None, remember: bool = Fals
 
 
 class Verification:
-    """A verification that goes on while other things are done: reading a study, say, or importing.
+    """A verification that goes on while other things are done: importing, say, or reading a study.
 
     Args:
         folder: as of ``verify``, which remembers.
@@ -202,15 +202,15 @@ def _check_content(folder: Path, name: str, sha256: str, size: int) -> None:
         if path.stat().st_size != size:
             raise InputError(f"{path}: has {path.stat().st_size} bytes, not {size}. It was changed or cut short.")
         with path.open("rb", buffering=0) as file:
-            found = _sha256(file)
+            found = _sha256(file, min(size, _PIECE))
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}).") from error
     if found != sha256:
         raise InputError(f"{path}: its content does not match its digest. It was changed; fetch the bundle again.")
 
 
-def _sha256(file: FileIO) -> str:
-    sha, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+def _sha256(file: FileIO, piece_size: int) -> str:
+    sha, piece = hashlib.sha256(), memoryview(bytearray(piece_size))
     while count := file.readinto(piece):
         sha.update(piece[:count])
     return sha.hexdigest()
