@@ -103,7 +103,13 @@ def test_deflated_file_of_usual_size_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "size"),
-    [(j2k(12, 34), (12, 34)), (jpeg(12, 34), (12, 34)), (jpeg(12, 34, 0xF7), (12, 34)), (b"", None), (b"\xff\xd8", None)],
+    [
+        (j2k(12, 34), (12, 34)),
+        (jpeg(12, 34), (12, 34)),
+        (jpeg(12, 34, 0xF7), (12, 34)),
+        (b"", None),
+        (b"\xff\xd8", None),
+    ],
 )
 def test_size_is_read_from_the_codestream(content, size):
     assert coded_size(content) == size
