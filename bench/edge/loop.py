@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Annotated, Any
 
 import pydicom
 import typer
+from orthokernels.bench.edge.wire import free_port
 from orthokernels.bench.record import circumstances, heading
 from orthokernels.edge import audit
 from orthokernels.edge.config import Config
@@ -129,12 +129,6 @@ def _config(folder: Path, bundle: Path, archive: int) -> Config:
             "page": {"port": free_port()},
         }
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from socketserver import BaseServer
 from typing import Any
@@ -132,14 +133,25 @@ class ConnectionHandler(RequestHandler):
         association.dul.event_queue.get_nowait()  # the socket that it replaces has announced the connection too
         association.dul.socket = counted
         shorten(association, counted.wake)
+        association.run = partial(self._run, association, counted)
         return association
+
+    def _run(self, association: Any, counted: CountedSocket) -> None:
+        """The association's thread, whose end is the association's: pynetdicom tells of a closed connection sometimes
+        before the last image that came on it is stored, and sometimes not at all."""
+        try:
+            threading.Thread.run(association)
+        finally:
+            counted.close()
+            self.server.ended(association)
 
 
 class LimitedServer(ThreadedAssociationServer):
-    """Listens. ``limits`` and ``hosts_allowed`` are set before it serves."""
+    """Listens. What follows is set before it serves; ``ended`` is called with each association that is over."""
 
     limits: Limits
     hosts_allowed: Callable[[str], bool]
+    ended: Callable[[Any], None]
     request_queue_size = 32
     daemon_threads = True
 

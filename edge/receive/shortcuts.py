@@ -8,15 +8,20 @@ What the standard says of each is checked as before; everything else goes pynetd
 
 from __future__ import annotations
 
+import logging
 import queue
 import struct
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
+
+LOG = logging.getLogger("orthokernels.edge.receive")
 
 _P_DATA_TF = 0x04
 _RECEIVED_P_DATA, _INVALID_PDU = "Evt10", "Evt19"  # PS3.8 table 9-10
@@ -146,3 +151,15 @@ def shorten(association: Any, wake_upper_layer: Callable[[], None]) -> None:
     association.dul.to_provider_queue = WakingQueue(wake_upper_layer)
     messages = association.dimse.msg_queue
     association.dul.to_user_queue = WakingQueue(lambda: messages.put((None, None)))
+    association.dul.run = partial(_run, association.dul)
+
+
+def _run(upper_layer: DULServiceProvider) -> None:
+    """The upper layer's thread. Its end is told to the association's, which may wait for what can't come any more and
+    hold a place for so long; and an event that its state does not know, such as an answer after an abort, ends it."""
+    try:
+        threading.Thread.run(upper_layer)
+    except Exception as error:
+        LOG.warning("an association broke the protocol: %s", error)
+    finally:
+        upper_layer.to_user_queue.put(None)  # type: ignore[arg-type]  # as if the wait had timed out

@@ -29,7 +29,7 @@ from tests.data.test_bombs import BOMBS, bombs
 from tests.edge.certificates import Authority
 from tests.edge.kit import config, store, wait_for, write_study
 from tests.edge.test_receive import echo, images
-from tests.edge.wire import (
+from orthokernels.bench.edge.wire import (
     ABORT,
     ASSOCIATE_AC,
     ASSOCIATE_RJ,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,16 @@ def padded(uid: str) -> bytes:
     return uid.encode("latin-1") + b"\0" * (len(uid) % 2)
 
 
+def echo_request(context: int, message: int = 1) -> bytes:
+    """The PDU of a C-ECHO."""
+    elements = (
+        element(0x0002, padded("1.2.840.10008.1.1")) + element(0x0100, struct.pack("<H", 0x0030))
+        + element(0x0110, struct.pack("<H", message)) + element(0x0800, struct.pack("<H", 0x0101))
+    )  # fmt: skip
+    command = element(0x0000, struct.pack("<L", len(elements))) + elements
+    return pdu(P_DATA, value_item(context, command, command=True, last=True))
+
+
 def store_command(sop_class: str, sop_uid: str, message: int = 1) -> bytes:
     elements = (
         element(0x0002, padded(sop_class)) + element(0x0100, struct.pack("<H", 0x0001))
@@ -80,6 +91,13 @@ def store_request(
         yield pdu(P_DATA, value_item(context, part, command=False, last=at + chunk >= len(content)))
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Peer:
     """A connection to the appliance."""
 
@@ -95,6 +113,14 @@ class Peer:
     def send(self, *content: bytes) -> None:
         for part in content:
             self.socket.sendall(part)
+
+    def wait(self, seconds: float) -> None:
+        """Until there is something to receive, at most so long."""
+        select.select([self.socket], [], [], seconds)
+
+    def end(self) -> None:
+        """Say that nothing more will be sent."""
+        self.socket.shutdown(socket.SHUT_WR)
 
     def receive(self) -> tuple[int, bytes] | None:
         """The next PDU's type and content; None once the connection is closed."""
