@@ -101,19 +101,32 @@ def _classic() -> Dataset:
     return image
 
 
-def _enhanced() -> Dataset:
+_ORIENTATIONS = {"sagittal": (0, 1, 0, 0, 0, -1), "coronal": (1, 0, 0, 0, 0, -1), "axial": (1, 0, 0, 0, 1, 0)}
+
+
+def enhanced_data_set(plane: str, study: str, series: str, uid: str, description: str) -> bytes:
+    """A small volume of one plane, encoded in explicit VR little endian, without file meta information."""
+    image = _enhanced(plane)
+    image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID = study, series, uid
+    image.SeriesDescription = description
+    encoded = _encoded(image, ExplicitVRLittleEndian)
+    return encoded[144 + struct.unpack_from("<L", encoded, 140)[0] :]
+
+
+def _enhanced(plane: str = "sagittal") -> Dataset:
     """A volume in one file, its geometry in functional groups."""
     image = _common(EnhancedMRImageStorage)
     image.NumberOfFrames = _SLICES
     orientation, measures, shared = Dataset(), Dataset(), Dataset()
-    orientation.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    orientation.ImageOrientationPatient = list(_ORIENTATIONS[plane])
+    normal = np.cross(_ORIENTATIONS[plane][:3], _ORIENTATIONS[plane][3:])
     measures.PixelSpacing, measures.SliceThickness = [0.5, 0.7], 4
     shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
     image.SharedFunctionalGroupsSequence = [shared]
     image.PerFrameFunctionalGroupsSequence = []
     for number in range(_SLICES):
         position, own = Dataset(), Dataset()
-        position.ImagePositionPatient = [-40 + 4 * number, -60, 50]
+        position.ImagePositionPatient = [float(mm) for mm in np.array([-40, -60, 50]) + 4 * number * normal]
         own.PlanePositionSequence = [position]
         image.PerFrameFunctionalGroupsSequence.append(own)
     image.PixelData = _pixels(_SLICES)
