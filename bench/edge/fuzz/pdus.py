@@ -100,8 +100,8 @@ class Pdus(Target):
         with Peer(self._config.receive.port, 8.0) as peer:
             try:
                 peer.send(request)
-                if len(request) < 6 or struct.unpack_from(">L", request, 2)[0] + 6 > len(request):
-                    return "refused"  # there is more to come, as far as the other side can tell
+                if len(request) < 6 or struct.unpack_from(">L", request, 2)[0] + 6 != len(request):
+                    peer.end()  # or the other side would wait for more, as long as it may
                 answer = peer.receive()
                 if answer is None or answer[0] != ASSOCIATE_AC:
                     return "refused"
