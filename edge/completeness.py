@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pydicom
 from orthokernels.edge.runner import without_paths
 from orthokernels.edge.store import Verdict
+from pydicom.errors import InvalidDicomError
 
-from orthokernels.data.dicom.file import DAMAGE, quiet_pydicom
+from orthokernels.data.dicom.file import DAMAGE, quiet_pydicom, read
 from orthokernels.data.study import Study, read_study
 from orthokernels.errors import InputError
 
@@ -47,11 +47,11 @@ def _acquisitions(paths: Sequence[Path]) -> dict[tuple[str, str], tuple[int, int
     for path in paths:
         with quiet_pydicom():
             try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+                header = read(path, only=_TAGS)
                 key = (str(header.get("SeriesInstanceUID")), str(header.get("AcquisitionNumber")))
                 several = int(header.get("NumberOfFrames") or 1) > 1
                 says = 1 if several else int(header.get("ImagesInAcquisition") or 0)
-            except DAMAGE:
+            except (InvalidDicomError, InputError, *DAMAGE):
                 continue  # the study's reader says what is wrong with it
         there[key] += 1
         expected[key] = max(expected[key], says)

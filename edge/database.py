@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Database:
         self.path = data / NAME
         self._lock = threading.RLock()
         self._depth = 0
+        self._afterwards: list[Callable[[], None]] = []
         self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=30.0)
         self._connection.row_factory = sqlite3.Row
         self.path.chmod(0o600)
@@ -60,6 +61,7 @@ class Database:
             except BaseException:
                 self._depth -= 1
                 if self._depth == 0:
+                    self._afterwards.clear()
                     self._connection.execute("ROLLBACK")
                 raise
             self._depth -= 1
@@ -67,12 +69,19 @@ class Database:
                 self._commit()
 
     def _commit(self) -> None:
+        afterwards, self._afterwards = self._afterwards, []
         try:
             self._connection.execute("COMMIT")
         except sqlite3.Error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        for call in afterwards:
+            call()
+
+    def afterwards(self, call: Callable[[], None]) -> None:
+        """Call this once the transaction that is open now is on disk; never, if it is rolled back."""
+        self._afterwards.append(call)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

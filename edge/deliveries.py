@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orthokernels.edge import audit
+from orthokernels.edge.bell import Bell
 from orthokernels.edge.config import Destination
 from orthokernels.edge.store import Job, Store
 
@@ -44,6 +45,7 @@ class Deliveries:
         self.store = store
         self.database = store.database
         self.destinations = {destination.name: destination for destination in destinations}
+        self.owed = Bell()  # rings when there may be something for a sender
 
     def owe(self, job: Job, owner: str, made: Iterable[Made], rejected: str | None = None) -> None:
         """Take a job to sending: its objects now go to every destination. With ``rejected``, they are the rejection's.
@@ -62,6 +64,7 @@ class Deliveries:
                 "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) VALUES (?,?,'waiting',?,?)",
                 [(job.id, name, now, now) for name in self.destinations],
             )
+            self.database.afterwards(self.owed.ring)
             if rejected is not None:
                 self.store.move(job.id, "rejected", owner, rejected)
             else:
@@ -191,6 +194,7 @@ class Deliveries:
                 "WHERE job = ? AND state = 'dead'",
                 (time.time(), time.time(), job.id),
             ).rowcount
+            self.database.afterwards(self.owed.ring)
             if dead and job.state == "dead":
                 self.store.move(job.id, "sending", actor)
             elif not dead and job.state in ("dead", "rejected"):

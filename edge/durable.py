@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 
 _TEMPORARY = ".writing-"
@@ -21,19 +22,27 @@ def name_of(identifier: str) -> str:
 
 def write_durably(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     """Write ``parts`` one after the other; when this returns, ``path`` holds them even if the power fails now."""
-    make_folder(path.parent)
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+    place = path.parent
+    make_folder(place)
+    beside = f"{place}/{_TEMPORARY}{secrets.token_hex(8)}"
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(descriptor, "wb", buffering=0) as file:
             for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+                _write_all(file, part)
+            os.fsync(descriptor)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_folder(place)
+
+
+def _write_all(file: FileIO, part: bytes | memoryview) -> None:
+    """A disk that is nearly full may take a part of it, and say so only at the next."""
+    view = memoryview(part)
+    while view:
+        view = view[file.write(view) :]
 
 
 def make_folder(folder: Path) -> None:

@@ -16,10 +16,12 @@ from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
 from orthokernels.pipeline import run
+from orthokernels.runtime.model import open_bundle
+from orthokernels.tasks import PLANES
 
 
 class PipelineEvaluator:
-    """Runs a bundle, which is verified once, at the start.
+    """Runs a bundle, which is verified and loaded once, at the start.
 
     Raises:
         InputError: there is no bundle, or it is not what its manifest says.
@@ -28,18 +30,21 @@ class PipelineEvaluator:
     def __init__(self, config: Config) -> None:
         if config.work.bundle is None:
             raise InputError("work.bundle: names no bundle, so there is no model. Make one: orthokernels export")
-        self._folder = config.work.bundle
-        self._bundle = verify(self._folder)
+        self._bundle = verify(config.work.bundle)
         self._results = config.results
+        planes = [plane for plane in PLANES if plane in self._results.planes]
+        self._model = open_bundle(self._bundle, self._results.joint, planes)
 
     def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
         return examine(sources, self._results.planes)
 
     def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
-        stop_at(check_study(read_study(request.sources, self._results.planes), self._results.joint))
+        study = read_study(request.sources, self._results.planes)
+        stop_at(check_study(study, self._results.joint))
         made = run(
             request.sources,
-            bundle=self._folder,
+            study=study,
+            model=self._model,
             planes=self._results.planes,
             preparation=self._results.preparation,
             joint=self._results.joint,

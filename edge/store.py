@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from orthokernels.edge import audit
+from orthokernels.edge.bell import Bell
 from orthokernels.edge.config import Settle
 from orthokernels.edge.database import Database
 from orthokernels.edge.durable import name_of
@@ -75,6 +76,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.ready = Bell()  # rings when there may be something for a worker
 
     def known(self, sop_uid: str) -> str | None:
         """The digest of the instance with this UID, if it was ever received."""
@@ -154,6 +156,8 @@ class Store:
                 "UPDATE jobs SET state = ?, reason = ?, changed_at = ?, progress = NULL WHERE id = ?",
                 (to, reason, time.time(), job_id),
             )
+            if to in ("settling", "checked"):
+                self.database.afterwards(self.ready.ring)
             if to not in LEASED:
                 connection.execute("UPDATE jobs SET lease_owner = NULL, lease_until = NULL WHERE id = ?", (job_id,))
             audit.append(connection, to, actor, job.name, reason or "success")

@@ -22,6 +22,7 @@ from orthokernels.errors import InputError
 LOG = logging.getLogger("orthokernels.edge.work")
 FOLDER = "results"
 
+# Between looks for studies that time alone makes ready; the others ring.
 _IDLE_SECONDS = 0.2
 
 # After a model that could not be loaded; someone has to put it right.
@@ -48,6 +49,7 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop."""
         while not stop.is_set():
+            heard = self._store.ready.count
             try:
                 self._guard.start()
                 idle = not self.step()
@@ -61,7 +63,7 @@ class Worker:
                 LOG.exception("the worker stumbled")
                 idle = True
             if idle:
-                stop.wait(_IDLE_SECONDS)
+                self._store.ready.wait(heard, _IDLE_SECONDS)
         self._guard.stop()
 
     def stop(self) -> None:

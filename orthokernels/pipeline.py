@@ -84,6 +84,7 @@ def run(
     *,
     weights: str | Weights = "demo",
     bundle: Path | str | Verification | None = None,
+    model: StudyModel | None = None,
     planes: Sequence[str] = tasks.PLANES,
     preparation: Mode = "full",
     joint: str = "knee",
@@ -94,6 +95,7 @@ def run(
     form: Form | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    study: Study | None = None,
 ) -> StudyRun:
     """Run the model over one study.
 
@@ -104,6 +106,7 @@ def run(
             folder, "random:SEED" (untrained), or loaded weights.
         bundle: folder of a bundle, instead of weights, which is verified while the study is read; or a verification
             that has begun. Needs no PyTorch.
+        model: that ``load_model`` gave before, for the same joint, instead of weights and bundle: for many studies.
         planes: which planes to run; those that the study lacks are skipped.
         preparation: "full" covers every slice, "published" the centre 16 as the publication does.
         joint: "knee", "ankle" or "shoulder": which labels are scored.
@@ -116,6 +119,7 @@ def run(
         form: of a bundle's graphs, as "int8"; by default what was tuned, else "fp32".
         overwrite: replace an earlier result in ``out``.
         progress: called with each step.
+        study: that ``read_study`` gave before for the same paths and planes; nothing was loaded from it yet.
 
     Raises:
         InputError: the input, the weights or ``out`` can not be used. Nothing is left half-written.
@@ -132,12 +136,17 @@ def run(
 
     with _timed(seconds, "read"):
         tell("Reading the study", 0, 1)
-        study = read_study(paths, planes)
+        study = study or read_study(paths, planes)
         runs = _load_volumes(study, paths)
-    with _timed(seconds, "weights"):
-        tell("Loading the model", 0, 1)
-        wanted = tuple(p for p in tasks.PLANES if p in planes)
-        model = load_model(weights, bundle=bundle, joint=joint, planes=wanted, device=device, engine=engine, form=form)
+    if model is None:
+        with _timed(seconds, "weights"):
+            tell("Loading the model", 0, 1)
+            wanted = tuple(p for p in tasks.PLANES if p in planes)
+            model = load_model(
+                weights, bundle=bundle, joint=joint, planes=wanted, device=device, engine=engine, form=form
+            )
+    elif model.joint != joint:
+        raise InputError(f"the model is for the {model.joint}, not the {joint}.")
     for plane, own in runs.items():
         if plane not in model.planes:
             own.warnings.append(f"the weights have no {plane} denoiser")

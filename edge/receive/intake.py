@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 import sqlite3
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -16,9 +17,6 @@ from orthokernels.edge.config import Config, Disk
 from orthokernels.edge.durable import name_of, write_durably
 from orthokernels.edge.receive.identity import Identity, read_identity
 from orthokernels.edge.store import Image, Store
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from orthokernels import __version__
@@ -152,14 +150,22 @@ def no_room(data: Path, disk: Disk, size: int = 0) -> str | None:
 
 
 def _meta(identity: Identity, arrival: Arrival) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(identity.sop_class)
-    meta.MediaStorageSOPInstanceUID = UID(identity.sop_uid)
-    meta.TransferSyntaxUID = arrival.syntax
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
-    meta.ImplementationVersionName = f"ORTHOKERNELS{__version__}"[:16]
-    meta.FileMetaInformationVersion = b"\0\1"
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_file_meta_info(buffer, meta, enforce_standard=True)
-    return buffer.getvalue()
+    """File meta information (PS3.10 section 7.1), as short as it is written for every image."""
+    elements = b"".join(
+        (
+            _element(0x0001, b"OB", b"\0\1"),
+            _element(0x0002, b"UI", identity.sop_class.encode()),
+            _element(0x0003, b"UI", identity.sop_uid.encode()),
+            _element(0x0010, b"UI", arrival.syntax.encode()),
+            _element(0x0012, b"UI", IMPLEMENTATION_UID.encode()),
+            _element(0x0013, b"SH", f"ORTHOKERNELS{__version__}"[:16].encode()),
+        )
+    )
+    return _element(0x0000, b"UL", struct.pack("<L", len(elements))) + elements
+
+
+def _element(number: int, vr: bytes, value: bytes) -> bytes:
+    """An element of group 0002, explicit VR little endian (PS3.5 section 7.1.2)."""
+    value += (b" " if vr == b"SH" else b"\0") * (len(value) % 2)
+    long = b"\0\0" + struct.pack("<L", len(value)) if vr == b"OB" else struct.pack("<H", len(value))
+    return struct.pack("<HH", 0x0002, number) + vr + long + value

@@ -98,6 +98,7 @@ class Receiver:
         assert isinstance(server, LimitedServer)
         server.limits = receive.limits
         server.hosts_allowed = lambda host: host_allowed(self._everyone(), host) is not None
+        server.ended = self._ended
         self._server = server
         threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True).start()
 
@@ -119,7 +120,6 @@ class Receiver:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             (evt.EVT_N_EVENT_REPORT, self._report),
-            (evt.EVT_CONN_CLOSE, self._closed),
         ]
 
     def _requested(self, event: Any) -> None:
@@ -174,10 +174,10 @@ class Receiver:
     def _report(self, event: Any) -> tuple[int, None]:
         return report_status(event, self._committed), None
 
-    def _closed(self, event: Any) -> None:
+    def _ended(self, association: Any) -> None:
         with self._lock:
-            self._counts.pop(event.assoc, None)
-            ended = self._studies.pop(event.assoc, set())
+            self._counts.pop(association, None)
+            ended = self._studies.pop(association, set())
             ended -= {study for studies in self._studies.values() for study in studies}
         self._intake.store.association_closed(ended, "appliance")
 

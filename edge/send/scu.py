@@ -137,5 +137,7 @@ def _association(entity: AE, destination: Destination, handlers: Sequence[Any] =
 
 
 def _no_delay(event: Any) -> None:
-    """Small messages wait for nothing (Nagle's algorithm and delayed acknowledgement cost 40 ms per object)."""
+    """Small messages wait for nothing: Nagle's algorithm and delayed acknowledgement cost 40 ms per object, and
+    pynetdicom's thread, which looks for something to send or to read every 10 ms, up to 20."""
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    event.assoc.dul._run_loop_delay = 0.001

@@ -14,6 +14,7 @@ from pydicom.uid import generate_uid
 
 LOG = logging.getLogger("orthokernels.edge.send")
 
+# Between looks for deliveries whose next try has come; new ones ring.
 _IDLE_SECONDS = 0.2
 
 
@@ -29,13 +30,14 @@ class Sender:
     def run(self, stop: threading.Event) -> None:
         """Deliver until told to stop."""
         while not stop.is_set():
+            heard = self._deliveries.owed.count
             try:
                 idle = not self.step()
             except Exception:  # a fault of ours must not end the thread
                 LOG.exception("the sender to %s stumbled", self._destination.name)
                 idle = True
             if idle:
-                stop.wait(_IDLE_SECONDS)
+                self._deliveries.owed.wait(heard, _IDLE_SECONDS)
 
     def step(self) -> bool:
         """Try the most urgent delivery; whether there was any."""

@@ -35,6 +35,8 @@ class Threshold:
         for number, plane in enumerate(stack for stack in self._planes if study.stacks[stack]):
             tell(plane, number, len(self._planes))
             volume = study.load(plane)
+            if volume is None:
+                raise Rejected(f"no volume can be read: {study.left_out[-1].reason}")
             misbehave(volume.source.description)
             mask = volume.voxels > np.median(volume.voxels)
             self._write(request, plane, (255 * mask[..., mask.shape[2] // 2]).astype(np.uint8))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import JPEGExtended12Bit
 
+from orthokernels.data.dicom.codestream import check_codestreams
 from orthokernels.data.dicom.file import DAMAGE, quiet_pydicom, read, short
 from orthokernels.data.dicom.frame import Frame
 from orthokernels.errors import InputError
@@ -36,6 +37,7 @@ def decode(frames: Sequence[Frame]) -> tuple[dict[tuple[Path, int], np.ndarray],
 def _pixels(path: Path) -> np.ndarray:
     """Stored values of every frame, axes (frame, row, column), native byte order."""
     dataset = read(path)
+    check_codestreams(dataset, path)
     shape = (int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.Rows), int(dataset.Columns))
     if dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit and dataset.BitsStored > 8:
         array = _gdcm_pixels(path, shape)
