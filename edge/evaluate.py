@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orthokernels.edge.checks import Check, check_result, check_study, failures
+from orthokernels.edge.checks import Check, check_novelty, check_result, check_study, failures
 from orthokernels.edge.completeness import examine
 from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
 from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
 
+from orthokernels.bundle.novelty_tables import read_tables
 from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
@@ -31,6 +32,7 @@ class PipelineEvaluator:
         self._folder = config.work.bundle
         self._bundle = verify(self._folder)
         self._results = config.results
+        self._known = read_tables(self._folder, self._bundle.manifest, self._results.joint)
 
     def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
         return examine(sources, self._results.planes)
@@ -46,6 +48,7 @@ class PipelineEvaluator:
             seed=self._results.seed,
             progress=tell,
         )
+        stop_at(check_novelty(made, self._known))
         stop_at(check_result(made))
         writing()
         write_objects(

@@ -144,6 +144,11 @@ def run(
     result = _result(study, model, runs, findings, preparation, seed, seconds)
     frames = {plane: own.volume.frames for plane, own in runs.items()}
     vectors = {plane: own.vector for plane, own in runs.items() if own.vector is not None}
+    if bundle is not None:
+        from orthokernels.bundle.novelty_tables import unlike_the_known
+
+        more = tuple(unlike_the_known(Path(bundle), joint, vectors))
+        result = result.model_copy(update={"warnings": (*result.warnings, *more)})
     made = StudyRun(result, *_arrays(runs, model), frames, vectors)
     if folder is not None:
         tell("Writing the report", 0, 1)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from orthokernels.bundle.graph_files import check_graph
-from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, Manifest
+from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, Manifest, PlaneGraphs
 from orthokernels.bundle.signature import check_signature
 from orthokernels.errors import InputError
 
@@ -104,7 +104,15 @@ def _names(manifest: Manifest) -> Iterator[str]:
         for files in graph.forms.values():
             yield from files
     for joint in manifest.joints.values():
-        yield from (plane.structures for plane in joint.planes.values() if plane.structures is not None)
+        for plane in joint.planes.values():
+            yield from _tables(plane)
+
+
+def _tables(plane: PlaneGraphs) -> list[str]:
+    """The files of a plane that are no graphs."""
+    return [
+        file for file in (plane.structures, plane.known.file if plane.known is not None else None) if file is not None
+    ]
 
 
 def _check_name(folder: Path, name: str) -> None:
@@ -162,8 +170,9 @@ def _check_references(folder: Path, manifest: Manifest) -> None:
         for plane in own.planes.values():
             named += [plane.segmentation_features, plane.diagnosis_features, plane.segmentation]
             named += [plane.pooling, plane.head]
-            if plane.structures is not None and plane.structures not in manifest.files:
-                raise InputError(f"{path}: the {joint} reads {plane.structures}, which is not listed.")
+            for file in _tables(plane):
+                if file not in manifest.files:
+                    raise InputError(f"{path}: the {joint} reads {file}, which is not listed.")
         for graph_name in named:
             if graph_name is not None and graph_name not in manifest.graphs:
                 raise InputError(f"{path}: the {joint} uses the graph {graph_name!r}, which is not there.")
