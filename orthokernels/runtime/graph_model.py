@@ -13,6 +13,7 @@ from orthokernels.bundle.verify import Bundle
 from orthokernels.models.native.pooling import StructurePool
 from orthokernels.models.native.tensors import load_tensors
 from orthokernels.models.noise import feature_noise
+from orthokernels.models.patient_data import LateFusionCard, PatientColumns
 from orthokernels.models.study_model import Array, SlabOutput
 from orthokernels.runtime.sessions import GraphEngine, Session, open_graph
 
@@ -124,6 +125,7 @@ class GraphModel:
         self.form: str = form
         self.joint, self.size = joint, manifest.size
         self.fusion_name = self._own.fusion_name if self._own.fusion is not None else None
+        self.late_fusion: LateFusionCard | None = None  # bundles hold none yet
         self.thresholds = {finding.key: finding.threshold for finding in self._own.findings}
         self.planes = {
             plane: GraphPlane(self._graphs, graphs) for plane, graphs in self._own.planes.items() if plane in planes
@@ -136,3 +138,6 @@ class GraphModel:
             return made["logits"][0], made["shares"][0]
         named = {plane: planes[n : n + 1] for n, plane in enumerate(tasks.PLANES)}
         return self._graphs.run(self._own.fusion, **named)["logits"][0], None
+
+    def fuse_with_patient(self, vectors: Array, patient: PatientColumns) -> tuple[Array, Array]:
+        raise NotImplementedError("late_fusion is None")
