@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.errors import InputError, need
 
 _SECONDS = 600  # that one program may take
+_PATIENCE = 60  # seconds that Netron gets for its layout
 
 
 def open_all(bundle: Bundle, graphs: set[str]) -> Iterator[dict[str, Any]]:
@@ -92,28 +94,34 @@ def picture(path: Path, png: Path, port: int = 8910) -> None:
         raise InputError("no Chromium is there to show Netron's page; install one, or leave --pictures out.")
     where = ("127.0.0.1", port)
     netron.start(str(path), address=where, browse=False)
-    door = _Door(("127.0.0.1", port + 1), port)
-    threading.Thread(target=door.serve_forever, daemon=True).start()
+    frame = _Frame(("127.0.0.1", port + 1), port)
+    threading.Thread(target=frame.serve_forever, daemon=True).start()
     try:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,1400"]
         command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # nothing is reported to anybody
-        command += ["--virtual-time-budget=60000", f"--screenshot={png}", f"http://127.0.0.1:{port + 1}/"]
+        command += [f"--screenshot={png}", f"http://127.0.0.1:{port + 1}/"]
         subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS)
     finally:
-        door.shutdown()
+        frame.shutdown()
         netron.stop(where)
     if not png.is_file():
         raise InputError(f"{path}: Netron's page could not be shown.")
 
 
-class _Door(HTTPServer):
-    """A page that answers Netron's question about cookies, which no one is there to click away, and leads on to it."""
+class _Frame(ThreadingHTTPServer):
+    """A page around Netron's that answers its question about cookies, and is loaded only when that has had its time."""
 
-    def __init__(self, address: tuple[str, int], port: int) -> None:
-        page = f"<script>document.cookie = 'consent=1;path=/'; location = 'http://127.0.0.1:{port}/'</script>"
+    def __init__(self, address: tuple[str, int], inner: int) -> None:
+        page = (
+            "<script>document.cookie = 'consent=1;path=/'</script>"
+            f"<iframe src='http://127.0.0.1:{inner}/' style='position:fixed;inset:0;width:100%;height:100%;border:0'>"
+            "</iframe><img src='/later' style='display:none'>"
+        )
 
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if self.path == "/later":
+                    time.sleep(_PATIENCE)
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html")
                 self.end_headers()

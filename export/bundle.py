@@ -234,6 +234,7 @@ def _joint(made: Draft, weights: Weights) -> records.Joint:
         weights_digest=weights.digest(), findings=findings, planes=planes, fusion=made.plan.fusion.get(joint),
         fusion_name=weights.fusion_name if joint in made.plan.fusion else None,
         late_fusion=made.plan.late_fusion.get(joint),
+        patient_data=f"{WEIGHTS}/{joint}.patient_data.safetensors" if joint in made.plan.late_fusion else None,
     )  # fmt: skip
 
 

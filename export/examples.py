@@ -67,7 +67,7 @@ def examples_of_studies(folders: Iterable[Path], size: int) -> list[SeriesExampl
         study = read_study([folder])
         for plane in study.stacks:
             if (volume := study.load(plane)) is not None:
-                found.append(_example(folder.name, plane, volume, size, None))
+                found.append(_example(str(folder), plane, volume, size, None))
     return found
 
 

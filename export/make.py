@@ -152,7 +152,7 @@ def _judge(made: Draft, known: Vectors, options: Options, tell: Progress) -> dic
     checked, refused = admit(
         made, judged_records(made.weights, size, options, tell), workers=options.workers, tell=tell
     )  # fmt: skip
-    if options.calibration:
+    if options.calibration and len(made.weights) == 1:  # else nothing says which joint a study shows
         know(made, known, "own studies")
     elif made.packaged:  # weights from elsewhere were not trained on phantoms: their patients would all look strange
         know(made, checked.vectors, "phantoms")

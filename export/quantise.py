@@ -94,19 +94,21 @@ def write_int8(
     layers, slow = [node.name for node in weighted_nodes(model)], slow_layers(model)
     work = _Work(fp32, inputs, used)
     made, first = work.judged(slow, careful=False)
-    careful, share, worst = False, first, dict[str, str]()
+    careful, share, worst, tried = False, first, dict[str, str](), ""
     if share > largest:
         careful = True
         made, share = work.judged(slow, careful=True)
     if share > largest and len(layers) - len(slow) > 1:
-        worst = _all_but_the_best(work, [layer for layer in layers if layer not in slow], slow, largest)
+        worst, alone = _all_but_the_best(work, [layer for layer in layers if layer not in slow], slow, largest)
         if len(worst) + len(slow) < len(layers):
             made, share = work.judged({**slow, **worst}, careful=True)
+        else:
+            tried = f"; its layers alone use up {min(alone):.2f} to {max(alone):.2f}"
     reasons = {**slow, **worst}
     in_float = {layer: reasons.get(layer, "NNCF left it so") for layer in _in_float(made)}
     found = Quantised(
         name, "int8", len(layers), in_float, share, first, careful,
-        _refusal(share, largest, len(layers), len(in_float)),
+        refused + tried if (refused := _refusal(share, largest, len(layers), len(in_float))) else "",
     )  # fmt: skip
     if not found.refused:
         import openvino
@@ -136,8 +138,11 @@ class _Work:
 
 def _all_but_the_best(
     work: _Work, layers: Sequence[str], slow: Mapping[str, str], largest: float
-) -> dict[str, str]:  # fmt: skip
-    """The layers to leave in float32, and why: as few as let the rest use up no more than ``largest``."""
+) -> tuple[dict[str, str], list[float]]:  # fmt: skip
+    """The layers to leave in float32, and why: as few as let the rest use up no more than ``largest``.
+
+    Also what each group that was tried uses up alone.
+    """
     others = [*layers, *slow]
     tried = {own: work.alone(own, others) for own in _groups(layers, GROUPS)}
     for group, share in list(tried.items()):
@@ -150,7 +155,8 @@ def _all_but_the_best(
             kept.append(group)
     while kept and work.judged(_left(tried, kept, slow, largest), careful=True)[1] > largest:
         kept.remove(max(kept, key=lambda own: tried[own]))
-    return {name: reason for name, reason in _left(tried, kept, slow, largest).items() if name not in slow}
+    left = {name: reason for name, reason in _left(tried, kept, slow, largest).items() if name not in slow}
+    return left, list(tried.values())
 
 
 def _groups(layers: Sequence[str], most: int) -> list[tuple[str, ...]]:

@@ -209,3 +209,23 @@ def test_a_damaged_card_is_refused(weights, tmp_path, engine, origin, arguments,
     with pytest.raises(InputError, match=message) as refused:
         load_model(str(folder), engine=engine)
     assert "knee.patient_data.safetensors" in str(refused.value)
+
+
+def test_a_bundle_made_of_such_weights_gives_the_same_findings_in_graphs(fused, weights, study, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+    from orthokernels.export.bundle import BundleFolder, draft, finish
+
+    with BundleFolder(tmp_path / "bundle") as folder:
+        finish(draft(str(weights), folder.draft))
+        folder.publish(None)
+    patient = Patient(age=50, sex="1", event="sport")
+    for engine in ("openvino", "native"):
+        made = run(study, bundle=tmp_path / "bundle", patient=patient, engine=engine).result
+        assert (made.model.fusion, made.model.engine) == ("patient data", engine)
+        expected = fused["torch"].result.findings
+        # The demo's vectors hold maxima and percentiles, which the sixth digit of a map moves a little.
+        for own, of in zip(made.findings, expected, strict=True):
+            assert own.probability == pytest.approx(of.probability, abs=1e-3)
+            assert own.images_share == pytest.approx(of.images_share, abs=1e-6)
+            assert own.threshold == of.threshold

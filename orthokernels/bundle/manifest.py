@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = 2  # 1 had no novelty tables
+SCHEMA = 2  # 1 had no novelty tables and no patient data
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 WEIGHTS = "weights"
 
@@ -113,7 +113,8 @@ class PlaneGraphs(_Record):
 class Joint(_Record):
     """What is done for a joint: its findings, its planes, and the graph that fuses them.
 
-    ``weights_digest`` is the reference model's own, over every tensor of this joint's modules.
+    ``weights_digest`` is the reference model's own, over every tensor of this joint's modules. ``late_fusion`` is the
+    graph that fuses patient data too, and ``patient_data`` the safetensors file whose card says how patients are read.
     """
 
     weights_digest: str
@@ -122,6 +123,7 @@ class Joint(_Record):
     fusion: str | None = None
     fusion_name: str | None = None
     late_fusion: str | None = None
+    patient_data: str | None = None
 
 
 class Metric(_Record):

@@ -104,6 +104,7 @@ def _names(manifest: Manifest) -> Iterator[str]:
         for files in graph.forms.values():
             yield from files
     for joint in manifest.joints.values():
+        yield from ([] if joint.patient_data is None else [joint.patient_data])
         for plane in joint.planes.values():
             yield from _tables(plane)
 
@@ -167,6 +168,8 @@ def _check_references(folder: Path, manifest: Manifest) -> None:
                 raise InputError(f"{path}: the graph {name} is made of {file}, which is not listed.")
     for joint, own in manifest.joints.items():
         named = [own.fusion, own.late_fusion]
+        if own.patient_data is not None and own.patient_data not in manifest.files:
+            raise InputError(f"{path}: the {joint} reads {own.patient_data}, which is not listed.")
         for plane in own.planes.values():
             named += [plane.segmentation_features, plane.diagnosis_features, plane.segmentation]
             named += [plane.pooling, plane.head]
