@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orthokernels.edge.checks import Check, check_result, check_study, failures
+from orthokernels.edge.checks import Check, check_novelty, check_result, check_study, failures
 from orthokernels.edge.completeness import examine
 from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
 from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
 
+from orthokernels.bundle.novelty_tables import read_tables
 from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
@@ -34,6 +35,7 @@ class PipelineEvaluator:
         self._results = config.results
         planes = [plane for plane in PLANES if plane in self._results.planes]
         self._model = open_bundle(self._bundle, self._results.joint, planes)
+        self._known = read_tables(config.work.bundle, self._bundle.manifest, self._results.joint)
 
     def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
         return examine(sources, self._results.planes)
@@ -51,6 +53,7 @@ class PipelineEvaluator:
             seed=self._results.seed,
             progress=tell,
         )
+        stop_at(check_novelty(made, self._known))
         stop_at(check_result(made))
         writing()
         write_objects(

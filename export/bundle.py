@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,17 +51,34 @@ class Draft:
     weights: Mapping[str, Weights]
     plan: Plan
     forms: dict[str, dict[Form, list[str]]] = field(default_factory=dict)
+    known: dict[tuple[str, str], records.Known] = field(default_factory=dict)  # by joint and plane
+    quantised: list[records.Quantisation] = field(default_factory=list)
 
     def add(self, name: str, form: Form, files: Sequence[Path]) -> None:
         """A graph's form, already in the folder."""
         relative = [path.relative_to(self.folder).as_posix() for path in files]
         self.forms.setdefault(name, {})[form] = relative
 
-    def drop(self, form: Form) -> None:
-        """Take a form of every graph out again, files and all."""
-        for own in self.forms.values():
-            for file in own.pop(form, []):
+    @property
+    def packaged(self) -> bool:
+        """Whether they are the weights that come with the package."""
+        return next(iter(self.weights.values())).name == "demo"
+
+    def drop(self, form: Form, graphs: Collection[str] | None = None) -> list[str]:
+        """Take a form of some graphs, by default of all, out again, files and all; the graphs that had it."""
+        found = [name for name, own in self.forms.items() if form in own and (graphs is None or name in graphs)]
+        for name in found:
+            for file in self.forms[name].pop(form):
                 (self.folder / file).unlink()
+        return found
+
+    def note(self, form: Form, graphs: Sequence[str], reason: str) -> None:
+        """Write down why graphs are not in a form after all."""
+        rest = [own for own in self.quantised if own.form != form or own.graph not in graphs]
+        layers = {own.graph: own.layers for own in self.quantised}
+        for name in graphs:
+            rest.append(records.Quantisation(graph=name, form=form, layers=layers.get(name, 0), refused=reason))
+        self.quantised[:] = rest
 
 
 def joints_of(weights: str) -> dict[str, Weights]:
@@ -160,23 +177,20 @@ def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[
         joints={joint: _joint(made, own) for joint, own in made.weights.items()},
         graphs=graphs, native=True,
         minimum_versions={"orthokernels": __version__, "openvino": "2024.5", "onnxruntime": "1.19"},
-        metrics=tuple(metrics), refused=tuple(refused), files={},
+        metrics=tuple(metrics), refused=tuple(refused),
+        quantised=tuple(made.quantised), files={},
     )  # fmt: skip
 
 
 def _licence(made: Draft) -> str:
-    return "Apache-2.0" if _packaged(made) else "as its origin says"
+    return "Apache-2.0" if made.packaged else "as its origin says"
 
 
 def _origin(made: Draft) -> str:
     first = next(iter(made.weights.values()))
     if not first.trained:
         return "random numbers; nothing was trained"
-    return "trained by this project on digital phantoms alone" if _packaged(made) else f"weights {first.name!r}"
-
-
-def _packaged(made: Draft) -> bool:
-    return next(iter(made.weights.values())).name == "demo"
+    return "trained by this project on digital phantoms alone" if made.packaged else f"weights {first.name!r}"
 
 
 def _classes(weights: Weights) -> dict[str, int]:
@@ -211,13 +225,16 @@ def _joint(made: Draft, weights: Weights) -> records.Joint:
         for own in tasks.LABELS[joint]
     )
     planes = {
-        plane: own.model_copy(update={"structures": _structure_file(made, plane, joint)})
+        plane: own.model_copy(
+            update={"structures": _structure_file(made, plane, joint), "known": made.known.get((joint, plane))}
+        )
         for plane, own in made.plan.planes[joint].items()
     }
     return records.Joint(
         weights_digest=weights.digest(), findings=findings, planes=planes, fusion=made.plan.fusion.get(joint),
         fusion_name=weights.fusion_name if joint in made.plan.fusion else None,
         late_fusion=made.plan.late_fusion.get(joint),
+        patient_data=f"{WEIGHTS}/{joint}.patient_data.safetensors" if joint in made.plan.late_fusion else None,
     )  # fmt: skip
 
 

@@ -58,9 +58,17 @@ def _facts(manifest: Manifest) -> str:
         ("licence of the weights", _plain(manifest.licence)),
         ("input", f"slabs of {manifest.depth} slices of {manifest.size} x {manifest.size} pixels"),
         ("needs at least", ", ".join(f"{name} {version}" for name, version in manifest.minimum_versions.items())),
+        *((f"known studies, {joint}", _known(own)) for joint, own in manifest.joints.items()),
         *((f"digest, {joint}", f"`{own.weights_digest}`") for joint, own in manifest.joints.items()),
     ]
     return _table(("", ""), rows)
+
+
+def _known(joint: Joint) -> str:
+    """Of which studies it is known what they look like, to tell those that are unlike them."""
+    found = {plane: own.known for plane, own in joint.planes.items() if own.known is not None}
+    told = (f"{plane} {known.studies} {known.source}" for plane, known in found.items())
+    return ", ".join(told) or "none: a study unlike those of the training is not told from others"
 
 
 def _findings(joint: Joint) -> str:

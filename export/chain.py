@@ -42,18 +42,27 @@ class Chain:
             maps = self.run(own.segmentation_features, volume=volume, noise=noise)
             yield self.run(own.segmentation, volume=volume, **maps)["logits"][0]
 
-    def vector(self, joint: str, example: SeriesExample) -> Array:
-        """The series' vector, [width]."""
+    def reads_logits(self, joint: str, plane: str) -> bool:
+        """Whether the pooling reads what the segmentation found."""
+        own = self.plan.planes[joint][plane]
+        return own.pooling is not None and "logits" in self.plan.graphs[own.pooling].inputs
+
+    def vector(self, joint: str, example: SeriesExample, logits: Iterable[Array] | None = None) -> Array:
+        """The series' vector, [width].
+
+        Args:
+            logits: each slab's class logits where they are known; else they are computed if the pooling reads them.
+        """
         own = self.plan.planes[joint][example.plane]
         assert own.pooling is not None
         assert own.diagnosis_features is not None
-        reads_logits = "logits" in self.plan.graphs[own.pooling].inputs
-        logits = iter(self.logits(joint, example) if reads_logits else ())
+        reads_logits = self.reads_logits(joint, example.plane)
+        found = iter((self.logits(joint, example) if logits is None else logits) if reads_logits else ())
         vectors = []
         for volume, noise in self._slabs(example):
             read = {"volume": volume, **self.run(own.diagnosis_features, volume=volume, noise=noise)}
             if reads_logits:
-                read["logits"] = next(logits)[None]
+                read["logits"] = next(found)[None]
             vectors.append(self.run(own.pooling, **read)["vector"])
         mean: Array = np.concatenate(vectors).mean(axis=0, dtype=np.float32)
         module = self.plan.graphs[own.pooling].module
@@ -70,11 +79,13 @@ class Chain:
 
     def fuse(self, joint: str, vectors: Mapping[str, Array]) -> Array:
         """The study's logits, [labels], of every plane's vector."""
-        name = self.plan.fusion[joint]
-        if "planes" not in self.plan.graphs[name].inputs:
-            return self.run(name, **{plane: vectors[plane][None] for plane in PLANES})["logits"][0]
-        scores = np.stack([self.score(joint, plane, vectors[plane]) for plane in PLANES])
-        return self.run(name, planes=scores[None])["logits"][0]
+        return self.run(self.plan.fusion[joint], **self.fusion_inputs(joint, vectors))["logits"][0]
+
+    def fusion_inputs(self, joint: str, vectors: Mapping[str, Array]) -> dict[str, Array]:
+        """What the fusion reads: the vectors, or what the planes' own heads make of them."""
+        if "planes" not in self.plan.graphs[self.plan.fusion[joint]].inputs:
+            return {plane: vectors[plane][None] for plane in PLANES}
+        return {"planes": np.stack([self.score(joint, plane, vectors[plane]) for plane in PLANES])[None]}
 
     def _slabs(self, example: SeriesExample) -> Iterable[tuple[Array, Array]]:
         for slab, start in zip(example.slabs, example.starts, strict=True):
@@ -98,24 +109,17 @@ class Recorder:
 def record_inputs(
     plan: Plan, sessions: Mapping[str, Session], examples: Mapping[str, Sequence[SeriesExample]], *, most: int
 ) -> dict[str, list[dict[str, Array]]]:
-    """What each graph is given when examples (by joint) go through; at most so many calls of each, joints in turn."""
+    """What each graph up to the vectors is given when examples (by joint) go through; at most so many calls of each."""
     recorders = {name: Recorder(session, most) for name, session in sessions.items()}
     chain = Chain(plan, recorders)
     for joint, own in examples.items():
-        vectors: dict[str, dict[str, Array]] = {}
         for example in own:
             graphs = plan.planes[joint].get(example.plane)
             if graphs is None:
                 continue
             if graphs.pooling is not None:
-                vector = vectors.setdefault(example.study, {})[example.plane] = chain.vector(joint, example)
-                if graphs.head is not None:
-                    chain.score(joint, example.plane, vector)
-            pools_logits = graphs.pooling is not None and "logits" in plan.graphs[graphs.pooling].inputs
-            if graphs.segmentation is not None and not pools_logits:
+                chain.vector(joint, example)
+            if graphs.segmentation is not None and not chain.reads_logits(joint, example.plane):
                 for _ in chain.logits(joint, example):
                     pass
-        for found in vectors.values():
-            if joint in plan.fusion and len(found) == len(PLANES):
-                chain.fuse(joint, found)
     return {name: recorder.inputs for name, recorder in recorders.items()}

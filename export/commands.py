@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthokernels.bundle.manifest import FORMS, WEIGHTS, Form
+from orthokernels.bundle.manifest import FORMS, Form
 from orthokernels.errors import InputError, need
 from orthokernels.progress import progress
 
@@ -80,7 +79,7 @@ def _record(made: Made, out: Path) -> dict[str, Any]:
         "forms": _counts(made),
         "refused": [own.model_dump() for own in manifest.refused],
         "metrics": [own.model_dump() for own in manifest.metrics],
-        "quantised": [asdict(own) for own in made.quantised],
+        "quantised": [own.model_dump() for own in manifest.quantised],
     }
 
 
@@ -91,6 +90,8 @@ def _counts(made: Made) -> dict[str, int]:
 
 
 def _print_made(made: Made, out: Path) -> None:
+    from orthokernels.export.parity import sizes_of
+    from orthokernels.export.parity_page import in_float, size_rows
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -105,25 +106,20 @@ def _print_made(made: Made, out: Path) -> None:
         table.add_row(own.task, own.metric, own.form, f"{own.value:.4f}", f"{own.fp32:.4f}", str(own.studies))
     if manifest.metrics:
         console.print(table)
-    for name, layers in _taken_back(made).items():
-        console.print(escape(f"{name}: {layers}"))
+    found = {"quantised": [own.model_dump() for own in manifest.quantised], "sizes": sizes_of(made.bundle)}
+    for name, told in in_float(found).items():
+        console.print(escape(f"{name}: {told}"))
+    sizes = Table(title="Graphs on disk", title_justify="left")
+    for number, row in enumerate(size_rows(found)):
+        for column in row if number == 0 else ():
+            sizes.add_column(column.capitalize(), justify="left" if column == "form" else "right")
+        sizes.add_row(*row.values())
+    console.print(sizes)
     for refusal in manifest.refused:
         console.print(f"[yellow]Left out:[/] {escape(f'{refusal.form}: {refusal.reason}')}")
     forms = ", ".join(f"{form} ({count} graphs)" for form, count in _counts(made).items())
     console.print(escape(f"Bundle: {out}, {forms}"), soft_wrap=True)
     console.print(escape(f"Try it: orthokernels run STUDY --bundle {out} --out RESULT"), soft_wrap=True)
-
-
-def _taken_back(made: Made) -> dict[str, str]:
-    """Graphs that INT8 does not cover whole, and why."""
-    found = {}
-    for own in made.quantised:
-        if own.refused:
-            found[f"{own.graph}, {own.form}"] = f"none, {own.refused}"
-        elif own.in_float:
-            reasons = "; ".join(dict.fromkeys(own.in_float.values()))
-            found[f"{own.graph}, {own.form}"] = f"{len(own.in_float)} of {own.layers} layers in float: {reasons}"
-    return found
 
 
 @app.command()
@@ -142,17 +138,16 @@ def check(
     from orthokernels.export.parity_page import markdown, write_parity
 
     from orthokernels.bundle.verify import verify
-    from orthokernels.models.orthodiffusion.weights import load_weights
 
     found = verify(bundle)
     wanted = joints.split(",") if joints else list(found.manifest.joints)
     for joint in wanted:
         if joint not in found.manifest.joints:
             raise InputError(f"{bundle}: has nothing for the {joint}; it has {', '.join(found.manifest.joints)}.")
-    weights = {joint: load_weights(str(bundle / WEIGHTS), joint) for joint in wanted}
+    options = Options(studies=studies)
     with progress(quiet or as_json) as tell:
-        records = judged_records(weights, found.manifest.size, Options(studies=studies), tell)
-        result = compare(found, weights, records, tell=tell)
+        records = judged_records(wanted, found.manifest.size, options, tell)
+        result = compare(found, records, workers=options.workers, tell=tell).result
     write_parity(result, out)
     if as_json:
         print(json.dumps(result))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,18 +44,16 @@ def phantom_records(folder: Path, joint: str, size: int, seeds: Sequence[int], *
     return [record for record in read_records(folder / joint, joint) if record.study in wanted]
 
 
-def examples_of_records(records: Iterable[Record], size: int) -> list[SeriesExample]:
-    """Prepared series of a data set, with their labels where they have some.
+def examples_of_records(records: Iterable[Record], size: int) -> Iterator[SeriesExample]:
+    """Prepared series of a data set one by one, with their labels where they have some.
 
     Raises:
         InputError: a series can not be read or prepared.
     """
-    found = []
     for record in records:
         volume = load_volume(record)
         labels = load_labels(record, volume) if record.labelled else None
-        found.append(_example(record.study, record.plane, volume, size, labels))
-    return found
+        yield _example(record.study, record.plane, volume, size, labels)
 
 
 def examples_of_studies(folders: Iterable[Path], size: int) -> list[SeriesExample]:
@@ -69,7 +67,7 @@ def examples_of_studies(folders: Iterable[Path], size: int) -> list[SeriesExampl
         study = read_study([folder])
         for plane in study.stacks:
             if (volume := study.load(plane)) is not None:
-                found.append(_example(folder.name, plane, volume, size, None))
+                found.append(_example(str(folder), plane, volume, size, None))
     return found
 
 

@@ -80,17 +80,11 @@ class Plan:
         return self.graphs[name]
 
 
-def plan_graphs(
-    weights: Sequence[Weights],
-    *,
-    late_fusion: Mapping[str, LateFusion] | None = None,
-    denoiser: bool = False,
-) -> Plan:
+def plan_graphs(weights: Sequence[Weights], *, denoiser: bool = False) -> Plan:
     """The graphs of weights.
 
     Args:
         weights: of one folder, one for each joint.
-        late_fusion: of a joint's vectors and patient data, where there is one.
         denoiser: also the whole networks.
 
     Raises:
@@ -107,7 +101,7 @@ def plan_graphs(
                 network = next(iter(joints.values())).denoiser
                 made.add(f"{plane}.denoiser", Denoiser(network), {"noisy": volume, "timestep": ()}, ["noise"])
     for own in weights:
-        _add_fusions(made, own, (late_fusion or {}).get(own.joint))
+        _add_fusions(made, own, own.late_fusion)
     return made
 
 

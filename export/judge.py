@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ from orthokernels.export.chain import Chain
 from orthokernels.export.examples import SeriesExample
 from orthokernels.export.gate import dice_used, logits_used
 from orthokernels.export.graphs import Plan
+from orthokernels.export.known import Vectors, whole_studies
 
 from orthokernels.models.study_model import Array
 from orthokernels.runtime.sessions import Session
@@ -18,10 +19,14 @@ from orthokernels.tasks import PLANES
 
 @dataclass
 class _Reference:
-    """What fp32 makes of the examples: Dice by (joint, plane), vectors by joint, plane and study."""
+    """What fp32 makes of the examples: Dice by (joint, plane), vectors by joint, plane and study.
+
+    ``classes`` are each slab's label maps by joint, plane and study: all that poolings read of the logits.
+    """
 
     dice: dict[tuple[str, str], list[float | None]] = field(default_factory=dict)
     vectors: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
+    classes: dict[tuple[str, str, str], list[np.ndarray]] = field(default_factory=dict)
 
 
 class Judge:
@@ -31,12 +36,14 @@ class Judge:
         plan: of the graphs.
         sessions: of every graph in fp32.
         examples: by joint. Those with labels tell Dice; where none has, and for findings, logits are compared.
+        known: fp32's vectors of more studies, which tell how much logits vary.
     """
 
     def __init__(
-        self, plan: Plan, sessions: Mapping[str, Session], examples: Mapping[str, Sequence[SeriesExample]]
-    ) -> None:
-        self.plan, self.sessions, self.examples = plan, sessions, examples
+        self, plan: Plan, sessions: Mapping[str, Session], examples: Mapping[str, Sequence[SeriesExample]],
+        known: Vectors,
+    ) -> None:  # fmt: skip
+        self.plan, self.sessions, self.examples, self.known = plan, sessions, examples, known
         self._reference = _Reference()
 
     def used(self, name: str, session: Session) -> float:
@@ -71,15 +78,35 @@ class Judge:
         if graphs.pooling is None or name not in self._behind_findings(joint, plane):
             return []
         before = self._vectors(fp32, joint, plane, examples)
-        own = [example for example in examples if example.plane == plane]
-        after = before if name == graphs.head else {e.study: chain.vector(joint, e) for e in own}
+        after = before
+        if name != graphs.head:
+            segments = name in (graphs.segmentation_features, graphs.segmentation)
+            own = [example for example in examples if example.plane == plane]
+            after = {
+                e.study: chain.vector(joint, e, None if segments else self._logits(fp32, joint, e)) for e in own
+            }  # fmt: skip
+        usual = {**self.known.get((joint, plane), {}), **before}
         if graphs.head is None:
-            return [logits_used(*(np.stack(list(v.values())) for v in (after, before)))]
+            return [logits_used(*(np.stack(list(v.values())) for v in (after, before, usual)))]
         scored = [
             np.stack([own.score(joint, plane, vector) for vector in vectors.values()])
-            for own, vectors in ((chain, after), (fp32, before))
+            for own, vectors in ((chain, after), (fp32, before), (fp32, usual))
         ]
         return [logits_used(*scored)]
+
+    def _logits(self, fp32: Chain, joint: str, example: SeriesExample) -> Iterator[Array]:
+        """Logits with fp32's label maps, computed once: 1 for the class that was found, else 0."""
+        if not fp32.reads_logits(joint, example.plane):
+            return
+        own = self.plan.planes[joint][example.plane]
+        key = joint, example.plane, example.study
+        if key not in self._reference.classes:
+            found = [logits.argmax(axis=0).astype(np.uint8) for logits in fp32.logits(joint, example)]
+            self._reference.classes[key] = found
+        assert own.classes is not None
+        values = np.arange(own.classes, dtype=np.uint8)[:, None, None, None]
+        for classes in self._reference.classes[key]:
+            yield (classes == values).astype(np.float32)
 
     def _behind_findings(self, joint: str, plane: str) -> tuple[str | None, ...]:
         graphs = self.plan.planes[joint][plane]
@@ -90,10 +117,13 @@ class Judge:
         return own
 
     def _fusion(self, chain: Chain, fp32: Chain, joint: str, examples: Sequence[SeriesExample]) -> float:
-        vectors = {plane: self._vectors(fp32, joint, plane, examples) for plane in PLANES}
-        studies = [study for study in vectors[PLANES[0]] if all(study in own for own in vectors.values())]
-        rows = [{plane: vectors[plane][study] for plane in PLANES} for study in studies]
-        return logits_used(*(np.stack([own.fuse(joint, row) for row in rows]) for own in (chain, fp32)))
+        rows = whole_studies({(joint, plane): self._vectors(fp32, joint, plane, examples) for plane in PLANES}, joint)
+        usual = [*rows, *whole_studies(self.known, joint)]
+        before, after, more = (
+            np.stack([own.fuse(joint, row) for row in found])
+            for own, found in ((fp32, rows), (chain, rows), (fp32, usual))
+        )
+        return logits_used(after, before, more)
 
     def _vectors(
         self, fp32: Chain, joint: str, plane: str, examples: Sequence[SeriesExample]
@@ -101,7 +131,8 @@ class Judge:
         """fp32's, by study."""
         key = joint, plane
         if key not in self._reference.vectors:
-            self._reference.vectors[key] = {e.study: fp32.vector(joint, e) for e in examples if e.plane == plane}
+            own = [example for example in examples if example.plane == plane]
+            self._reference.vectors[key] = {e.study: fp32.vector(joint, e, self._logits(fp32, joint, e)) for e in own}
         return self._reference.vectors[key]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from orthokernels.export.admission import admit
 from orthokernels.export.bundle import GRAPHS, BundleFolder, Draft, draft, finish
 from orthokernels.export.examples import (
     CALIBRATION_SEED,
@@ -19,19 +21,22 @@ from orthokernels.export.examples import (
     phantom_records,
 )
 from orthokernels.export.gate import LEAST_STUDIES
-from orthokernels.export.parity import check, metrics_of, refusals_of
-from orthokernels.export.quantise import LARGEST_SHARE, Quantised
-from orthokernels.export.write_forms import Calibrator, write_dataless_forms
+from orthokernels.export.known import Vectors, know, known_vectors
+from orthokernels.export.parity import metrics_of, sizes_of
+from orthokernels.export.quantise import LARGEST_SHARE
+from orthokernels.export.write_forms import Calibrator, fp32_sessions, write_dataless_forms
 
 from orthokernels.bundle.manifest import FORMS, Form
 from orthokernels.bundle.verify import Bundle, verify
-from orthokernels.errors import InputError
 from orthokernels.folders import cache_folder
 from orthokernels.progress import Progress
 from orthokernels.training.records import Record
 
+Prepared, Streams = dict[str, list[SeriesExample]], dict[str, Iterator[SeriesExample]]
+
 JUDGED_SEED = 6_000_000  # of the phantoms that decide which forms are admitted
 CALIBRATION_STUDIES, VALIDATION_STUDIES = 4, 4  # phantoms of each joint
+MORE_STUDIES = 20  # phantoms of each joint beside the calibration's whose vectors alone are looked at
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle, what became of each graph in INT8, and the parity check that decided (None for untrained weights)."""
+    """A bundle, and the parity check that decided on its forms (None for untrained weights)."""
 
     bundle: Bundle
-    quantised: list[Quantised]
     parity: dict[str, Any] | None
 
 
@@ -81,62 +85,80 @@ def make_bundle(weights: str, out: Path, options: Options, tell: Progress = lamb
         made = draft(weights, folder.draft, tell)
         graphs = folder.draft / GRAPHS
         write_dataless_forms(made.plan, graphs, options.forms, made.add)
-        quantised = []
+        known: Vectors = {}
         if {"int8", "int8_qdq"} & set(options.forms):
-            trained = next(iter(made.weights.values())).trained
-            largest = LARGEST_SHARE if trained else math.inf
-            calibrator = Calibrator(made.plan, graphs, *_examples(made, options, tell), largest=largest)
-            quantised = calibrator.write(options.forms, made.add, tell)
+            known = _quantise(made, options, tell)
         finish(made)
         parity = None
         if next(iter(made.weights.values())).trained:
-            parity = _judge(made, options, tell)
+            parity = _judge(made, known, options, tell)
         bundle = folder.publish(options.key)
     if parity is not None:
         parity["bundle"] = bundle.digest
-    return Made(bundle, quantised, parity)
+    return Made(bundle, parity)
 
 
-def _examples(
-    made: Draft, options: Options, tell: Progress
-) -> tuple[dict[str, list[SeriesExample]], dict[str, list[SeriesExample]]]:
-    """Prepared series by joint: to calibrate with, and to judge each graph by."""
+def _quantise(made: Draft, options: Options, tell: Progress) -> Vectors:
+    """Write the INT8 forms; the vectors that calibrated them."""
+    trained, graphs = next(iter(made.weights.values())).trained, made.folder / GRAPHS
+    calibration, validation, more = _examples(made, options, tell, trained)
+    sessions = fp32_sessions(made.plan, graphs)
+    known = known_vectors(
+        made.plan, sessions, {joint: chain(own, more[joint]) for joint, own in calibration.items()}, tell
+    )  # fmt: skip
+    largest = LARGEST_SHARE if trained else math.inf
+    calibrator = Calibrator(made.plan, graphs, sessions, calibration, validation, known, largest)
+    made.quantised[:] = [own.record() for own in calibrator.write(options.forms, made.add, tell)]
+    return known
+
+
+def _examples(made: Draft, options: Options, tell: Progress, trained: bool) -> tuple[Prepared, Prepared, Streams]:
+    """Prepared series by joint: to calibrate with, to judge each graph by, and more that vectors are made of."""
     size = next(iter(made.weights.values())).size
     own = examples_of_studies(options.calibration, size) if options.calibration else []
-    calibration, validation = {}, {}
+    calibration, validation, more = {}, {}, {}
     for number, joint in enumerate(made.weights):
         tell("Preparing studies", number, len(made.weights))
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_STUDIES)
-        validation[joint] = examples_of_records(_phantoms(joint, size, seeds, options), size)
-        seeds = range(CALIBRATION_SEED, CALIBRATION_SEED + CALIBRATION_STUDIES)
-        calibration[joint] = own or examples_of_records(_phantoms(joint, size, seeds, options), size)
-    return calibration, validation
+        validation[joint] = list(examples_of_records(_phantoms(joint, size, seeds, options), size))
+        if own:
+            calibration[joint], more[joint] = own, iter(())
+            continue
+        first = CALIBRATION_SEED + CALIBRATION_STUDIES
+        seeds = range(CALIBRATION_SEED, first)
+        calibration[joint] = list(examples_of_records(_phantoms(joint, size, seeds, options), size))
+        # What untrained weights make of many studies tells no more than of a few.
+        seeds = range(first, first + MORE_STUDIES * trained)
+        more[joint] = examples_of_records(_phantoms(joint, size, seeds, options), size)
+    return calibration, validation, more
 
 
 def _phantoms(joint: str, size: int, seeds: Sequence[int], options: Options) -> list[Record]:
     return phantom_records(options.phantoms / str(size), joint, size, list(seeds), workers=options.workers)
 
 
-def judged_records(weights: Mapping[str, Any], size: int, options: Options, tell: Progress) -> dict[str, list[Record]]:
+def judged_records(joints: Collection[str], size: int, options: Options, tell: Progress) -> dict[str, list[Record]]:
     """Series by joint of the phantoms that forms are judged on."""
     found = {}
-    for number, joint in enumerate(weights):
-        tell("Making phantoms", number, len(weights))
+    for number, joint in enumerate(joints):
+        tell("Making phantoms", number, len(joints))
         found[joint] = _phantoms(joint, size, range(JUDGED_SEED, JUDGED_SEED + options.studies), options)
     return found
 
 
-def _judge(made: Draft, options: Options, tell: Progress) -> dict[str, Any]:
-    """Check every form, drop those that lose too much, and write what was found into the manifest."""
-    first = next(iter(made.weights.values()))
-    found = check(verify(made.folder), made.weights, judged_records(made.weights, first.size, options, tell), tell=tell)
-    refused = refusals_of(found)
-    for own in refused:
-        if own.form != "fp32":
-            made.drop(own.form)
-        elif options.studies >= LEAST_STUDIES:
-            raise InputError(f"the exported graphs do not agree with the reference: {own.reason}. Nothing was kept.")
-    kept = tuple(own for own in refused if own.form != "fp32")
-    metrics = tuple(own for own in metrics_of(found) if own.form not in {refusal.form for refusal in kept})
-    finish(made, metrics=metrics, refused=kept)
-    return found
+def _judge(made: Draft, known: Vectors, options: Options, tell: Progress) -> dict[str, Any]:
+    """Judge every form, know the studies, and write what was found into the manifest."""
+    size = next(iter(made.weights.values())).size
+    checked, refused = admit(
+        made, judged_records(made.weights, size, options, tell), workers=options.workers, tell=tell
+    )  # fmt: skip
+    if options.calibration and len(made.weights) == 1:  # else nothing says which joint a study shows
+        know(made, known, "own studies")
+    elif made.packaged:  # weights from elsewhere were not trained on phantoms: their patients would all look strange
+        know(made, checked.vectors, "phantoms")
+    left_out = {own.form for own in refused}
+    metrics = [own for own in metrics_of(checked.result) if own.form not in left_out]
+    finish(made, metrics=metrics, refused=refused)
+    whole = verify(made.folder)
+    quantised = [own.model_dump() for own in whole.manifest.quantised]
+    return {**checked.result, "sizes": sizes_of(whole), "quantised": quantised}

@@ -1,12 +1,16 @@
 """The reference model and every form of a bundle over the same studies: what each form loses, and whether it may.
 
-Each series is read and prepared once, and every contender runs it before the next is read. Errors are against the
-reference in PyTorch. So are the gate's ratios: "fp32" in the tables is the reference's own figure.
+Each series is read and prepared once, and every contender runs it before the next is read; planes may share out among
+processes. Errors are against the reference in PyTorch. So are the gate's ratios: "fp32" in the tables is the
+reference's own figure.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -14,13 +18,13 @@ import numpy as np
 from orthokernels.export.gate import LEAST_STUDIES, auroc_used, dice_used
 from scipy.special import expit
 
-from orthokernels.bundle.manifest import FORMS, Form, Metric, Refusal
+from orthokernels.bundle.manifest import FORMS, WEIGHTS, Form, Graph, Metric, Refusal
 from orthokernels.bundle.verify import Bundle
 from orthokernels.data.prepare import prepare
 from orthokernels.data.restore import Restorer
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.study_model import load_torch
-from orthokernels.models.orthodiffusion.weights import Weights
+from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.models.study_model import Array, PlaneModel, StudyModel
 from orthokernels.runtime.model import open_bundle
 from orthokernels.runtime.sessions import GraphEngine
@@ -40,7 +44,14 @@ ENGINES: dict[Form, tuple[GraphEngine, ...]] = {
     "int8_weights": ("onnxruntime",),
 }
 
+# fp32 has its figures from OpenVINO; of this one the errors over a few studies are enough.
+FEW = "fp32 onnxruntime"
+FEW_STUDIES = 10
+
 Tell = Callable[[str, int, int], None]
+
+# What contenders made of each joint and plane.
+Runs = dict[tuple[str, str], "dict[str, _Run]"]
 
 
 @dataclass
@@ -59,73 +70,159 @@ class _Errors:
 
 @dataclass
 class _Run:
-    """What one contender made of a joint's studies."""
+    """What one contender made of a joint's studies, in a plane or in all."""
 
     dice: dict[str, list[list[float | None]]] = field(default_factory=dict)  # by plane: series, structures
     vectors: dict[str, dict[str, Array]] = field(default_factory=dict)  # by study and plane
     errors: dict[str, _Errors] = field(default_factory=dict)
 
+    def join(self, other: _Run) -> None:
+        """Take another plane's in."""
+        self.dice |= other.dice
+        self.errors |= other.errors
+        for study, own in other.vectors.items():
+            self.vectors.setdefault(study, {}).update(own)
+
     def error(self, output: str) -> _Errors:
         return self.errors.setdefault(output, _Errors())
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What ``check`` found.
+
+    Attributes:
+        result: as the page shows it. "joints": of each contender ("reference", or form and engine) its errors, Dice by
+            plane and structure, and what ``diagnosis_metrics`` gives. "forms": of each whether it is admitted, and why
+            not. "sizes": of each form the bytes of its graphs, and fp32's of the same.
+        vectors: the reference's, by joint and plane, one of each study.
+    """
+
+    result: dict[str, Any]
+    vectors: dict[tuple[str, str], dict[str, Array]]
+
+
 def check(
     bundle: Bundle,
-    weights: Mapping[str, Weights],
     records: Mapping[str, Sequence[Record]],
     *,
     forms: Sequence[Form] | None = None,
+    workers: int = 1,
     tell: Tell = lambda what, done, total: None,
-) -> dict[str, Any]:
+) -> Checked:
     """Run everything and compare.
 
     Args:
-        bundle: verified.
-        weights: that it was made from, by joint.
+        bundle: verified, with the weights that it was made from in it.
         records: series by joint, with labels and findings where there are some.
         forms: to run; all that the bundle has by default.
-        tell: called before each series.
-
-    Returns:
-        "joints": of each contender ("reference", or form and engine) its errors, Dice by plane and structure, and what
-        ``diagnosis_metrics`` gives. "forms": of each whether it is admitted, and why not.
+        workers: processes that share the planes; the figures are the same with any number.
+        tell: called with each plane that is done.
 
     Raises:
         InputError: a study can not be read, or an engine can not run the bundle.
     """
     held = [form for form in FORMS if any(form in graph.forms for graph in bundle.manifest.graphs.values())]
     wanted = [(form, engine) for form in held if forms is None or form in forms for engine in ENGINES[form]]
+    for joint in records:
+        if joint not in bundle.manifest.joints:
+            raise InputError(f"{bundle.folder}: has nothing for the {joint}.")
+    runs = _run_planes(bundle, records, wanted, workers, tell)
     result: dict[str, Any] = {"name": bundle.manifest.name, "bundle": bundle.digest, "trained": bundle.manifest.trained}
-    result["joints"] = {}
-    for joint, own in records.items():
-        if joint not in bundle.manifest.joints or joint not in weights:
-            raise InputError(f"{bundle.folder}: has nothing for the {joint}, or its weights were not given.")
-        models: dict[str, StudyModel] = {REFERENCE: load_torch(weights[joint], "cpu")}
-        models |= {f"{form} {engine}": open_bundle(bundle, joint, PLANES, engine, form) for form, engine in wanted}
-        runs = _run_all(models, own, tell)
-        result["joints"][joint] = {name: _figures(models[name], run, own) for name, run in runs.items()}
-    result["forms"] = {form: _verdict(form, result["joints"]) for form, _ in wanted}
-    return result
+    result["joints"] = {joint: _joint_figures(bundle, joint, own, wanted, runs) for joint, own in records.items()}
+    result["forms"] = {form: verdict(form, result["joints"]) for form, _ in wanted}
+    result["sizes"] = sizes_of(bundle)
+    result["quantised"] = [own.model_dump() for own in bundle.manifest.quantised]
+    vectors = {
+        (joint, plane): {study: found[plane] for study, found in own[REFERENCE].vectors.items()}
+        for (joint, plane), own in runs.items()
+    }
+    return Checked(result, vectors)
 
 
-def _run_all(models: Mapping[str, StudyModel], records: Sequence[Record], tell: Tell) -> dict[str, _Run]:
+def _run_planes(
+    bundle: Bundle, records: Mapping[str, Sequence[Record]], wanted: Sequence[tuple[Form, GraphEngine]], workers: int,
+    tell: Tell,
+) -> Runs:  # fmt: skip
+    """Every plane of every joint, each by itself, so that a model holds one plane's networks."""
+    work = {
+        (joint, plane): [record for record in own if record.plane == plane]
+        for joint, own in records.items()
+        for plane in PLANES
+        if plane in bundle.manifest.joints[joint].planes
+    }
+    work = {key: own for key, own in work.items() if own}
+    runs: Runs = {}
+    if workers == 1:
+        for key, own in work.items():
+            tell(" ".join(key), len(runs), len(work))
+            runs[key] = _run_plane(bundle, *key, own, wanted)
+        return runs
+    # A process that OpenVINO was in can not be forked.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_processor, (workers,)) as pool:
+        pending = {pool.submit(_run_plane, bundle, *key, own, wanted): key for key, own in work.items()}
+        for done in as_completed(pending):
+            tell(" ".join(pending[done]), len(runs), len(work))
+            runs[pending[done]] = done.result()
+    return {key: runs[key] for key in work}
+
+
+def _share_processor(workers: int) -> None:
+    import torch
+
+    own = max(1, (os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(own)
+    torch.set_num_threads(own)
+
+
+def _models(
+    bundle: Bundle, joint: str, planes: Sequence[str], wanted: Sequence[tuple[Form, GraphEngine]]
+) -> dict[str, StudyModel]:
+    weights = load_weights(str(bundle.folder / WEIGHTS), joint, tuple(planes))
+    made: dict[str, StudyModel] = {REFERENCE: load_torch(weights, "cpu")}
+    return made | {f"{form} {engine}": open_bundle(bundle, joint, planes, engine, form) for form, engine in wanted}
+
+
+def _run_plane(
+    bundle: Bundle, joint: str, plane: str, records: Sequence[Record], wanted: Sequence[tuple[Form, GraphEngine]]
+) -> dict[str, _Run]:
+    models = _models(bundle, joint, (plane,), wanted)
     runs = {name: _Run() for name in models}
-    reference = models[REFERENCE]
-    done = 0
-    for plane in PLANES:  # one after the other, so that each model holds one plane's networks
-        for record in (own for own in records if own.plane == plane and plane in reference.planes):
-            tell(f"{reference.joint}: {record.study}, {plane}", done, len(records))
-            _run_series(models, runs, record)
-            done += 1
-        for model in models.values():
-            if plane in model.planes:
-                model.planes[plane].release()
-    for name, run in runs.items():
-        for study, vectors in run.vectors.items():
-            expected = runs[REFERENCE].vectors[study]
-            if name != REFERENCE and (own := study_logits(models[name], vectors)) is not None:
-                run.error("study logits").add(own, study_logits(reference, expected))  # type: ignore[arg-type]
+    for number, record in enumerate(records):
+        _run_series({name: own for name, own in models.items() if name != FEW or number < FEW_STUDIES}, runs, record)
     return runs
+
+
+def _joint_figures(
+    bundle: Bundle, joint: str, records: Sequence[Record], wanted: Sequence[tuple[Form, GraphEngine]], runs: Runs
+) -> dict[str, Any]:
+    """Figures of each contender over a joint's planes, their fusion among them."""
+    planes = tuple(plane for plane in PLANES if (joint, plane) in runs)
+    models = _models(bundle, joint, planes, wanted)
+    joined = {name: _Run() for name in models}
+    for plane in planes:
+        for name, own in runs[joint, plane].items():
+            joined[name].join(own)
+    for name, run in joined.items():
+        for study, vectors in run.vectors.items():
+            expected = joined[REFERENCE].vectors[study]
+            if name != REFERENCE and (logits := study_logits(models[name], vectors)) is not None:
+                run.error("study logits").add(logits, study_logits(models[REFERENCE], expected))  # type: ignore[arg-type]
+    return {name: _figures(models[name], run, records, few=name == FEW) for name, run in joined.items()}
+
+
+def sizes_of(bundle: Bundle) -> dict[str, dict[str, int]]:
+    """Of each form how many graphs have it, their bytes, and how many fp32 takes for the same graphs."""
+
+    def size(graphs: Sequence[Graph], form: Form) -> int:
+        return sum(bundle.manifest.files[file].bytes for graph in graphs for file in graph.forms[form])
+
+    found = {}
+    for form in FORMS:
+        graphs = [graph for graph in bundle.manifest.graphs.values() if form in graph.forms]
+        if graphs:
+            found[form] = {"graphs": len(graphs), "bytes": size(graphs, form), "fp32": size(graphs, "fp32")}
+    return found
 
 
 def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], record: Record) -> None:
@@ -168,11 +265,14 @@ def study_logits(model: StudyModel, vectors: Mapping[str, Array]) -> Array | Non
     return model.fuse(np.stack(rows))[0]
 
 
-def _figures(model: StudyModel, run: _Run, records: Sequence[Record]) -> dict[str, Any]:
+def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bool = False) -> dict[str, Any]:
+    studies = len({record.study for record in records})
     found: dict[str, Any] = {
         "errors": {output: {"largest": own.largest, "relative": own.relative} for output, own in run.errors.items()},
-        "studies": len({record.study for record in records}),
+        "studies": min(studies, FEW_STUDIES) if few else studies,
     }
+    if few:
+        return found
     if run.dice and model.trained:
         names = {plane: class_names(model.planes[plane].classes or 0)[1:] for plane in run.dice}
         found["dice"] = {
@@ -193,7 +293,7 @@ def _figures(model: StudyModel, run: _Run, records: Sequence[Record]) -> dict[st
     return found
 
 
-def _verdict(form: Form, joints: Mapping[str, Any]) -> dict[str, Any]:
+def verdict(form: Form, joints: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a form is admitted: the shares of the allowance that it uses up, and every reason against it."""
     used: dict[str, float] = {}
     reasons: list[str] = []
@@ -205,9 +305,9 @@ def _verdict(form: Form, joints: Mapping[str, Any]) -> dict[str, Any]:
             if form == "fp32":
                 worst = max((error["relative"] for error in own["errors"].values()), default=0.0)
                 used[f"{joint}, {name}: relative error"] = worst / LARGEST_RELATIVE_ERROR
-            if "dice" in fp32:
+            if "dice" in fp32 and name != FEW:
                 used[f"{joint}, {name}: Dice"] = dice_used(*(_flat(made["dice"]) for made in (own, fp32)))
-            if "auroc" in fp32:
+            if "auroc" in fp32 and name != FEW:
                 used[f"{joint}, {name}: AUROC"] = auroc_used(own["auroc"], fp32["auroc"])
         if fp32["studies"] < LEAST_STUDIES:
             reasons.append(f"{joint}: {fp32['studies']} studies, and {LEAST_STUDIES} are asked for")

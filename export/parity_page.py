@@ -102,7 +102,42 @@ def markdown(result: Result) -> str:
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(shown(column, value) for column, value in row.items()) + " |" for row in rows]
     verdicts = [f"- {form}: {verdict_of(own)}" for form, own in result["forms"].items()]
-    return "\n".join([*lines, "", *verdicts, ""])
+    sizes = list(size_rows(result))
+    table = ["| " + " | ".join(sizes[0]) + " |", "|" + "---|" * len(sizes[0])] if sizes else []
+    table += ["| " + " | ".join(row.values()) + " |" for row in sizes]
+    floats = [f"- {graph}: {told}" for graph, told in in_float(result).items()]
+    return "\n".join([*lines, "", *verdicts, "", *table, "", *floats, ""])
+
+
+def size_rows(result: Result) -> Iterator[dict[str, str]]:
+    """Each form's graphs, and how large they are beside the same graphs in fp32."""
+    for form, own in result.get("sizes", {}).items():
+        layers = [
+            (made["layers"], 0 if made["refused"] else made["layers"] - len(made["in_float"]))
+            for made in result.get("quantised", ())
+            if made["form"] == form
+        ]
+        yield {
+            "form": form,
+            "graphs": str(own["graphs"]),
+            "layers in INT8": f"{sum(n for _, n in layers)} of {sum(n for n, _ in layers)}" if layers else "-",
+            "MB": f"{own['bytes'] / 1e6:.2f}",
+            "the same in fp32, MB": f"{own['fp32'] / 1e6:.2f}",
+            "times smaller": f"{own['fp32'] / own['bytes']:.2f}",
+        }
+
+
+def in_float(result: Result) -> dict[str, str]:
+    """Graphs that INT8 does not cover whole, and why."""
+    found = {}
+    for own in result.get("quantised", ()):
+        name = f"{own['graph']}, {own['form']}"
+        if own["refused"]:
+            found[name] = f"in fp32: {own['refused']}"
+        elif own["in_float"]:
+            reasons = "; ".join(dict.fromkeys(own["in_float"].values()))
+            found[name] = f"{len(own['in_float'])} of {own['layers']} layers in float: {reasons}"
+    return found
 
 
 def verdict_of(own: Mapping[str, Any]) -> str:
@@ -117,7 +152,8 @@ def page(result: Result) -> str:
     )  # fmt: skip
     return environment.get_template("parity.html").render(
         result=result, rows=list(rows_of(result)), shown=shown, verdict_of=verdict_of, notice=RESEARCH_NOTICE,
-        pictures=_pictures(result), least_mean_dice=LEAST_MEAN_DICE, structure=LARGEST_STRUCTURE_LOSS,
+        sizes=list(size_rows(result)), in_float=in_float(result), pictures=_pictures(result),
+        least_mean_dice=LEAST_MEAN_DICE, structure=LARGEST_STRUCTURE_LOSS,
         auroc=LARGEST_AUROC_LOSS,
     )  # fmt: skip
 

@@ -4,6 +4,10 @@ Two files of it: OpenVINO's own IR, and ONNX with pairs of QuantizeLinear and De
 reads. Weights are quantised per output channel, and over half of INT8's range: on an AVX2 processor without VNNI
 products of whole bytes would overflow the 16 bits that they are added in.
 
+What loses too much is made again with sums and normalisations in float32, and if that is not enough with some of its
+layers in float32 too (``_with_the_best_layers``). Roundings of different layers do not know of one another, so what
+groups of layers lose adds up in squares: each group is tried alone, and as many are taken as fit together.
+
 A transposed convolution over maps of a single slice stays in float32. On AVX2 OpenVINO took 20 ms for it in INT8 and
 4 in float32 (256 to 128 channels, 16 x 16); over deeper maps INT8 was faster (7 and 9 ms, 13 and 18, 22 and 45).
 """
@@ -11,27 +15,35 @@ A transposed convolution over maps of a single slice stays in float32. On AVX2 O
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import onnx
 from orthokernels.export.forms import weighted_nodes
 from orthokernels.export.onnx_file import save
+from orthokernels.export.two_bytes import in_two_bytes
 
+from orthokernels.bundle.manifest import Form, Quantisation
 from orthokernels.models.study_model import Array
 from orthokernels.runtime.sessions import Session, open_graph, openvino_core
 
 # A graph alone may use half of what the whole form may lose, on studies that are few.
 LARGEST_SHARE = 0.5
 
-# Taking layers back one by one runs the studies once for each layer: tens of minutes for a denoiser. It is tried where
-# what is lost is at most this many times what is accepted; a graph that loses more stays in fp32.
-WORTH_RANKING = 2.0
+# Layers are tried alone in so many groups, in the order of the computation; the groups that use up more than half of
+# what is accepted are halved once.
+GROUPS = 8
+
+# Calls that calibrate a trial.
+QUICK_CALLS = 4
 
 # What the judge makes of a graph's session: the share of the allowance that it uses up.
 Used = Callable[[Session], float]
@@ -51,13 +63,19 @@ class Quantised:
     """
 
     graph: str
-    form: str
+    form: Form
     layers: int
     in_float: dict[str, str] = field(default_factory=dict)
     used: float = 0.0
     used_at_first: float = 0.0
     sums_in_float: bool = False
     refused: str = ""
+
+    def record(self) -> Quantisation:
+        """What the manifest keeps of it."""
+        return Quantisation(
+            graph=self.graph, form=self.form, layers=self.layers, in_float=self.in_float, refused=self.refused
+        )  # fmt: skip
 
 
 def write_int8(
@@ -72,30 +90,97 @@ def write_int8(
         used: judges what was made.
         largest: share of the allowance up to which it is accepted.
     """
-    import openvino
-
-    read = openvino_core().read_model
-    slow = slow_layers(onnx.load(fp32))
-    layers = [node.name for node in weighted_nodes(onnx.load(fp32))]
-    careful = False
-    model = _quantise(read(fp32), inputs, slow, careful)
-    first = share = _judge(model, used)
+    model = onnx.load(fp32)
+    layers, slow = [node.name for node in weighted_nodes(model)], slow_layers(model)
+    work = _Work(fp32, inputs, used)
+    made, first = work.judged(slow, careful=False)
+    careful, share, worst, tried = False, first, dict[str, str](), ""
     if share > largest:
         careful = True
-        model = _quantise(read(fp32), inputs, slow, careful)
-        share = _judge(model, used)
-    if largest < share <= WORTH_RANKING * largest and len(layers) - len(slow) > 1:
-        model = _with_accuracy_control(read(fp32), inputs, slow, used, largest)
-        share = _judge(model, used)
-    taken_back = [layer for layer in _in_float(model) if layer not in slow]
-    reason = f"with every layer in INT8 {first:.2f} of the allowance was used up, {share:.2f} without this and its like"
-    made = Quantised(
-        name, "int8", len(layers), {**slow, **dict.fromkeys(taken_back, reason)}, share, first, careful,
-        _refusal(share, largest, len(layers), len(slow) + len(taken_back)),
+        made, share = work.judged(slow, careful=True)
+    if share > largest and len(layers) - len(slow) > 1:
+        worst, alone = _all_but_the_best(work, [layer for layer in layers if layer not in slow], slow, largest)
+        if len(worst) + len(slow) < len(layers):
+            made, share = work.judged({**slow, **worst}, careful=True)
+        else:
+            tried = f"; its layers alone use up {min(alone):.2f} to {max(alone):.2f}"
+    reasons = {**slow, **worst}
+    in_float = {layer: reasons.get(layer, "NNCF left it so") for layer in _in_float(made)}
+    found = Quantised(
+        name, "int8", len(layers), in_float, share, first, careful,
+        refused + tried if (refused := _refusal(share, largest, len(layers), len(in_float))) else "",
     )  # fmt: skip
-    if not made.refused:
-        openvino.save_model(model, path, compress_to_fp16=False)
-    return made
+    if not found.refused:
+        import openvino
+
+        openvino.save_model(made, path, compress_to_fp16=False)
+    return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One graph, what calibrates it, and what judges it; see ``write_int8``."""
+
+    fp32: Path
+    inputs: Sequence[Mapping[str, Array]]
+    used: Used
+
+    def judged(self, in_float: Mapping[str, str], *, careful: bool, quick: bool = False) -> tuple[Any, float]:
+        """In INT8 but for some layers, and the share of the allowance that this uses up."""
+        inputs = self.inputs[:QUICK_CALLS] if quick else self.inputs
+        model = _quantise(openvino_core().read_model(self.fp32), inputs, in_float, careful)
+        return model, _judge(model, self.used)
+
+    def alone(self, layers: Sequence[str], others: Sequence[str]) -> float:
+        """The share that these layers use up by themselves."""
+        return self.judged(dict.fromkeys((own for own in others if own not in layers), ""), careful=True, quick=True)[1]
+
+
+def _all_but_the_best(
+    work: _Work, layers: Sequence[str], slow: Mapping[str, str], largest: float
+) -> tuple[dict[str, str], list[float]]:  # fmt: skip
+    """The layers to leave in float32, and why: as few as let the rest use up no more than ``largest``.
+
+    Also what each group that was tried uses up alone.
+    """
+    others = [*layers, *slow]
+    tried = {own: work.alone(own, others) for own in _groups(layers, GROUPS)}
+    for group, share in list(tried.items()):
+        if share > largest / 2 and len(group) > 1:
+            del tried[group]
+            tried |= {half: work.alone(half, others) for half in _groups(group, 2)}
+    kept: list[tuple[str, ...]] = []
+    for group in sorted(tried, key=lambda own: tried[own] / len(own)):
+        if _together([*kept, group], tried) <= largest:
+            kept.append(group)
+    while kept and work.judged(_left(tried, kept, slow, largest), careful=True)[1] > largest:
+        kept.remove(max(kept, key=lambda own: tried[own]))
+    left = {name: reason for name, reason in _left(tried, kept, slow, largest).items() if name not in slow}
+    return left, list(tried.values())
+
+
+def _groups(layers: Sequence[str], most: int) -> list[tuple[str, ...]]:
+    """Neighbours together, in groups of sizes that differ by one at most."""
+    count = min(most, len(layers))
+    edges = [n * len(layers) // count for n in range(count + 1)]
+    return [tuple(layers[first:stop]) for first, stop in pairwise(edges)]
+
+
+def _together(groups: Sequence[tuple[str, ...]], tried: Mapping[tuple[str, ...], float]) -> float:
+    return math.sqrt(sum(tried[own] ** 2 for own in groups))
+
+
+def _left(
+    tried: Mapping[tuple[str, ...], float], kept: Sequence[tuple[str, ...]], slow: Mapping[str, str], largest: float
+) -> dict[str, str]:
+    """What is left in float32 if these groups are not, and why."""
+    found = dict(slow)
+    for group, share in tried.items():
+        if group not in kept:
+            what = "alone" if len(group) == 1 else f"with {len(group) - 1} neighbours alone"
+            reason = f"{what} uses up {share:.2f} of the allowance, and the whole graph may use up {largest:.2f}"
+            found |= dict.fromkeys(group, reason)
+    return found
 
 
 def write_int8_qdq(
@@ -116,6 +201,37 @@ def write_int8_qdq(
     if refused:
         path.unlink()
     return replace(like, form="int8_qdq", used=share, used_at_first=share, refused=refused)
+
+
+def write_int8_of_vectors(
+    name: str, fp32: Path, paths: Mapping[Form, Path], inputs: Sequence[Mapping[str, Array]], used: Used, *,
+    largest: float = LARGEST_SHARE,
+) -> list[Quantised]:  # fmt: skip
+    """Write a graph that reads vectors in INT8, its linear layers ``in_two_bytes``.
+
+    Args:
+        paths: of "int8" (OpenVINO's IR, .xml) and "int8_qdq", where they are wanted.
+        fp32, inputs, used, largest: as ``write_int8``'s.
+    """
+    import openvino
+
+    model = onnx.load(fp32)
+    layers, found = len(weighted_nodes(model)), []
+    with tempfile.TemporaryDirectory() as folder:
+        portable = Path(folder, "graph.onnx")
+        save(in_two_bytes(model, inputs), portable)
+        for form, path in paths.items():
+            if form == "int8":
+                openvino.save_model(openvino_core().read_model(portable), path, compress_to_fp16=False)
+            else:
+                shutil.copyfile(portable, path)
+            share = used(open_graph(path, "openvino" if form == "int8" else "onnxruntime"))
+            refused = _refusal(share, largest, layers, 0)
+            found.append(Quantised(name, form, layers, used=share, used_at_first=share, refused=refused))
+            if refused:
+                path.unlink()
+                path.with_suffix(".bin").unlink(missing_ok=True)
+    return found
 
 
 def slow_layers(model: onnx.ModelProto) -> dict[str, str]:
@@ -151,12 +267,6 @@ def _options(in_float: Mapping[str, str], careful: bool) -> dict[str, Any]:
 _BETWEEN_LAYERS = ("Add", "Multiply", "Subtract", "MVN", "Mul", "Sub", "InstanceNormalization")
 
 
-def _advanced() -> Any:
-    import nncf
-
-    return nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-
-
 def _quantise(
     model: Any, inputs: Sequence[Mapping[str, Array]], in_float: Mapping[str, str], careful: bool
 ) -> Any:  # fmt: skip
@@ -164,28 +274,11 @@ def _quantise(
 
     if not isinstance(model, onnx.ModelProto):  # OpenVINO calls a layer without its bias so
         in_float = dict.fromkeys([*in_float, *(f"{name}/WithoutBiases" for name in in_float)], "")
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     with _quiet():
         return nncf.quantize(
-            model, nncf.Dataset(inputs), subset_size=len(inputs), advanced_parameters=_advanced(),
+            model, nncf.Dataset(inputs), subset_size=len(inputs), advanced_parameters=advanced,
             **_options(in_float, careful),
-        )  # fmt: skip
-
-
-def _with_accuracy_control(
-    model: Any, inputs: Sequence[Mapping[str, Array]], slow: Mapping[str, str], used: Used, largest: float
-) -> Any:
-    """NNCF ranks the layers by what each costs and takes back the worst until what is used up is small enough."""
-    import nncf
-
-    def validate(compiled: Any, items: Any) -> tuple[float, None]:
-        return 1 - used(_session(compiled)), None  # NNCF divides by fp32's
-
-    with _quiet():
-        return nncf.quantize_with_accuracy_control(
-            model, nncf.Dataset(inputs), nncf.Dataset(inputs), validate, max_drop=largest,
-            drop_type=nncf.DropType.ABSOLUTE, subset_size=len(inputs), advanced_quantization_parameters=_advanced(),
-            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(ranking_subset_size=4),
-            **_options(slow, careful=True),
         )  # fmt: skip
 
 
@@ -206,17 +299,6 @@ def _judge(model: Any, used: Used) -> float:
         path = Path(folder) / "graph.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
         return used(open_graph(path, "openvino"))
-
-
-def _session(compiled: Any) -> Session:
-    """A model that NNCF has compiled, as a session."""
-    names = [output.get_any_name() for output in compiled.outputs]
-
-    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        made = compiled(dict(inputs))
-        return {name: made[n] for n, name in enumerate(names)}
-
-    return run
 
 
 def _in_float(model: Any) -> list[str]:

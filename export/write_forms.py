@@ -13,8 +13,9 @@ from orthokernels.export.examples import SeriesExample
 from orthokernels.export.forms import in_half, weighted_nodes, with_int8_weights
 from orthokernels.export.graphs import Plan
 from orthokernels.export.judge import Judge
+from orthokernels.export.known import Vectors, inputs_of_vectors
 from orthokernels.export.onnx_file import save
-from orthokernels.export.quantise import LARGEST_SHARE, Quantised, write_int8, write_int8_qdq
+from orthokernels.export.quantise import LARGEST_SHARE, Quantised, write_int8, write_int8_of_vectors, write_int8_qdq
 
 from orthokernels.bundle.manifest import Form
 from orthokernels.models.study_model import Array
@@ -26,6 +27,9 @@ CALIBRATION_CALLS, CALIBRATION_BYTES = 24, 1 << 30
 
 # Told of a form that was written: the graph, the form, its files, the model file first.
 Add = Callable[[str, Form, Sequence[Path]], None]
+
+# Kinds of graphs whose inputs are vectors and logits, with no volume in sight.
+READ_VECTORS = ("head", "fusion", "late_fusion")
 
 Examples = Mapping[str, Sequence[SeriesExample]]  # by joint
 
@@ -55,6 +59,11 @@ _IN_HALF: _Change = ("fp16", in_half)
 _INT8_WEIGHTS: _Change = ("int8_weights", with_int8_weights)
 
 
+def fp32_sessions(plan: Plan, graphs: Path) -> dict[str, Session]:
+    """Every graph in fp32, by name."""
+    return {name: open_graph(graphs / f"{name}.fp32.onnx", "openvino") for name in plan.graphs}
+
+
 @dataclass(frozen=True)
 class Calibrator:
     """Writes INT8 of every graph that studies go through.
@@ -62,15 +71,19 @@ class Calibrator:
     Attributes:
         plan: of the graphs.
         graphs: the folder with NAME.fp32.onnx, which gets NAME.int8.xml and .bin, and NAME.int8_qdq.onnx.
+        sessions: of every graph in fp32.
         calibration: prepared series to calibrate with.
         validation: others, to judge by; with labels and of every joint.
+        known: fp32's vectors of the calibration's and of more studies, to calibrate what reads vectors.
         largest: share of what may be lost that one graph may use up.
     """
 
     plan: Plan
     graphs: Path
+    sessions: Mapping[str, Session]
     calibration: Examples
     validation: Examples
+    known: Vectors
     largest: float = LARGEST_SHARE
 
     def write(
@@ -81,10 +94,10 @@ class Calibrator:
         "int8_qdq" leaves in float32 what "int8" had to, so that is made first in either case.
         """
         plan, made = self.plan, []
-        sessions = {name: open_graph(self._fp32(name), "openvino") for name in plan.graphs}
-        judge = Judge(plan, sessions, self.validation)
         tell("Calibrating", 0, len(plan.graphs))
-        inputs = record_inputs(plan, sessions, self.calibration, most=CALIBRATION_CALLS)
+        inputs = record_inputs(plan, self.sessions, self.calibration, most=CALIBRATION_CALLS)
+        inputs |= inputs_of_vectors(plan, self.sessions, self.known)
+        judge = Judge(plan, self.sessions, self.validation, self.known)
         for number, name in enumerate(plan.graphs):
             tell("Quantising graphs", number, len(plan.graphs))
             layers = len(weighted_nodes(onnx.load(self._fp32(name))))
@@ -105,6 +118,8 @@ class Calibrator:
         self, name: str, forms: Sequence[Form], inputs: Sequence[Mapping[str, Array]],
         used: Callable[[Session], float], add: Add,
     ) -> list[Quantised]:  # fmt: skip
+        if self.plan.graphs[name].kind in READ_VECTORS:
+            return self._write_head(name, forms, inputs, used, add)
         path, portable = self.graphs / f"{name}.int8.xml", self.graphs / f"{name}.int8_qdq.onnx"
         beside = path.with_suffix(".bin")
         own = write_int8(name, self._fp32(name), path, inputs, used, largest=self.largest)
@@ -121,6 +136,20 @@ class Calibrator:
         if not other.refused:
             add(name, "int8_qdq", [portable])
         return [own, other]
+
+    def _write_head(
+        self, name: str, forms: Sequence[Form], inputs: Sequence[Mapping[str, Array]],
+        used: Callable[[Session], float], add: Add,
+    ) -> list[Quantised]:  # fmt: skip
+        """Of a graph that reads vectors."""
+        of: dict[Form, str] = {"int8": "int8.xml", "int8_qdq": "int8_qdq.onnx"}
+        paths = {form: self.graphs / f"{name}.{ending}" for form, ending in of.items() if form in forms}
+        made = write_int8_of_vectors(name, self._fp32(name), paths, inputs, used, largest=self.largest)
+        for own in made:
+            path = paths[own.form]
+            if not own.refused:
+                add(name, own.form, [path, path.with_suffix(".bin")] if own.form == "int8" else [path])
+        return made
 
 
 def _fitting(inputs: list[dict[str, Array]]) -> list[dict[str, Array]]:

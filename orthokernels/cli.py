@@ -100,6 +100,14 @@ def run(
         str | None,
         typer.Option(help="Of a bundle's graphs, such as int8; by default what 'bundle tune' chose."),
     ] = None,
+    patient: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file with what is known of the patient: {"age": 41, "height": 178, "weight": 80, "sex": 1, '
+            '"patient_type": 0, "event": "fall"}, any of them, in the units and codes that the weights were trained '
+            "with. Findings are then fused with it."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -132,6 +140,7 @@ def run(
             device=device,
             engine=engine,  # type: ignore[arg-type]  # checked there
             form=form,  # type: ignore[arg-type]
+            patient=patient,
             overwrite=overwrite,
             progress=tell,
         )

@@ -28,12 +28,14 @@ from orthokernels.data.restore import Restorer
 from orthokernels.data.study import Study, chosen_because, describe, read_study
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
+from orthokernels.models.patient_data import Patient, read_patient
 from orthokernels.models.study_model import Array, PlaneModel, StudyModel
 from orthokernels.models.weights_folder import folder_of
 from orthokernels.progress import Progress
 from orthokernels.result import (
     Finding,
     Model,
+    PatientData,
     PlaneArrays,
     PlaneResult,
     StructureVolume,
@@ -93,6 +95,7 @@ def run(
     device: str = "auto",
     engine: Engine = "auto",
     form: Form | None = None,
+    patient: Path | str | Patient | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     study: Study | None = None,
@@ -117,6 +120,8 @@ def run(
             bundle on "openvino", "onnxruntime" or "native". "auto" is "torch" for weights, and for a bundle what
             ``bundle tune`` chose on this machine.
         form: of a bundle's graphs, as "int8"; by default what was tuned, else "fp32".
+        patient: what is known of the patient, or a JSON file with it. Findings then come from the weights' fusion with
+            patient data; where there is none, or a plane is missing, from the images alone, which the result says.
         overwrite: replace an earlier result in ``out``.
         progress: called with each step.
         study: that ``read_study`` gave before for the same paths and planes; nothing was loaded from it yet.
@@ -127,6 +132,8 @@ def run(
     from orthokernels.writing import OutputFolder
 
     _check_options(planes, joint, draws, bundle, device, engine, form)
+    if patient is not None and not isinstance(patient, Patient):
+        patient = read_patient(Path(patient))
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     tell = progress or (lambda what, done, total: None)
     seconds: dict[str, float] = {}
@@ -153,10 +160,19 @@ def run(
             continue
         _run_plane(plane, own, model.planes[plane], preparation, model.size, seed, draws, seconds, tell)
     with _timed(seconds, "findings"):
-        findings = _findings(model, runs)
-    result = _result(study, model, runs, findings, preparation, seed, seconds)
+        patient_data = _patient_data(model, runs, patient)
+        if patient is not None and patient_data is not None and patient_data.used:
+            findings = _findings_with(patient, model, runs)
+        else:
+            findings = _findings(model, runs)
+    result = _result(study, model, runs, findings, patient, patient_data, preparation, seed, seconds)
     frames = {plane: own.volume.frames for plane, own in runs.items()}
     vectors = {plane: own.vector for plane, own in runs.items() if own.vector is not None}
+    if bundle is not None:
+        from orthokernels.bundle.novelty_tables import unlike_the_known
+
+        more = tuple(unlike_the_known(Path(bundle), joint, vectors))
+        result = result.model_copy(update={"warnings": (*result.warnings, *more)})
     made = StudyRun(result, *_arrays(runs, model), frames, vectors)
     if folder is not None:
         tell("Writing the report", 0, 1)
@@ -299,6 +315,37 @@ def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:
     return first, stop
 
 
+def _patient_data(model: StudyModel, runs: Mapping[str, _PlaneRun], patient: Patient | None) -> PatientData | None:
+    """Whether patient data can be fused with what the images gave."""
+    if patient is None:
+        return None
+    reason = None
+    missing = [plane for plane in tasks.PLANES if plane not in runs or runs[plane].vector is None]
+    if model.late_fusion is None:
+        reason = f"the weights have no fusion with patient data for the {model.joint}"
+    elif missing:
+        reason = f"the fusion with patient data needs all three planes, and there is no {' and no '.join(missing)}"
+    return PatientData(known=patient.known(), used=reason is None, reason=reason)
+
+
+def _findings_with(patient: Patient, model: StudyModel, runs: Mapping[str, _PlaneRun]) -> tuple[Finding, ...]:
+    """Probabilities per label from the planes' vectors and what is known of the patient."""
+    late = model.late_fusion
+    assert late is not None
+    vectors = [own for own in (runs[plane].vector for plane in tasks.PLANES) if own is not None]
+    width = sum(len(own) for own in vectors)
+    if width != late.width:
+        raise InputError(
+            f"the weights' fusion with patient data reads {late.width} numbers of the planes, and their poolings give "
+            f"{width}. Train it again with these poolings."
+        )
+    logits, shares = model.fuse_with_patient(np.stack(vectors), late.encoding.columns(patient))
+    return tuple(
+        _finding(label, float(probability), late.thresholds, {}, images_share=float(share))
+        for label, probability, share in zip(tasks.LABELS[model.joint], _sigmoid(logits), shares, strict=True)
+    )
+
+
 def _findings(model: StudyModel, runs: dict[str, _PlaneRun]) -> tuple[Finding, ...]:
     """Probabilities per label: fused where all three planes are there, else the mean over those that are."""
     labels = tasks.LABELS[model.joint]
@@ -332,7 +379,11 @@ def _sigmoid(logits: Array) -> NDArray[np.float64]:
 
 
 def _finding(
-    label: tasks.Label, probability: float, thresholds: Mapping[str, float], shares: dict[str, float]
+    label: tasks.Label,
+    probability: float,
+    thresholds: Mapping[str, float],
+    shares: dict[str, float],
+    images_share: float | None = None,
 ) -> Finding:
     threshold = thresholds.get(label.key, DEFAULT_THRESHOLD)
     return Finding(
@@ -342,6 +393,7 @@ def _finding(
         probability=probability,
         threshold=threshold,
         plane_weights=shares,  # type: ignore[arg-type]
+        images_share=images_share,
     )
 
 
@@ -350,6 +402,8 @@ def _result(
     model: StudyModel,
     runs: dict[str, _PlaneRun],
     findings: tuple[Finding, ...],
+    patient: Patient | None,
+    patient_data: PatientData | None,
     preparation: Mode,
     seed: int,
     seconds: dict[str, float],
@@ -370,7 +424,7 @@ def _result(
             trained=model.trained,
             timestep={plane: own.timestep for plane, own in used.items()},  # type: ignore[misc]
             block={plane: own.block for plane, own in used.items()},  # type: ignore[misc]
-            fusion=model.fusion_name,
+            fusion="patient data" if patient_data is not None and patient_data.used else model.fusion_name,
             notice=model.notice,
             engine=model.engine,
             form=model.form,
@@ -378,8 +432,9 @@ def _result(
         ),
         planes=tuple(_plane_result(plane, own, model) for plane, own in runs.items()),
         findings=findings,
+        patient_data=patient_data,
         left_out=tuple(study.left_out),
-        warnings=tuple(_study_warnings(model, runs, sides)),
+        warnings=(*_study_warnings(model, runs, sides), *_patient_warnings(model, patient, patient_data)),
         versions=versions(),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         peak_memory_mb=round(peak_memory_mb()),
@@ -396,6 +451,15 @@ def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], sides: list[s
     for part in sorted(parts):
         if model.joint not in part.lower():
             yield f"the header says the body part is {part}, but the {model.joint} was asked for"
+
+
+def _patient_warnings(model: StudyModel, patient: Patient | None, patient_data: PatientData | None) -> Iterator[str]:
+    if patient is None or patient_data is None:
+        return
+    if not patient_data.used:
+        yield f"patient data were given and not used: {patient_data.reason}; findings rest on the images alone"
+    elif model.late_fusion is not None:
+        yield from model.late_fusion.encoding.oddities(patient)
 
 
 def _plane_result(plane: str, own: _PlaneRun, model: StudyModel) -> PlaneResult:

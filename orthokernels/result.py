@@ -19,7 +19,11 @@ class _Record(BaseModel):
 
 
 class Finding(_Record):
-    """One label's score. ``plane_weights`` sum to 1 over the planes used, and are empty where a fusion has none."""
+    """One label's score.
+
+    ``plane_weights`` sum to 1 over the planes used, and are empty where a fusion has none. ``images_share`` is theirs
+    beside the patient data's, where those were fused.
+    """
 
     label: str
     name: str
@@ -28,6 +32,7 @@ class Finding(_Record):
     threshold: float | None = None
     reason: str | None = None
     plane_weights: dict[Plane, float] = {}
+    images_share: float | None = None
 
 
 class StructureVolume(_Record):
@@ -82,6 +87,17 @@ class Model(_Record):
     bundle: str | None = None
 
 
+class PatientData(_Record):
+    """What was done with the patient data that were given: ``reason`` says why they were not used.
+
+    ``known`` names what they hold; values are not repeated in results.
+    """
+
+    known: tuple[str, ...]
+    used: bool
+    reason: str | None = None
+
+
 class StudyResult(_Record):
     """Everything ``findings.json`` holds."""
 
@@ -95,6 +111,7 @@ class StudyResult(_Record):
     model: Model
     planes: tuple[PlaneResult, ...]
     findings: tuple[Finding, ...]
+    patient_data: PatientData | None = None
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = {}

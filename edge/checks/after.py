@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from orthokernels.edge.checks.check import Check, Verdict, within
 from orthokernels.edge.checks.measures import StructureMeasures, lateral_offset, measure
-from orthokernels.edge.checks.novelty import Novelty
 from orthokernels.edge.checks.ranges import StructureRange, read_ranges, widened
 
+from orthokernels.novelty import Novelty
 from orthokernels.pipeline import StudyRun
 
 # Patients vary more than phantoms: in 27 healthy men cartilage of the knee took 16.6 to 31.4 ml (Eckstein et al. 2001,
@@ -21,6 +22,10 @@ _ALWAYS = frozenset({"femur", "tibia"})
 
 # Menisci lie 40 mm apart, side by side. Nearer than this along the patient's width they do not tell the side.
 _SIDE_BY_SIDE_MM = 10.0
+
+# So many times as far from the known studies as the farthest of these, a study is of another kind: not this joint, not
+# this contrast, or not an image that the model was made for.
+_FAR = 10.0
 
 
 def check_result(run: StudyRun) -> list[Check]:
@@ -45,20 +50,25 @@ def check_novelty(run: StudyRun, known: Mapping[str, Novelty], *, doubtful_above
     Args:
         run: with the planes' vectors.
         known: what is known of each plane, from the bundle; other planes are not checked.
-        doubtful_above: percentile; of studies like the known ones, 100 minus this many percent are doubted.
+        doubtful_above: percentile; of studies like the known ones, 100 minus this many percent are doubted (or, where
+            fewer than 100 calibrated, one in as many as did).
     """
-    scores = {plane: known[plane].score(vector) for plane, vector in run.vectors.items() if plane in known}
     return [
-        Check(
-            "likeness to known studies",
-            "doubtful" if score > doubtful_above else "passed",
-            f"{plane}: more unlike the known studies than {score:.0f} % of these are",
-            plane,
-            measured=score,
-            allowed=(0.0, doubtful_above),
-        )
-        for plane, score in scores.items()
+        _likeness(plane, known[plane], vector, doubtful_above)
+        for plane, vector in run.vectors.items()
+        if plane in known
     ]
+
+
+def _likeness(plane: str, known: Novelty, vector: np.ndarray, doubtful_above: float) -> Check:
+    score, times = known.score(vector), known.times_farthest(vector)
+    verdict: Verdict = "failed" if times > _FAR else "doubtful" if score > doubtful_above else "passed"
+    reason = f"{plane}: more unlike the known studies than {score:.0f} % of these are"
+    if verdict == "failed":
+        reason = f"{plane}: {times:.0f} times as unlike the known studies as the most unlike of these"
+    return Check(
+        "likeness to known studies", verdict, reason, plane, measured=score, allowed=(0.0, doubtful_above)
+    )  # fmt: skip
 
 
 def _structure(plane: str, name: str, found: StructureMeasures, usual: StructureRange) -> Iterator[Check]:

@@ -5,6 +5,7 @@
     MODEL_CARD.md, MODEL_CARD.html          the same for people
     LICENSE                                 of the weights
     graphs/NAME.FORM.onnx, .xml and .bin    the graphs
+    novelty/JOINT.PLANE.safetensors         what is known of studies, to tell what is unlike them
     weights/                                the weights folder that they were made from, for the native engine
 
 Paths are relative to the folder, with forward slashes.
@@ -16,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no novelty tables and no patient data
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 WEIGHTS = "weights"
 
@@ -76,6 +77,14 @@ class Finding(_Record):
     code: Code | None = None
 
 
+class Known(_Record):
+    """A file with what is known of a plane's studies (``orthokernels.novelty``), and which studies these were."""
+
+    file: str
+    studies: Annotated[int, Field(ge=1)]
+    source: Literal["phantoms", "own studies"]
+
+
 class PlaneGraphs(_Record):
     """Which graphs make one plane's segmentation and diagnosis, and where the features are taken.
 
@@ -86,6 +95,7 @@ class PlaneGraphs(_Record):
         segmentation, pooling, head: the heads' graphs.
         structures: a safetensors file with the parameters of the "structures" pooling, whose last step, from the mean
             of the slabs' sums to the series' vector, is no graph: it is computed in float64.
+        known: what tells a series that is unlike those the model was made for; None where nothing is known.
     """
 
     timestep: Annotated[int, Field(ge=0)]
@@ -97,12 +107,14 @@ class PlaneGraphs(_Record):
     pooling: str | None = None
     structures: str | None = None
     head: str | None = None
+    known: Known | None = None
 
 
 class Joint(_Record):
     """What is done for a joint: its findings, its planes, and the graph that fuses them.
 
-    ``weights_digest`` is the reference model's own, over every tensor of this joint's modules.
+    ``weights_digest`` is the reference model's own, over every tensor of this joint's modules. ``late_fusion`` is the
+    graph that fuses patient data too, and ``patient_data`` the safetensors file whose card says how patients are read.
     """
 
     weights_digest: str
@@ -111,6 +123,7 @@ class Joint(_Record):
     fusion: str | None = None
     fusion_name: str | None = None
     late_fusion: str | None = None
+    patient_data: str | None = None
 
 
 class Metric(_Record):
@@ -131,6 +144,22 @@ class Refusal(_Record):
     reason: str
 
 
+class Quantisation(_Record):
+    """What became of a graph in INT8.
+
+    Attributes:
+        layers: convolutions and linear layers that it has.
+        in_float: those that are in float32, and why.
+        refused: why there is no such form of the graph; empty where there is.
+    """
+
+    graph: str
+    form: Form
+    layers: int
+    in_float: dict[str, str] = {}
+    refused: str = ""
+
+
 class Manifest(_Record):
     """The whole.
 
@@ -141,6 +170,7 @@ class Manifest(_Record):
         structures: of each plane's segmentation.
         minimum_versions: of the package and of the engines, by their names on the package index.
         metrics, refused: what each form reached, and which forms were left out.
+        quantised: which layers of which graphs are not in INT8 where their form says so.
         files: every file of the folder but the manifest and its signature.
     """
 
@@ -163,4 +193,5 @@ class Manifest(_Record):
     minimum_versions: dict[str, str]
     metrics: tuple[Metric, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    quantised: tuple[Quantisation, ...] = ()
     files: dict[str, File]

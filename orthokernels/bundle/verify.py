@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from orthokernels import __version__
 from orthokernels.bundle.graph_files import IR_OPS, ONNX_OPS, check_graph
-from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, File, Manifest
+from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, File, Manifest, PlaneGraphs
 from orthokernels.bundle.signature import check_signature
 from orthokernels.errors import InputError
 from orthokernels.folders import add_to_table, cache_folder, read_table
@@ -149,7 +149,16 @@ def _names(manifest: Manifest) -> Iterator[str]:
         for files in graph.forms.values():
             yield from files
     for joint in manifest.joints.values():
-        yield from (plane.structures for plane in joint.planes.values() if plane.structures is not None)
+        yield from ([] if joint.patient_data is None else [joint.patient_data])
+        for plane in joint.planes.values():
+            yield from _tables(plane)
+
+
+def _tables(plane: PlaneGraphs) -> list[str]:
+    """The files of a plane that are no graphs."""
+    return [
+        file for file in (plane.structures, plane.known.file if plane.known is not None else None) if file is not None
+    ]
 
 
 def _check_name(folder: Path, name: str) -> None:
@@ -227,11 +236,14 @@ def _check_references(folder: Path, manifest: Manifest) -> None:
                 raise InputError(f"{path}: the graph {name} is made of {file}, which is not listed.")
     for joint, own in manifest.joints.items():
         named = [own.fusion, own.late_fusion]
+        if own.patient_data is not None and own.patient_data not in manifest.files:
+            raise InputError(f"{path}: the {joint} reads {own.patient_data}, which is not listed.")
         for plane in own.planes.values():
             named += [plane.segmentation_features, plane.diagnosis_features, plane.segmentation]
             named += [plane.pooling, plane.head]
-            if plane.structures is not None and plane.structures not in manifest.files:
-                raise InputError(f"{path}: the {joint} reads {plane.structures}, which is not listed.")
+            for file in _tables(plane):
+                if file not in manifest.files:
+                    raise InputError(f"{path}: the {joint} reads {file}, which is not listed.")
         for graph_name in named:
             if graph_name is not None and graph_name not in manifest.graphs:
                 raise InputError(f"{path}: the {joint} uses the graph {graph_name!r}, which is not there.")

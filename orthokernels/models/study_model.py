@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from orthokernels.models.patient_data import LateFusionCard, PatientColumns
+
 Array = NDArray[np.float32]
 
 
@@ -83,6 +85,7 @@ class StudyModel(Protocol):
             vectors.
         thresholds: probability from which a label counts as present, where it is not 0.5.
         planes: models by plane.
+        late_fusion: how a fusion with patient data reads a patient, and its thresholds; None without such a fusion.
     """
 
     @property
@@ -109,6 +112,8 @@ class StudyModel(Protocol):
     def thresholds(self) -> Mapping[str, float]: ...
     @property
     def planes(self) -> Mapping[str, PlaneModel]: ...
+    @property
+    def late_fusion(self) -> LateFusionCard | None: ...
 
     def fuse(self, planes: Array) -> tuple[Array, Array | None]:
         """Logits of a study, and the share of each plane in each label where the fusion gates.
@@ -119,4 +124,15 @@ class StudyModel(Protocol):
 
         Returns:
             Logits [labels]; shares [3, labels] or None.
+        """
+
+    def fuse_with_patient(self, vectors: Array, patient: PatientColumns) -> tuple[Array, Array]:
+        """Logits of a study with what is known of the patient, and the images' share in each.
+
+        Args:
+            vectors: of the planes, in the order of ``orthokernels.tasks.PLANES``, [3, width].
+            patient: as ``late_fusion.encoding`` gives it.
+
+        Returns:
+            Logits [labels]; shares [labels].
         """

@@ -10,6 +10,7 @@ of the same stem that says which module it is, how it was constructed, where it 
     sagittal.knee.head.safetensors      its single-plane head for a joint, where there is one
     sagittal.knee.encoder.safetensors   the encoder and middle that were fine-tuned with that pooling and head
     knee.fusion.safetensors             the head that fuses the planes for a joint, where there is one
+    knee.patient_data.safetensors       the head that fuses them with what is known of the patient, where there is one
 
 Tensors may be stored in half precision; they are float32 once loaded.
 """

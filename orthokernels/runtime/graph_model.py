@@ -13,7 +13,9 @@ from orthokernels.bundle.verify import Bundle
 from orthokernels.models.native.pooling import StructurePool
 from orthokernels.models.native.tensors import load_tensors
 from orthokernels.models.noise import feature_noise
+from orthokernels.models.patient_data import MODULE, LateFusionCard, PatientColumns
 from orthokernels.models.study_model import Array, SlabOutput
+from orthokernels.models.weights_folder import load_card, unfit
 from orthokernels.runtime.sessions import GraphEngine, Session, open_graph
 
 
@@ -124,6 +126,7 @@ class GraphModel:
         self.form: str = form
         self.joint, self.size = joint, manifest.size
         self.fusion_name = self._own.fusion_name if self._own.fusion is not None else None
+        self.late_fusion = _late_fusion(bundle, self._own)
         self.thresholds = {finding.key: finding.threshold for finding in self._own.findings}
         self.planes = {
             plane: GraphPlane(self._graphs, graphs) for plane, graphs in self._own.planes.items() if plane in planes
@@ -136,3 +139,28 @@ class GraphModel:
             return made["logits"][0], made["shares"][0]
         named = {plane: planes[n : n + 1] for n, plane in enumerate(tasks.PLANES)}
         return self._graphs.run(self._own.fusion, **named)["logits"][0], None
+
+    def fuse_with_patient(self, vectors: Array, patient: PatientColumns) -> tuple[Array, Array]:
+        assert self._own.late_fusion is not None
+        assert self.late_fusion is not None
+        event = np.zeros((1, len(self.late_fusion.encoding.events)), np.float32)
+        event[0, patient.event] = 1
+        columns = {name: getattr(patient, name)[None] for name in ("continuous", "sex", "patient_type")}
+        named = {plane: vectors[n : n + 1] for n, plane in enumerate(tasks.PLANES)}
+        made = self._graphs.run(self._own.late_fusion, **named, **columns, event=event)
+        return made["logits"][0], made["share"][0]
+
+
+def _late_fusion(bundle: Bundle, own: Joint) -> LateFusionCard | None:
+    """How the joint's fusion with patient data reads a patient.
+
+    Raises:
+        InputError: its card can't be read.
+    """
+    if own.late_fusion is None or own.patient_data is None:
+        return None
+    path = bundle.folder / own.patient_data
+    try:
+        return LateFusionCard.of(load_card(path, (MODULE,)))
+    except ValueError as error:
+        raise unfit(path, error) from error

@@ -12,19 +12,32 @@ import torch
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.weights import save_module
+from orthokernels.models.patient_data import MODULE, LateFusionCard
 from orthokernels.models.weights_folder import load_settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
-from orthokernels.training.diagnosis_files import Fused, PlaneResult, write_gates, write_heads, write_thresholds
+from orthokernels.training.diagnosis_files import (
+    Fused,
+    PlaneResult,
+    chosen_thresholds,
+    write_gates,
+    write_heads,
+    write_thresholds,
+)
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.fusion_training import Vectors, fusion_arguments, train_fusion, train_gate
 from orthokernels.training.metrics import diagnosis_metrics
-from orthokernels.training.patient_table import late_fusion_arguments, read_patient_table, train_late_fusion
+from orthokernels.training.patient_table import (
+    columns_of,
+    late_fusion_arguments,
+    read_patient_table,
+    train_late_fusion,
+)
 from orthokernels.training.plane_heads import train_plane
 from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import need_denoisers, start_from
+from orthokernels.training.weights_folder import need_denoisers, remove_module, start_from
 
 
 def diagnose(
@@ -134,7 +147,9 @@ def _fuse(
         fused.probability = found["validate"].mean_per_study(fused.probability)
         report.setdefault("fusion", {})[name] = _figures(found["validate"], fused.probability, config.data.joint)
         made.append(fused)
-    if config.patient_data is not None:
+    if config.patient_data is None:
+        remove_module(out, f"{config.data.joint}.patient_data")  # of an earlier run, whose vectors were others
+    else:
         report["patient_data"] = _patient_data(train, validate, found, config, out)
     return made
 
@@ -180,14 +195,14 @@ def _patient_data(
     rows = {side: [table[own.studies[study]] for study in own.study] for side, own in found.items()}
     fusion, encoding = train_late_fusion(train, rows["train"], config.late_fusion, seed=config.seed)
     with torch.no_grad():
-        output = fusion(torch.cat(validate.planes, dim=1), *encoding.encode(rows["validate"]))
-    save_module(
-        fusion, out / f"{joint}.patient_data.safetensors", "late_fusion", joint=joint, half=config.half,
-        arguments=late_fusion_arguments(train, encoding), origin={"encoding": json.dumps(encoding.told())},
-    )  # fmt: skip
+        output = fusion(torch.cat(validate.planes, dim=1), *columns_of(encoding, rows["validate"]))
     own = found["validate"]
-    figures = {
-        name: _figures(own, own.mean_per_study(output[name].sigmoid().numpy()), joint)
-        for name in ("fused", "mri", "tabular")
-    }
+    scores = {name: own.mean_per_study(output[name].sigmoid().numpy()) for name in ("fused", "mri", "tabular")}
+    arguments = late_fusion_arguments(train, encoding)
+    thresholds = chosen_thresholds(joint, own.truth, scores["fused"], config.thresholds)
+    save_module(
+        fusion, out / f"{joint}.patient_data.safetensors", MODULE, joint=joint, half=config.half, arguments=arguments,
+        origin=LateFusionCard(encoding, arguments["mri_width"], thresholds).told(),
+    )  # fmt: skip
+    figures = {name: _figures(own, score, joint) for name, score in scores.items()}
     return {**figures, "mri_share": [float(value) for value in output["alpha"]]}

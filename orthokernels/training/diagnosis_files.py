@@ -73,13 +73,19 @@ def write_heads(out: Path, planes: Mapping[str, PlaneResult], kept: Fused | None
     change_settings(out, add)
 
 
-def write_thresholds(out: Path, joint: str, truth: np.ndarray, probability: np.ndarray, rule: str) -> None:
+def chosen_thresholds(joint: str, truth: np.ndarray, probability: np.ndarray, rule: str) -> dict[str, float]:
     """Each label's threshold, chosen on truth and probability [studies, labels]."""
     keys = [label.key for label in LABELS[joint]]
     chosen = {}
     for n, key in enumerate(keys):
         known = np.isfinite(truth[:, n])
         chosen[key] = 0.5 if rule == "half" else best_threshold(truth[known, n], probability[known, n], rule)
+    return chosen
+
+
+def write_thresholds(out: Path, joint: str, truth: np.ndarray, probability: np.ndarray, rule: str) -> None:
+    """Thresholds of what the weights' fusion gives, into their settings."""
+    chosen = chosen_thresholds(joint, truth, probability, rule)
 
     def add(settings: Settings) -> Settings:
         return settings.model_copy(update={"thresholds": {**settings.thresholds, joint: chosen}})

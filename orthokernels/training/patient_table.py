@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.patient_data import LateFusion
+from orthokernels.models.patient_data import NUMBERS, UNKNOWN, Encoding
 from orthokernels.training.config_heads import HeadConfig
 from orthokernels.training.fusion_training import Vectors, fit, seeded
 from orthokernels.training.records import read_table
-
-NUMBERS = ("age", "height", "weight")
-UNKNOWN = "UNK"
-_CLASSES = ("0", "1", UNKNOWN)  # of sex and patient type
-
-Rows = Mapping[str, Mapping[str, str]]
 
 
 def read_patient_table(path: Path) -> dict[str, dict[str, str]]:
@@ -47,40 +39,21 @@ def read_patient_table(path: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How rows become columns, fixed by the training rows: means and deviations of numbers, and the known events."""
+def encoding_of(rows: Sequence[Mapping[str, str]]) -> Encoding:
+    """The encoding that training rows fix."""
+    means, deviations = [], []
+    for name in NUMBERS:
+        known = torch.tensor([float(row[name]) for row in rows if row[name]], dtype=torch.float64)
+        means.append(float(known.mean()) if len(known) else 0.0)
+        deviation = float(known.std(correction=0)) if len(known) else 0.0
+        deviations.append(deviation if deviation > 0 else 1.0)
+    events = sorted({row["event"] for row in rows if row["event"]} - {UNKNOWN})
+    return Encoding(tuple(means), tuple(deviations), (*events, UNKNOWN))
 
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-    events: tuple[str, ...]
 
-    @classmethod
-    def of(cls, rows: Sequence[Mapping[str, str]]) -> Encoding:
-        means, deviations = [], []
-        for name in NUMBERS:
-            known = torch.tensor([float(row[name]) for row in rows if row[name]], dtype=torch.float64)
-            means.append(float(known.mean()) if len(known) else 0.0)
-            deviation = float(known.std(correction=0)) if len(known) else 0.0
-            deviations.append(deviation if deviation > 0 else 1.0)
-        events = sorted({row["event"] for row in rows if row["event"]})
-        return cls(tuple(means), tuple(deviations), (*events, UNKNOWN))
-
-    def encode(self, rows: Sequence[Mapping[str, str]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Standardised numbers (missing 0), one-hot sex and patient type, class of the event; see ``LateFusion``."""
-        scales = list(zip(NUMBERS, self.mean, self.deviation, strict=True))
-        numbers = [[(float(row[n]) - mean) / d if row[n] else 0.0 for n, mean, d in scales] for row in rows]
-        event = {name: place for place, name in enumerate(self.events)}
-        return (
-            torch.tensor(numbers, dtype=torch.float32),
-            _one_hot([row["sex"] for row in rows]),
-            _one_hot([row["patient_type"] for row in rows]),
-            torch.tensor([event.get(row["event"], len(event) - 1) for row in rows]),
-        )
-
-    def told(self) -> dict[str, Any]:
-        """As plain values, for a card."""
-        return asdict(self)
+def columns_of(encoding: Encoding, rows: Sequence[Mapping[str, str]]) -> list[Tensor]:
+    """Rows as ``LateFusion`` takes them: standard scores, one-hot sex and patient type, class of the event."""
+    return [torch.from_numpy(column) for column in encoding.encode(rows)]
 
 
 def late_fusion_arguments(vectors: Vectors, encoding: Encoding) -> dict[str, int]:
@@ -95,17 +68,12 @@ def train_late_fusion(
     vectors: Vectors, rows: Sequence[Mapping[str, str]], config: HeadConfig, *, seed: int
 ) -> tuple[LateFusion, Encoding]:
     """Late fusion of the planes' vectors, side by side, with each triplet's row of patient data."""
-    encoding = Encoding.of(rows)
+    encoding = encoding_of(rows)
     fusion = seeded(lambda: LateFusion(**late_fusion_arguments(vectors, encoding)), seed)
     assert isinstance(fusion, LateFusion)
-    inputs = [torch.cat(vectors.planes, dim=1), *encoding.encode(rows)]
+    inputs = [torch.cat(vectors.planes, dim=1), *columns_of(encoding, rows)]
     fit(fusion, inputs, vectors.truth, vectors.weight, config, seed=seed, logits_of=lambda out: out["fused"])
     return fusion, encoding
-
-
-def _one_hot(cells: Sequence[str]) -> Tensor:
-    places = [_CLASSES.index(cell) if cell in _CLASSES else len(_CLASSES) - 1 for cell in cells]
-    return F.one_hot(torch.tensor(places), len(_CLASSES)).float()
 
 
 def _is_number(cell: str) -> bool:

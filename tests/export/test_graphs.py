@@ -82,7 +82,7 @@ def test_denoiser_takes_any_timestep(tmp_path):
 def test_late_fusion_with_patient_data(tmp_path):
     torch.manual_seed(0)
     late = LateFusion(3 * 16, labels=4, events=5).eval()
-    plan = plan_graphs([random_weights(joint="ankle")], late_fusion={"ankle": late})
+    plan = plan_graphs([replace(random_weights(joint="ankle"), late_fusion=late)])
     source = plan.graphs[plan.late_fusion["ankle"]]
     check(source, tmp_path)
     given = {name: torch.from_numpy(value) for name, value in inputs_of(source.inputs, 2).items()}

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 
-from orthokernels.export.parity import REFERENCE, _verdict, metrics_of, refusals_of
+from orthokernels.export.parity import REFERENCE, metrics_of, refusals_of, verdict
 from orthokernels.export.parity_page import markdown, write_parity
 
 
@@ -35,7 +35,7 @@ def result(**changed):
         "bundle": "0" * 64,
         "trained": True,
         "joints": joints,
-        "forms": {"int8": _verdict("int8", joints)},
+        "forms": {"int8": verdict("int8", joints)},
     }
 
 
@@ -60,12 +60,12 @@ def test_a_form_that_loses_too_much_is_refused_with_the_reason(changed, said):
 
 def test_few_studies_admit_nothing():
     joints = {"knee": {REFERENCE: figures(studies=99), "int8 openvino": figures(studies=99)}}
-    assert _verdict("int8", joints)["reasons"] == ["knee: 99 studies, and 100 are asked for"]
+    assert verdict("int8", joints)["reasons"] == ["knee: 99 studies, and 100 are asked for"]
 
 
 def test_fp32_is_held_to_its_error():
     joints = {"knee": {REFERENCE: figures(relative=0), "fp32 openvino": figures(relative=2e-4)}}
-    assert "relative error uses up 2.00" in _verdict("fp32", joints)["reasons"][0]
+    assert "relative error uses up 2.00" in verdict("fp32", joints)["reasons"][0]
 
 
 def test_every_figure_stands_beside_fp32s():

@@ -8,7 +8,7 @@ import torch
 from orthokernels.errors import InputError
 from orthokernels.training.config_heads import HeadConfig
 from orthokernels.training.fusion_training import Vectors
-from orthokernels.training.patient_table import Encoding, read_patient_table, train_late_fusion
+from orthokernels.training.patient_table import columns_of, encoding_of, read_patient_table, train_late_fusion
 
 HEADER = "study,age,height,weight,sex,patient_type,event\n"
 
@@ -18,14 +18,14 @@ def row(**cells) -> dict[str, str]:
 
 
 def test_numbers_are_standardised_by_the_training_rows_and_missing_ones_are_zero():
-    encoding = Encoding.of([row(age="20"), row(age="40"), row()])
+    encoding = encoding_of([row(age="20"), row(age="40"), row()])
     numbers, *_ = encoding.encode([row(age="40"), row(), row(age="50", height="180")])
     # Mean 30, deviation 10 of the known ages; no height was known, so it is left as it is.
     assert numbers.tolist() == [[1, 0, 0], [0, 0, 0], [2, 180, 0]]
 
 
 def test_unknown_classes_have_a_place_of_their_own():
-    encoding = Encoding.of([row(event="fall"), row(event="sport")])
+    encoding = encoding_of([row(event="fall"), row(event="sport")])
     assert encoding.events == ("fall", "sport", "UNK")
     _, sex, kind, event = encoding.encode([row(sex="1", patient_type="0", event="sport"), row(sex="x", event="war")])
     assert sex.tolist() == [[0, 1, 0], [0, 0, 1]]
@@ -42,7 +42,7 @@ def test_late_fusion_learns_from_the_table_what_the_images_lack():
     config = HeadConfig(epochs=30, batch=10, learning_rate=3e-2)
     fusion, encoding = train_late_fusion(own, rows, config, seed=0)
     with torch.no_grad():
-        out = fusion(torch.cat(planes, dim=1), *encoding.encode(rows))
+        out = fusion(torch.cat(planes, dim=1), *columns_of(encoding, rows))
     assert bool(((out["fused"] > 0) == truth.bool()).all())
     assert float(out["alpha"].max()) < 0.5  # the images' share fell from a half
 

@@ -143,6 +143,31 @@ def _softmax(rows: Array) -> Array:
     return found
 
 
+_LATE = {
+    "mri_width": 1536, "labels": 8, "continuous": 3, "sexes": 3, "patient_types": 3, "events": 20, "event_width": 8,
+    "hidden": 64,
+}  # fmt: skip
+
+
+def check_late_fusion(state: State, arguments: Mapping[str, Any]) -> None:
+    """Whether tensors are a ``LateFusion``'s.
+
+    Raises:
+        ValueError: unknown arguments, or tensors that do not fit them.
+    """
+    check_arguments(arguments, (*_LATE, "dropout"))
+    given = {name: int(arguments.get(name, default)) for name, default in _LATE.items()}
+    columns = given["continuous"] + given["sexes"] + given["patient_types"] + given["event_width"]
+    hidden, labels = given["hidden"], given["labels"]
+    shapes = {
+        "event_embed.weight": (given["events"], given["event_width"]), "alpha_param": (labels,),
+        "tab_proj.2.weight": (hidden,), "tab_proj.2.bias": (hidden,),
+        **linear_shapes("mri_head", given["mri_width"], labels), **linear_shapes("tab_proj.0", columns, hidden),
+        **linear_shapes("tab_head", hidden, labels),
+    }  # fmt: skip
+    check_shapes(state, shapes)
+
+
 def late_fusion(
     state: State, mri: Array, continuous: Array, sex: Array, patient_type: Array, event: int
 ) -> dict[str, Array]:

@@ -12,13 +12,14 @@ import numpy as np
 
 from orthokernels import _native
 from orthokernels.errors import InputError
-from orthokernels.models.native.fusion import FUSIONS, make_fusion
+from orthokernels.models.native.fusion import FUSIONS, check_late_fusion, make_fusion
 from orthokernels.models.native.layers import Linear, check_arguments, check_shapes
 from orthokernels.models.native.model import Engine, NativeModel, NativePlane, Network, Task
 from orthokernels.models.native.noising import TIMESTEPS
 from orthokernels.models.native.pooling import POOLINGS
 from orthokernels.models.native.segmentation import SEGMENTATIONS, SegmentationHead
 from orthokernels.models.native.tensors import Tensors, digest_of, load_tensors
+from orthokernels.models.patient_data import MODULE, LateFusionCard
 from orthokernels.models.weights_folder import (
     FINE_TUNED,
     Card,
@@ -74,13 +75,19 @@ class _Reading:
         if not found:
             raise no_denoiser(self.folder, planes)
         fusion, fusion_name = self._module(f"{self.joint}.fusion", FUSIONS, make_fusion)
+        patients = f"{self.joint}.patient_data"
+        late_fusion_state, kind = self._module(patients, (MODULE,), _late_fusion)
+        late_fusion = None
+        if kind is not None:
+            with _fitting(self._path(patients)):
+                late_fusion = LateFusionCard.of(self.cards[-1])
         settings = self.settings
         return NativeModel(
             name=settings.name if settings.name != "unnamed" else str(self.folder),
             digest=self.digest or self._digest(),
             trained=all(card.trained for card in self.cards), notice=settings.notice, joint=self.joint,
             size=settings.size, thresholds=settings.thresholds.get(self.joint, {}), planes=found,
-            fusion_name=fusion_name, fusion=fusion,
+            fusion_name=fusion_name, fusion=fusion, late_fusion=late_fusion, late_fusion_state=late_fusion_state,
         )  # fmt: skip
 
     def _plane(self, plane: str) -> NativePlane:
@@ -171,6 +178,11 @@ def _fitting(path: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise unfit(path, error) from error
+
+
+def _late_fusion(_: str, state: Tensors, arguments: Mapping[str, Any]) -> Tensors:
+    check_late_fusion(state, arguments)
+    return state
 
 
 def _linear_head(_: str, state: Tensors, arguments: Mapping[str, Any]) -> Linear:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from orthokernels import _native
-from orthokernels.models.native.fusion import Fusion
+from orthokernels.models.native.fusion import Fusion, late_fusion
 from orthokernels.models.native.layers import Array, Linear, State, check_arguments
 from orthokernels.models.native.noising import noised
 from orthokernels.models.native.pooling import Pooling
 from orthokernels.models.native.segmentation import SegmentationHead
 from orthokernels.models.native.unet import UNetPlan
+from orthokernels.models.patient_data import LateFusionCard, PatientColumns
 from orthokernels.models.study_model import SlabOutput
 
 
@@ -201,6 +202,8 @@ class NativeModel:
     planes: Mapping[str, NativePlane]
     fusion_name: str | None = None
     fusion: Fusion | None = None
+    late_fusion: LateFusionCard | None = None
+    late_fusion_state: State | None = None
     engine: str = "native"
     form: str = "fp32"
     bundle: str | None = None
@@ -208,3 +211,10 @@ class NativeModel:
     def fuse(self, planes: Array) -> tuple[Array, Array | None]:
         assert self.fusion is not None
         return self.fusion(np.ascontiguousarray(planes, dtype=np.float32))
+
+    def fuse_with_patient(self, vectors: Array, patient: PatientColumns) -> tuple[Array, Array]:
+        assert self.late_fusion_state is not None
+        mri = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+        columns = (patient.continuous, patient.sex, patient.patient_type)
+        found = late_fusion(self.late_fusion_state, mri, *columns, patient.event)
+        return found["fused"], found["alpha"]

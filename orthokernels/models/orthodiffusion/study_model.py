@@ -13,6 +13,7 @@ from orthokernels.models.orthodiffusion.features import Network
 from orthokernels.models.orthodiffusion.inference import SlabFeatures, series_vector, slab_features, slab_output
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
+from orthokernels.models.patient_data import PatientColumns
 from orthokernels.models.study_model import Array, SlabOutput
 
 
@@ -104,6 +105,7 @@ class TorchModel:
         self.joint, self.size, self.thresholds = weights.joint, weights.size, weights.thresholds
         self.digest = weights.digest()
         self.fusion_name = weights.fusion_name if weights.fusion is not None else None
+        self.late_fusion = weights.late_fusion_card
         self.planes = {
             plane: TorchPlane(own, device, _native(own) if native else None) for plane, own in weights.planes.items()
         }
@@ -116,6 +118,17 @@ class TorchModel:
             logits, shares = fusion(rows[None])
             return logits[0].numpy(), shares[0].numpy()
         return fusion(*rows[:, None])[0].numpy(), None
+
+    @torch.inference_mode()
+    def fuse_with_patient(self, vectors: Array, patient: PatientColumns) -> tuple[Array, Array]:
+        assert self.weights.late_fusion is not None
+        columns = (patient.continuous, patient.sex, patient.patient_type)
+        found = self.weights.late_fusion.to("cpu")(
+            torch.from_numpy(np.ascontiguousarray(vectors).reshape(1, -1)),
+            *(torch.from_numpy(column)[None] for column in columns),
+            torch.tensor([patient.event]),
+        )
+        return found["fused"][0].numpy(), found["alpha"].numpy()
 
 
 def _native(weights: PlaneWeights) -> dict[UNet, Network]:

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from orthokernels.data.prepare import SIZE
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
+from orthokernels.models.orthodiffusion.patient_data import LateFusion
 from orthokernels.models.orthodiffusion.pooling import POOLINGS
 from orthokernels.models.orthodiffusion.regional_pooling import StructurePool
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead, SegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
+from orthokernels.models.patient_data import MODULE, LateFusionCard
 from orthokernels.models.weights_folder import (
     FINE_TUNED,
     PUBLISHED_BLOCK,
@@ -91,6 +93,8 @@ class Weights:
     thresholds: dict[str, float] = field(default_factory=dict)
     size: int = SIZE
     notice: str | None = None
+    late_fusion: LateFusion | None = None
+    late_fusion_card: LateFusionCard | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """Each module under the name of its file, in a fixed order."""
@@ -99,7 +103,11 @@ class Weights:
             for plane, own in sorted(self.planes.items())
             for name, module in own.modules(self.joint).items()
         }
-        return found if self.fusion is None else {**found, f"{self.joint}.fusion": self.fusion}
+        if self.fusion is not None:
+            found[f"{self.joint}.fusion"] = self.fusion
+        if self.late_fusion is not None:
+            found[f"{self.joint}.patient_data"] = self.late_fusion
+        return found
 
     def digest(self) -> str:
         """SHA-256 over all tensors of all modules."""
@@ -149,6 +157,7 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
         fusion, card = load_module(folder / f"{joint}.fusion.safetensors", None)
         fusion_name = card.module
         cards.append(card)
+    late_fusion, late_fusion_card = _load_late_fusion(folder / f"{joint}.patient_data.safetensors", cards)
     return ready(
         Weights(
             name=settings.name if settings.name != "unnamed" else name,
@@ -160,8 +169,23 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
             thresholds=settings.thresholds.get(joint, {}),
             size=settings.size,
             notice=settings.notice,
+            late_fusion=late_fusion,
+            late_fusion_card=late_fusion_card,
         )
     )
+
+
+def _load_late_fusion(path: Path, cards: list[Card]) -> tuple[LateFusion | None, LateFusionCard | None]:
+    if not path.is_file():
+        return None, None
+    module, card = load_module(path, MODULE)
+    assert isinstance(module, LateFusion)
+    try:
+        found = LateFusionCard.of(card)
+    except ValueError as error:
+        raise unfit(path, error) from error
+    cards.append(card)
+    return module, found
 
 
 def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards: list[Card]) -> PlaneWeights:
@@ -205,6 +229,7 @@ _MODULES: dict[str, Any] = {
     "segmentation_head": SegmentationHead,
     "multiscale_segmentation_head": MultiscaleSegmentationHead,
     "linear": nn.Linear,
+    MODULE: LateFusion,
     **POOLINGS,
     **FUSIONS,
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from orthokernels.edge.checks import check_novelty
-from orthokernels.edge.checks.novelty import Novelty, fit
 
+from orthokernels.novelty import Novelty, fit
 from orthokernels.pipeline import StudyRun
 
 WIDTH, INNER = 64, 6

@@ -1,5 +1,8 @@
 """How unlike the known a study is: distance to its nearest neighbours among known feature vectors, after PCA.
 
+A vector holds numbers of very different sizes (maxima of maps, percentiles, logarithms of volumes): each is first
+brought to a mean of 0 and a deviation of 1 over the known vectors.
+
 Half of the known vectors are neighbours and make the principal components; the distances of the other half to them say
 what is usual. A score is the share of these that are smaller, so of new studies like the known ones q percent score
 below q. What the components do not explain of a vector counts as distance too, or the strangest would look common.
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 NEIGHBOURS = 5
 VARIANCE_KEPT = 0.95
+NAMES = ("mean", "scale", "components", "known", "distances")
 LEAST_VECTORS = 40  # half of them calibrate, and a percentile from fewer than 20 says nothing
 
 
@@ -24,20 +28,21 @@ class Novelty:
     """What is known, in the coordinates of its principal components.
 
     Attributes:
-        mean: (width,) float64, of the neighbours.
+        mean, scale: (width,) float64, of the neighbours; a number that never changed has a scale of 1.
         components: (kept, width) float64, orthonormal rows.
         known: (neighbours, kept) float64, coordinates of the vectors that are neighbours.
         distances: (others,) float64, ascending: how far the other known vectors lie from these.
     """
 
     mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
     components: NDArray[np.float64]
     known: NDArray[np.float64]
     distances: NDArray[np.float64]
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """To be stored, by name."""
-        return {name: getattr(self, name) for name in ("mean", "components", "known", "distances")}
+        return {name: getattr(self, name) for name in NAMES}
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[np.float64]]) -> Novelty:
@@ -46,13 +51,15 @@ class Novelty:
         Raises:
             ValueError: arrays are missing, not finite, or do not fit together.
         """
-        names = ("mean", "components", "known", "distances")
-        missing = [name for name in names if name not in arrays]
+        missing = [name for name in NAMES if name not in arrays]
         if missing:
             raise ValueError(f"no array {missing[0]!r} among those of the known vectors")
-        made = cls(*(np.asarray(arrays[name], np.float64) for name in names))
+        made = cls(*(np.asarray(arrays[name], np.float64) for name in NAMES))
+        if made.components.ndim != 2:
+            raise ValueError("the arrays of the known vectors do not fit together, or are not finite")
         kept, width = made.components.shape
-        fits = made.mean.shape == (width,) and made.known.shape[1:] == (kept,) and len(made.known) >= NEIGHBOURS
+        fits = made.mean.shape == made.scale.shape == (width,) and bool((made.scale > 0).all())
+        fits = fits and made.known.shape[1:] == (kept,) and len(made.known) >= NEIGHBOURS
         fits = fits and made.distances.ndim == 1 and len(made.distances) > 0
         if not fits or not all(np.isfinite(array).all() for array in made.arrays().values()):
             raise ValueError("the arrays of the known vectors do not fit together, or are not finite")
@@ -67,9 +74,13 @@ class Novelty:
         distance = self.distance(vector)
         return 100.0 * float(np.searchsorted(self.distances, distance, side="left")) / len(self.distances)
 
+    def times_farthest(self, vector: NDArray[np.floating]) -> float:
+        """How many times as far it lies as the farthest known vector."""
+        return self.distance(vector) / max(float(self.distances[-1]), 1e-12)
+
     def distance(self, vector: NDArray[np.floating]) -> float:
         """Mean distance to the nearest neighbours, each in the space of the components."""
-        centred = np.asarray(vector, np.float64) - self.mean
+        centred = (np.asarray(vector, np.float64) - self.mean) / self.scale
         coordinates = self.components @ centred
         unexplained = centred - self.components.T @ coordinates
         squared = ((self.known - coordinates) ** 2).sum(axis=1) + unexplained @ unexplained
@@ -91,11 +102,14 @@ def fit(vectors: NDArray[np.floating]) -> Novelty:
     if not np.isfinite(known).all():
         raise ValueError("a known vector is not finite")
     neighbours, others = known[::2], known[1::2]
-    mean = neighbours.mean(axis=0)
-    _, scales, directions = np.linalg.svd(neighbours - mean, full_matrices=False)
-    if scales[0] == 0.0:
+    mean, deviation = neighbours.mean(axis=0), neighbours.std(axis=0)
+    still = deviation <= 1e-9 * np.abs(mean)  # but for rounding
+    if still.all():
         raise ValueError("all known vectors are alike")
+    scale = np.where(still, 1.0, deviation)
+    standard = (neighbours - mean) / scale
+    _, scales, directions = np.linalg.svd(standard, full_matrices=False)
     explained = np.cumsum(scales**2) / (scales**2).sum()
     components = directions[: int(np.searchsorted(explained, VARIANCE_KEPT)) + 1]
-    uncalibrated = Novelty(mean, components, (neighbours - mean) @ components.T, np.empty(0))
+    uncalibrated = Novelty(mean, scale, components, standard @ components.T, np.empty(0))
     return replace(uncalibrated, distances=np.sort([uncalibrated.distance(vector) for vector in others]))

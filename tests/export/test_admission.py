@@ -1,0 +1,79 @@
+"""What loses too much on the judged studies goes back to fp32 by itself, and the rest of the form stays."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("sklearn")
+
+from orthokernels.export import admission, parity  # noqa: E402
+from orthokernels.export.bundle import BundleFolder, draft, finish  # noqa: E402
+from orthokernels.export.examples import phantom_records  # noqa: E402
+
+from orthokernels.bundle.verify import verify  # noqa: E402
+from orthokernels.tasks import PLANES  # noqa: E402
+from tests.runtime.bundles import SIZE, write_weights  # noqa: E402
+
+STUDIES = 4  # enough for the order of logits to turn round
+
+
+def negated(path, out) -> None:
+    """A head whose every logit has the other sign: findings are found where they are not."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, out)
+
+
+def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypatch):
+    for module in (admission, parity):
+        monkeypatch.setattr(module, "LEAST_STUDIES", STUDIES)
+    (tmp_path / "weights").mkdir()
+    weights = write_weights(tmp_path / "weights", trained=True)
+    records = {"knee": phantom_records(tmp_path / "phantoms", "knee", SIZE, range(STUDIES))}
+    with BundleFolder(tmp_path / "bundle") as folder:
+        made = draft(str(weights), folder.draft)
+        for plane in PLANES:
+            for name, write in ((f"{plane}.segmentation", shutil.copyfile), (f"{plane}.knee.head", negated)):
+                path = folder.draft / "graphs" / f"{name}.int8_weights.onnx"
+                write(folder.draft / "graphs" / f"{name}.fp32.onnx", path)
+                made.add(name, "int8_weights", [path])
+        finish(made)
+        checked, refused = admission.admit(made, records, workers=1, tell=lambda what, done, total: None)
+        finish(made, refused=refused)
+        folder.publish(None)
+    assert not refused
+    assert checked.result["forms"]["int8_weights"]["admitted"]
+    manifest = verify(tmp_path / "bundle").manifest
+    assert "int8_weights" in manifest.graphs["axial.segmentation"].forms
+    assert not list((tmp_path / "bundle").rglob("*head.int8_weights*"))
+    notes = {own.graph: own.refused for own in manifest.quantised}
+    assert notes.keys() == {f"{plane}.knee.head" for plane in PLANES}
+    assert "AUROC uses up" in notes["axial.knee.head"]
+    own, fp32 = (checked.result["joints"]["knee"][name] for name in ("int8_weights onnxruntime", "reference"))
+    assert own["auroc"] == pytest.approx(fp32["auroc"], abs=1e-9, nan_ok=True)
+    assert checked.result["joints"]["knee"][parity.FEW]["studies"] == STUDIES
+
+
+def test_two_processes_find_what_one_does(tmp_path):
+    (tmp_path / "weights").mkdir()
+    weights = write_weights(tmp_path / "weights")
+    records = {"knee": phantom_records(tmp_path / "phantoms", "knee", SIZE, range(1))}
+    with BundleFolder(tmp_path / "bundle") as folder:
+        finish(draft(str(weights), folder.draft))
+        folder.publish(None)
+    one, two = (parity.check(verify(tmp_path / "bundle"), records, workers=workers) for workers in (1, 2))
+    assert one.vectors.keys() == {("knee", plane) for plane in PLANES}
+    assert list(one.result["joints"]["knee"]) == list(two.result["joints"]["knee"])
+    for name, own in one.result["joints"]["knee"].items():
+        for output, error in own["errors"].items():
+            other = two.result["joints"]["knee"][name]["errors"][output]
+            assert other["relative"] == pytest.approx(error["relative"], rel=0.5, abs=1e-7)  # threads may add otherwise

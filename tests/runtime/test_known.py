@@ -1,0 +1,83 @@
+"""What a bundle knows of studies: one like them passes, one unlike them is told of, one far off is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxscript")
+
+from orthokernels.edge.checks import check_novelty
+from orthokernels.export.bundle import BundleFolder, draft, finish
+from orthokernels.export.known import know
+
+from orthokernels.bundle.novelty_tables import read_tables
+from orthokernels.bundle.verify import verify
+from orthokernels.errors import InputError
+from orthokernels.pipeline import run
+from orthokernels.tasks import PLANES
+
+
+@pytest.fixture(scope="module")
+def vectors(weights, study):
+    return run(study, weights=str(weights)).vectors
+
+
+def bundle_that_knows(weights, out, middle):
+    """60 studies of each plane around given vectors."""
+    rng = np.random.default_rng(0)
+    known = {}
+    for plane, vector in middle.items():
+        spread = 0.05 * np.abs(vector) + 0.01
+        rows = (vector + spread * rng.standard_normal((60, len(vector)))).astype(np.float32)
+        known["knee", plane] = {f"study {n}": row for n, row in enumerate(rows)}
+    with BundleFolder(out) as folder:
+        made = draft(str(weights), folder.draft)
+        know(made, known, "own studies")
+        finish(made)
+        folder.publish(None)
+    return out
+
+
+def test_a_study_like_the_known_ones_passes_on_every_engine(weights, vectors, study, tmp_path):
+    bundle = bundle_that_knows(weights, tmp_path / "bundle", vectors)
+    found = verify(bundle)
+    assert found.manifest.joints["knee"].planes["axial"].known.studies == 60
+    assert "known studies, knee" in (bundle / "MODEL_CARD.md").read_text()
+    for engine in ("native", "onnxruntime"):
+        made = run(study, bundle=bundle, engine=engine)
+        assert not [own for own in made.result.warnings if "unlike" in own]
+        checks = check_novelty(made, read_tables(bundle, found.manifest, "knee"))
+        assert [(own.plane, own.verdict) for own in checks] == [(plane, "passed") for plane in made.vectors]
+
+
+def test_a_study_unlike_the_known_ones_is_told_of_and_one_far_off_is_refused(weights, vectors, study, tmp_path):
+    strange = {
+        plane: vector + (1 if plane == "axial" else 100) * (np.abs(vector) + 1) for plane, vector in vectors.items()
+    }
+    bundle = bundle_that_knows(weights, tmp_path / "bundle", strange)
+    made = run(study, bundle=bundle)
+    warnings = [own for own in made.result.warnings if "unlike the studies that the model is known to read" in own]
+    assert len(warnings) == len(PLANES)
+    checks = {own.plane: own for own in check_novelty(made, read_tables(bundle, verify(bundle).manifest, "knee"))}
+    assert checks["sagittal"].verdict == "failed"
+    assert "times as unlike the known studies" in checks["sagittal"].reason
+
+
+def test_a_table_that_is_missing_or_none_is_refused(weights, vectors, tmp_path):
+    bundle = bundle_that_knows(weights, tmp_path / "bundle", vectors)
+    manifest = verify(bundle).manifest
+    table = bundle / "novelty" / "knee.axial.safetensors"
+    table.write_bytes(b"\0" * table.stat().st_size)
+    with pytest.raises(InputError, match="content does not match its digest"):
+        verify(bundle)
+    with pytest.raises(InputError, match="is no table of known studies"):
+        read_tables(bundle, manifest, "knee")
+    record = json.loads((bundle / "manifest.json").read_text())
+    del record["files"]["novelty/knee.axial.safetensors"]
+    (bundle / "manifest.json").write_text(json.dumps(record))
+    table.unlink()
+    with pytest.raises(InputError, match=r"the knee reads novelty/knee.axial.safetensors, which is not listed"):
+        verify(bundle)
