@@ -20,7 +20,9 @@ from orthokernels.edge.durable import make_folder, remove_unfinished
 from orthokernels.edge.receive import intake
 from orthokernels.edge.receive.folder import FolderWatcher
 from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
+from orthokernels.edge.receive.stow import StowServer
 from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.send.sender import Sender
 from orthokernels.edge.store import Store, remove_unknown
@@ -44,7 +46,11 @@ class Service:
         self.store = Store(Database(config.appliance.data))
         self.deliveries = Deliveries(self.store, config.destinations)
         self._intake = Intake(config, self.store)
-        self._receiver = Receiver(config, self._intake, self.deliveries.commitment_answered)
+        studies = OpenStudies(self.store)
+        self._receiver = Receiver(config, self._intake, studies, self.deliveries.commitment_answered)
+        self._stow = StowServer(config, config.stow, self._intake, studies) if config.stow else None
+        title, data = config.appliance.ae_title, config.appliance.data
+        self._senders = [Sender(title, destination, data, self.deliveries) for destination in config.destinations]
         self.workers = [
             Worker(config, self.store, self.deliveries, f"worker-{number}") for number in range(config.work.workers)
         ]
@@ -58,14 +64,16 @@ class Service:
         self._recover()
         for number, worker in enumerate(self.workers):
             self._run(worker.run, f"worker-{number}")
-        title, data = self.config.appliance.ae_title, self.config.appliance.data
-        for destination in self.config.destinations:
-            self._run(Sender(title, destination, data, self.deliveries).run, f"sender-{destination.name}")
+        for sender in self._senders:
+            self._run(sender.run, f"sender-{sender.name}")
         if self.config.watch is not None:
             self._run(FolderWatcher(self.config.watch, self._intake).run, "folder")
+        if self._stow is not None:
+            self._run(self._stow.run, "stow")
         self._run(self._keep_house, "housekeeping")
         self._receiver.start()
-        LOG.info("listening as %s on %s:%d", title, self.config.receive.host, self.config.receive.port)
+        title, receive = self.config.appliance.ae_title, self.config.receive
+        LOG.info("listening as %s on %s:%d", title, receive.host, receive.port)
 
     def _recover(self) -> None:
         data = self.config.appliance.data
@@ -132,9 +140,9 @@ def serve(config: Config) -> None:
 
 
 def quiet_libraries() -> None:
-    """pydicom and pynetdicom tell of names and UIDs in their own lines; ours tell of hashes."""
+    """Libraries tell of names, UIDs and bytes that came in lines of their own; ours tell of hashes."""
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "pynetdicom"):
+    for name in ("pydicom", "pynetdicom", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
