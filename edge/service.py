@@ -10,13 +10,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orthokernels.edge import audit, work
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.durable import make_folder, remove_unfinished
+from orthokernels.edge.mrd.model import InlineModel
 from orthokernels.edge.receive import intake
 from orthokernels.edge.receive.folder import FolderWatcher
 from orthokernels.edge.receive.intake import Intake
@@ -29,6 +30,9 @@ from orthokernels.edge.store import Store, remove_unknown
 from orthokernels.edge.work import Worker
 
 from orthokernels.errors import InputError
+
+if TYPE_CHECKING:
+    from orthokernels.edge.mrd.server import MrdServer
 
 LOG = logging.getLogger("orthokernels.edge")
 
@@ -51,6 +55,8 @@ class Service:
         self._stow = StowServer(config, config.stow, self._intake, studies) if config.stow else None
         title, data = config.appliance.ae_title, config.appliance.data
         self._senders = [Sender(title, destination, data, self.deliveries) for destination in config.destinations]
+        self.inline = InlineModel(config) if config.mrd else None
+        self._mrd = _mrd_server(config, self.inline, self.store.database) if self.inline else None
         self.workers = [
             Worker(config, self.store, self.deliveries, f"worker-{number}") for number in range(config.work.workers)
         ]
@@ -70,6 +76,9 @@ class Service:
             self._run(FolderWatcher(self.config.watch, self._intake).run, "folder")
         if self._stow is not None:
             self._run(self._stow.run, "stow")
+        if self._mrd is not None and self.inline is not None:
+            self._run(self.inline.run, "inline-model")
+            self._run(self._mrd.run, "mrd")
         self._run(self._keep_house, "housekeeping")
         self._receiver.start()
         title, receive = self.config.appliance.ae_title, self.config.receive
@@ -105,6 +114,11 @@ class Service:
             except Exception:  # a fault of ours must not end the thread
                 LOG.exception("housekeeping stumbled")
 
+    @property
+    def models(self) -> list[Worker | InlineModel]:
+        """Whatever keeps a model loaded."""
+        return [*self.workers, *([self.inline] if self.inline else [])]
+
     def alive(self) -> bool:
         """Whether every thread that was started still runs."""
         return all(thread.is_alive() for thread in self._threads)
@@ -113,8 +127,8 @@ class Service:
         """Refuse what is new, end the workers; what is unfinished goes on at the next start."""
         self._receiver.stop()
         self._stop.set()
-        for worker in self.workers:
-            worker.stop()
+        for model in self.models:
+            model.stop()
         until = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0.0))
@@ -144,6 +158,14 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
     for name in ("pydicom", "pynetdicom", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _mrd_server(config: Config, model: InlineModel, database: Database) -> MrdServer:
+    """Imported only where it is wanted: ismrmrd brings HDF5 along."""
+    from orthokernels.edge.mrd.server import MrdServer
+
+    assert config.mrd is not None
+    return MrdServer(config, config.mrd, model, database)
 
 
 def _lock(config: Config) -> int:

@@ -81,10 +81,10 @@ class Page:
             yield "a thread has ended"
         if refuses := summary(self._config, self._service.store.database)["refuses_because"]:
             yield refuses
-        for worker in self._service.workers:
-            if worker.unusable:
-                yield worker.unusable
-            elif not worker.loaded:
+        for model in self._service.models:
+            if model.unusable:
+                yield model.unusable
+            elif not model.loaded:
                 yield "the model is being loaded"
         if time.time() < _EARLIEST_CLOCK:
             yield "the clock is wrong"

@@ -15,9 +15,11 @@ from typing import Any
 import pydicom
 import pytest
 from orthokernels.edge.receive.part10 import read_meta
+from orthokernels.edge.service import Service
 
 from tests.edge.certificates import Authority
-from tests.edge.kit import free_port, wait_for, write_study
+from tests.edge.conftest import needs
+from tests.edge.kit import config, free_port, wait_for, write_study
 
 client = pytest.importorskip("dicomweb_client", reason="dicomweb-client, which posts as others do, is not installed")
 
@@ -70,6 +72,16 @@ def images(service) -> list[Path]:
 def works(service, study) -> bool:
     """Whether the port still takes an image in; one that is there already will do."""
     return post(service, multipart(study[0].read_bytes()))[0] == 200
+
+
+@pytest.fixture(scope="module")
+def appliance(tmp_path_factory):
+    """One for all tests that are turned away whatever it is set to."""
+    needs("storescu")
+    service = Service(config(tmp_path_factory.mktemp("dicomweb"), stow=stow()))
+    service.start()
+    yield service
+    service.stop()
 
 
 def test_study_that_a_client_posts_is_evaluated(start, study):
@@ -216,10 +228,10 @@ def test_unknown_host_is_not_talked_to(start, study, tmp_path):
         ({"path": f"/studies/{'1.' * 40}1"}, 400),
     ],
 )
-def test_request_that_is_none_of_ours_is_told_so(start, study, changes, status):
-    service = start(stow=stow())
-    assert post(service, multipart(study[0].read_bytes()), **changes)[0] == status
-    assert not images(service)
+def test_request_that_is_none_of_ours_is_told_so(appliance, study, changes, status):
+    before = images(appliance)
+    assert post(appliance, multipart(study[1].read_bytes()), **changes)[0] == status
+    assert images(appliance) == before
 
 
 @pytest.mark.parametrize(
@@ -239,11 +251,11 @@ def test_request_that_is_none_of_ours_is_told_so(start, study, changes, status):
         (multipart(b"\0" * 128 + b"DICM" + b"\xff" * 100), 409),
     ],
 )
-def test_body_that_is_no_multipart_of_dicom_is_told_so(start, study, body, status):
-    service = start(stow=stow())
-    assert post(service, body)[0] == status
-    assert not images(service)
-    assert works(service, study)
+def test_body_that_is_no_multipart_of_dicom_is_told_so(appliance, study, body, status):
+    before = images(appliance)
+    assert post(appliance, body)[0] == status
+    assert images(appliance) == before
+    assert works(appliance, study)
 
 
 def test_body_that_is_cut_short_keeps_the_parts_that_are_whole(start, study):
@@ -277,9 +289,8 @@ def test_request_beyond_its_limits_is_cut_off(start, study):
     assert works(service, study)
 
 
-def test_length_that_is_claimed_is_not_waited_for(start, study):
-    service = start(stow=stow())
-    with socket.create_connection(("127.0.0.1", service.config.stow.port), timeout=20) as peer:
+def test_length_that_is_claimed_is_not_waited_for(appliance):
+    with socket.create_connection(("127.0.0.1", appliance.config.stow.port), timeout=20) as peer:
         peer.sendall(
             f"POST /studies HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPE}\r\nContent-Length: {2**62}\r\n\r\n".encode()
         )
