@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ismrmrd
 import numpy as np
+import pydicom
 from ismrmrd.serialization import ConfigFile, ProtocolDeserializer, ProtocolSerializer
 
 DIRECTIONS = {
@@ -72,6 +74,24 @@ def block(images: Sequence[ismrmrd.Image]) -> ismrmrd.Image:
     x, y, thickness = images[0].field_of_view
     whole.field_of_view = (x, y, thickness * len(images))
     return whole
+
+
+def of_dicom(paths: Sequence[Path]) -> list[ismrmrd.Image]:
+    """A series of DICOM files as the images that a scanner would send of it, placed by their centres."""
+    made = []
+    for number, path in enumerate(paths):
+        header = pydicom.dcmread(path)
+        image = ismrmrd.Image.from_array(header.pixel_array, transpose=False)
+        read, phase = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
+        between_rows, between_columns = header.PixelSpacing
+        halves = (header.Columns - 1) / 2 * between_columns, (header.Rows - 1) / 2 * between_rows
+        image.position = tuple(np.array(header.ImagePositionPatient, float) + halves[0] * read + halves[1] * phase)
+        image.read_dir, image.phase_dir, image.slice_dir = map(tuple, (read, phase, np.cross(read, phase)))
+        image.field_of_view = (between_columns * header.Columns, between_rows * header.Rows, header.SliceThickness)
+        image.image_series_index, image.image_index, image.slice = 1, number + 1, number
+        image.image_type = ismrmrd.IMTYPE_MAGNITUDE
+        made.append(image)
+    return made
 
 
 class Scanner:
