@@ -41,7 +41,9 @@ def check_config(config: ConfigFile = DEFAULT) -> None:
     found = load(config)
     print(f"{config}: is in order.")
     if not found.receive.peers:
-        print("Note: no peer is listed, so nobody may send.")
+        print("Note: no peer is listed, so nobody may send over DICOM.")
+    if found.stow is not None and not found.stow.peers:
+        print("Note: no peer is listed for DICOMweb, so whoever is on this machine may post.")
     if not found.destinations:
         print("Note: no destination is listed, so results stay here.")
     if found.work.bundle is None:

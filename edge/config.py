@@ -8,9 +8,20 @@ import sys
 import tomllib
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orthokernels.errors import InputError
 from orthokernels.tasks import PLANES
@@ -21,6 +32,12 @@ TEMPLATE = Path(__file__).with_name("appliance.toml")
 AETitle = Annotated[str, StringConstraints(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], Field(min_length=1)]
+Priority = Annotated[int, Field(ge=0, le=9)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Section(BaseModel):
@@ -55,8 +72,8 @@ class Peer(_Section):
     """Who may send: an AE title, from these networks. 0 is the most urgent priority, 9 the least."""
 
     ae_title: AETitle
-    hosts: Annotated[tuple[IPv4Network | IPv6Network, ...], Field(min_length=1)]
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    hosts: Networks
+    priority: Priority = 5
 
 
 class Limits(_Section):
@@ -106,8 +123,78 @@ class Watch(_Section):
     """A folder that is emptied into the appliance."""
 
     folder: Path
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    priority: Priority = 5
     seconds_unchanged: Annotated[float, Field(gt=0)] = 2.0
+
+
+class StowPeer(_Section):
+    """Who may post: whoever shows the token that this file holds, from these networks."""
+
+    name: Name
+    hosts: Networks
+    token_file: Path | None = None
+    priority: Priority = 5
+
+
+class StowLimits(_Section):
+    """What one request may ask of the appliance. An instance's own limits are those of ``receive.limits``."""
+
+    requests: Annotated[int, Field(ge=1, le=100)] = 8
+    parts: Count = 20000
+    bytes_per_request: Count = 16 * 2**30
+    header_seconds: Seconds = 10.0
+    idle_seconds: Seconds = 30.0
+    request_seconds: Seconds = 3600.0
+    retry_after_seconds: Count = 60
+
+
+class Stow(_Section):
+    """DICOMweb in: a STOW-RS server."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8081
+    peers: tuple[StowPeer, ...] = ()
+    tls: Tls | None = None
+    allow_plain: bool = False
+    limits: StowLimits = StowLimits()
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> Stow:
+        if self.tls is not None and self.tls.certificate is None:
+            raise ValueError("tls needs a certificate and its key to be served")
+        names = [peer.name for peer in self.peers]
+        if len(set(names)) < len(names):
+            raise ValueError("two peers have the same name; images are tracked by it")
+        if self.host in _LOOPBACK:
+            return self
+        if not self.peers or any(peer.token_file is None for peer in self.peers):
+            raise ValueError("off 127.0.0.1 there must be peers, each with a token_file, a file that holds its token")
+        if self.tls is None and not self.allow_plain:
+            raise ValueError("off 127.0.0.1 it needs tls, or allow_plain = true lets tokens and images go unencrypted")
+        return self
+
+
+class MrdLimits(_Section):
+    """What a scanner's connection may ask of the appliance."""
+
+    connections: Annotated[int, Field(ge=1, le=100)] = 4
+    bytes_per_message: Annotated[int, Field(ge=1024, le=2**31)] = 256 * 2**20
+    bytes_per_text: Annotated[int, Field(ge=1024, le=2**26)] = 4 * 2**20
+    bytes_per_connection: Count = 4 * 2**30
+    messages_per_connection: Count = 1_000_000
+    images_per_connection: Annotated[int, Field(ge=1, le=65535)] = 4096
+    idle_seconds: Seconds = 600.0
+    message_seconds: Seconds = 30.0
+
+
+class Mrd(_Section):
+    """Inline use: images from a scanner over MRD, labels back on the same connection."""
+
+    host: str = "127.0.0.1"
+    port: Port = 9002
+    hosts: Networks = (IPv4Network("127.0.0.1/32"),)
+    inline_seconds: Seconds = 120.0
+    limits: MrdLimits = MrdLimits()
 
 
 class Settle(_Section):
@@ -149,16 +236,59 @@ class Destination(_Section):
     """Where results go. A failed try waits ``first_wait_seconds``, then three times as long each time."""
 
     name: Name
-    ae_title: AETitle
-    host: str
-    port: Port
     tls: Tls | None = None
-    commitment: bool = False
-    commitment_seconds: Annotated[float, Field(gt=0)] = 3600.0
     tries: Annotated[int, Field(ge=1)] = 5
     first_wait_seconds: Annotated[float, Field(gt=0)] = 5.0
     longest_wait_seconds: Annotated[float, Field(gt=0)] = 900.0
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+
+
+class DimseDestination(Destination):
+    """A storage SCP, by C-STORE."""
+
+    kind: Literal["dimse"] = "dimse"
+    ae_title: AETitle
+    host: str
+    port: Port
+    commitment: bool = False
+    commitment_seconds: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class WebDestination(Destination):
+    """A DICOMweb server, by STOW-RS. ``url`` is what ``/studies`` is added to."""
+
+    kind: Literal["dicomweb"]
+    url: str
+    token_file: Path | None = None
+    password_file: Path | None = None
+    allow_plain: bool = False
+    bytes_per_request: Count = 64 * 2**20
+
+    @field_validator("url")
+    @classmethod
+    def _is_plain_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise ValueError("url must be https://HOST/PATH, with neither a user nor a query in it")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _safe(self) -> WebDestination:
+        address = urlsplit(self.url)
+        if address.scheme == "http" and address.hostname not in _LOOPBACK and not self.allow_plain:
+            raise ValueError("url must be https off this machine, or allow_plain = true lets images go unencrypted")
+        if self.token_file is not None and self.password_file is not None:
+            raise ValueError("token_file and password_file exclude each other")
+        return self
+
+
+def _kind(given: Any) -> Any:
+    return given.get("kind", "dimse") if isinstance(given, dict) else getattr(given, "kind", None)
+
+
+AnyDestination = Annotated[
+    Annotated[DimseDestination, Tag("dimse")] | Annotated[WebDestination, Tag("dicomweb")], Discriminator(_kind)
+]
 
 
 class Retention(_Section):
@@ -177,7 +307,7 @@ class Page(_Section):
 
     @model_validator(mode="after")
     def _token_off_loopback(self) -> Page:
-        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token_file is None:
+        if self.host not in _LOOPBACK and self.token_file is None:
             raise ValueError("a page that is not on 127.0.0.1 needs token_file, a file that holds the token")
         return self
 
@@ -188,11 +318,13 @@ class Config(_Section):
     appliance: Appliance = Appliance()
     receive: Receive = Receive()
     watch: Watch | None = None
+    stow: Stow | None = None
+    mrd: Mrd | None = None
     disk: Disk = Disk()
     settle: Settle = Settle()
     results: Results = Results()
     work: Work = Work()
-    destinations: tuple[Destination, ...] = ()
+    destinations: tuple[AnyDestination, ...] = ()
     retention: Retention = Retention()
     page: Page = Page()
 
@@ -229,11 +361,15 @@ def load(path: Path) -> Config:
 def _sentence(path: Path, mistake: dict[str, object]) -> str:
     places = mistake["loc"]
     assert isinstance(places, tuple)
+    if places[:1] == ("destinations",):
+        places = (*places[:2], *places[3:])  # the third is the kind, which the file need not name
     where = ".".join(str(place) for place in places if not str(place).endswith("Network"))
     given = "" if mistake["type"] in ("missing", "value_error") else f", not {repr(mistake['input'])[:60]}"
     said = str(mistake["msg"]).removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
         return f"{path}: {where}: there is no such setting. Remove it, or correct its name."
+    if mistake["type"] == "union_tag_invalid":
+        return f"{path}: {where}.kind: there is no such kind of destination. Choose dimse or dicomweb."
     return f"{path}: {where or 'the file'}: {said[:1].lower()}{said[1:]}{given}."
 
 

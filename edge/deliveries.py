@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 from orthokernels.edge import audit
 from orthokernels.edge.bell import Bell
-from orthokernels.edge.config import Destination
+from orthokernels.edge.config import Destination, DimseDestination
 from orthokernels.edge.store import Job, Store
 
 NO_DESTINATION = "no destination is configured; the results stay here"
 _UNCONFIRMED = "sent, but the archive did not confirm that it keeps them"
+
+
+class NotDeliveredError(Exception):
+    """A try failed; the message says at what."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ class Deliveries:
     def delivered(self, delivery: Delivery, transaction_uid: str | None = None) -> None:
         """It has taken all of them. With ``transaction_uid``, its word that it keeps them is awaited for a while."""
         now = time.time()
-        until = now + self.destinations[delivery.destination].commitment_seconds if transaction_uid else None
+        destination = self.destinations[delivery.destination]
+        asked = transaction_uid is not None and isinstance(destination, DimseDestination)
+        until = now + destination.commitment_seconds if asked else None
         with self.database.write() as connection:
             connection.execute(
                 "UPDATE deliveries SET state = 'sent', reason = NULL, transaction_uid = ?, commit_until = ?, "

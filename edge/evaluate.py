@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from orthokernels.edge.checks import Check, check_novelty, check_result, check_study, failures
+import numpy as np
+from orthokernels.edge.checks import Check, check_novelty, check_result, check_study, doubts, failures
 from orthokernels.edge.completeness import examine
 from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
@@ -15,8 +17,10 @@ from orthokernels.edge.store import Verdict
 from orthokernels.bundle.novelty_tables import read_tables
 from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
+from orthokernels.data.volume import hash_of
 from orthokernels.errors import InputError
-from orthokernels.pipeline import run
+from orthokernels.pipeline import StudyRun, run
+from orthokernels.result import Finding
 from orthokernels.runtime.model import open_bundle
 from orthokernels.tasks import PLANES
 
@@ -41,20 +45,7 @@ class PipelineEvaluator:
         return examine(sources, self._results.planes)
 
     def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
-        study = read_study(request.sources, self._results.planes)
-        stop_at(check_study(study, self._results.joint))
-        made = run(
-            request.sources,
-            study=study,
-            model=self._model,
-            planes=self._results.planes,
-            preparation=self._results.preparation,
-            joint=self._results.joint,
-            seed=self._results.seed,
-            progress=tell,
-        )
-        stop_at(check_novelty(made, self._known))
-        stop_at(check_result(made))
+        made, _ = self._run(request, tell)
         writing()
         write_objects(
             made,
@@ -65,6 +56,36 @@ class PipelineEvaluator:
             labelmap=self._results.label_map,
             supersedes=request.supersedes,
         )
+
+    def label(self, request: Request) -> dict[str, Any]:
+        made, checks = self._run(request, lambda what, done, total: None)
+        names = {hash_of(path.name): path.name for path in request.sources}
+        hashes: dict[str, str] = {plane.plane: plane.series_hash for plane in made.result.planes}
+        for plane, (labels, _) in made.label_maps.items():
+            np.save(request.out / f"{plane}.npy", labels)
+        return {
+            "planes": {plane: names[hashes[plane]] for plane in made.label_maps},
+            "findings": [_sentence(finding) for finding in made.result.findings],
+            "remarks": doubts(checks),
+        }
+
+    def _run(self, request: Request, tell: Callable[[str, int, int], None]) -> tuple[StudyRun, list[Check]]:
+        study = read_study(request.sources, self._results.planes)
+        before = check_study(study, self._results.joint)
+        stop_at(before)
+        made = run(
+            request.sources,
+            study=study,
+            model=self._model,
+            planes=self._results.planes,
+            preparation=self._results.preparation,
+            joint=self._results.joint,
+            seed=self._results.seed,
+            progress=tell,
+        )
+        after = [*check_novelty(made, self._known), *check_result(made)]
+        stop_at(after)
+        return made, [*before, *after]
 
     def abstain(self, request: Request) -> None:
         write_abstention(
@@ -82,6 +103,12 @@ def stop_at(checks: Sequence[Check]) -> None:
     """Reject a study at a check that failed."""
     if reasons := failures(checks):
         raise Rejected(*(f"{reason}." for reason in reasons))
+
+
+def _sentence(finding: Finding) -> str:
+    if finding.probability is None:
+        return f"{finding.name}: {finding.status} ({finding.reason})"
+    return f"{finding.name}: {finding.status} (probability {finding.probability:.2f})"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ INSTANCES = Counter(
 )
 BYTES = Counter("orthokernels_received_bytes", "Bytes of the instances that were taken in.", registry=REGISTRY)
 CONNECTIONS = Counter(
-    "orthokernels_connections", "Connections to the DICOM port, by what became of them.", ["outcome"], registry=REGISTRY
+    "orthokernels_connections", "Connections, by what became of them.", ["outcome"], registry=REGISTRY
 )
+REQUESTS = Counter(
+    "orthokernels_requests", "Requests to the DICOMweb port, by the answer's HTTP status.", ["status"],
+    registry=REGISTRY,
+)  # fmt: skip
 TRIES = Counter(
     "orthokernels_delivery_tries", "Tries to deliver a study, by outcome.", ["destination", "outcome"],
     registry=REGISTRY,

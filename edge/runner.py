@@ -59,6 +59,18 @@ class Evaluator(Protocol):
             Rejected: it gets no result.
         """
 
+    def label(self, request: Request) -> dict[str, Any]:
+        """Label the NIfTI files ``request.sources``, for inline use.
+
+        Fills ``request.out`` with one ``PLANE.npy`` for each plane, axes (i, j, k) of its file, uint8.
+
+        Returns:
+            "planes", the name of the file that each plane's labels are of; "findings" and "remarks", sentences.
+
+        Raises:
+            Rejected: they get no labels.
+        """
+
     def abstain(self, request: Request) -> None:
         """Fill ``request.out`` with DICOM files that tell ``request.reasons``; nothing, where that can't be said."""
 
@@ -97,9 +109,12 @@ def _answer(evaluator: Evaluator, asked: dict[str, Any], answers: TextIO) -> Non
     supersedes = Path(asked["supersedes"]) if asked.get("supersedes") else None
     request = Request(sources, Path(asked["out"]), supersedes, tuple(asked.get("reasons", ())))
     rejected: list[str] | None = None
+    told: dict[str, Any] = {}
     try:
         if asked["do"] == "abstain":
             evaluator.abstain(request)
+        elif asked["do"] == "label":
+            told = evaluator.label(request)
         else:
             evaluator.evaluate(
                 request,
@@ -110,7 +125,8 @@ def _answer(evaluator: Evaluator, asked: dict[str, Any], answers: TextIO) -> Non
         rejected = list(rejection.reasons)
     except InputError as error:
         rejected = [without_paths(str(error), sources)]
-    _say(answers, done=True, rejected=rejected, made=[_made(path) for path in sorted(request.out.glob("*.dcm"))])
+    made = [_made(path) for path in sorted(request.out.glob("*.dcm"))]
+    _say(answers, done=True, rejected=rejected, made=made, **told)
 
 
 def without_paths(message: str, sources: Sequence[Path]) -> str:

@@ -10,23 +10,29 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orthokernels.edge import audit, work
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.durable import make_folder, remove_unfinished
+from orthokernels.edge.mrd.model import InlineModel
 from orthokernels.edge.receive import intake
 from orthokernels.edge.receive.folder import FolderWatcher
 from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
+from orthokernels.edge.receive.stow import StowServer
 from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.send.sender import Sender
 from orthokernels.edge.store import Store, remove_unknown
 from orthokernels.edge.work import Worker
 
 from orthokernels.errors import InputError
+
+if TYPE_CHECKING:
+    from orthokernels.edge.mrd.server import MrdServer
 
 LOG = logging.getLogger("orthokernels.edge")
 
@@ -44,7 +50,13 @@ class Service:
         self.store = Store(Database(config.appliance.data))
         self.deliveries = Deliveries(self.store, config.destinations)
         self._intake = Intake(config, self.store)
-        self._receiver = Receiver(config, self._intake, self.deliveries.commitment_answered)
+        studies = OpenStudies(self.store)
+        self._receiver = Receiver(config, self._intake, studies, self.deliveries.commitment_answered)
+        self._stow = StowServer(config, config.stow, self._intake, studies) if config.stow else None
+        title, data = config.appliance.ae_title, config.appliance.data
+        self._senders = [Sender(title, destination, data, self.deliveries) for destination in config.destinations]
+        self.inline = InlineModel(config) if config.mrd else None
+        self._mrd = _mrd_server(config, self.inline, self.store.database) if self.inline else None
         self.workers = [
             Worker(config, self.store, self.deliveries, f"worker-{number}") for number in range(config.work.workers)
         ]
@@ -58,14 +70,19 @@ class Service:
         self._recover()
         for number, worker in enumerate(self.workers):
             self._run(worker.run, f"worker-{number}")
-        title, data = self.config.appliance.ae_title, self.config.appliance.data
-        for destination in self.config.destinations:
-            self._run(Sender(title, destination, data, self.deliveries).run, f"sender-{destination.name}")
+        for sender in self._senders:
+            self._run(sender.run, f"sender-{sender.name}")
         if self.config.watch is not None:
             self._run(FolderWatcher(self.config.watch, self._intake).run, "folder")
+        if self._stow is not None:
+            self._run(self._stow.run, "stow")
+        if self._mrd is not None and self.inline is not None:
+            self._run(self.inline.run, "inline-model")
+            self._run(self._mrd.run, "mrd")
         self._run(self._keep_house, "housekeeping")
         self._receiver.start()
-        LOG.info("listening as %s on %s:%d", title, self.config.receive.host, self.config.receive.port)
+        title, receive = self.config.appliance.ae_title, self.config.receive
+        LOG.info("listening as %s on %s:%d", title, receive.host, receive.port)
 
     def _recover(self) -> None:
         data = self.config.appliance.data
@@ -97,6 +114,11 @@ class Service:
             except Exception:  # a fault of ours must not end the thread
                 LOG.exception("housekeeping stumbled")
 
+    @property
+    def models(self) -> list[Worker | InlineModel]:
+        """Whatever keeps a model loaded."""
+        return [*self.workers, *([self.inline] if self.inline else [])]
+
     def alive(self) -> bool:
         """Whether every thread that was started still runs."""
         return all(thread.is_alive() for thread in self._threads)
@@ -105,8 +127,8 @@ class Service:
         """Refuse what is new, end the workers; what is unfinished goes on at the next start."""
         self._receiver.stop()
         self._stop.set()
-        for worker in self.workers:
-            worker.stop()
+        for model in self.models:
+            model.stop()
         until = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0.0))
@@ -132,10 +154,18 @@ def serve(config: Config) -> None:
 
 
 def quiet_libraries() -> None:
-    """pydicom and pynetdicom tell of names and UIDs in their own lines; ours tell of hashes."""
+    """Libraries tell of names, UIDs and bytes that came in lines of their own; ours tell of hashes."""
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "pynetdicom"):
+    for name in ("pydicom", "pynetdicom", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _mrd_server(config: Config, model: InlineModel, database: Database) -> MrdServer:
+    """Imported only where it is wanted: ismrmrd brings HDF5 along."""
+    from orthokernels.edge.mrd.server import MrdServer
+
+    assert config.mrd is not None
+    return MrdServer(config, config.mrd, model, database)
 
 
 def _lock(config: Config) -> int:

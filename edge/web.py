@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import uvicorn
 from orthokernels.edge import metrics
+from orthokernels.edge.credentials import SHORTEST_TOKEN, read_secret
 from orthokernels.edge.service import Service
 from orthokernels.edge.status import recent, summary
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,7 +27,6 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from orthokernels import tasks
-from orthokernels.errors import InputError
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; "
@@ -81,10 +81,10 @@ class Page:
             yield "a thread has ended"
         if refuses := summary(self._config, self._service.store.database)["refuses_because"]:
             yield refuses
-        for worker in self._service.workers:
-            if worker.unusable:
-                yield worker.unusable
-            elif not worker.loaded:
+        for model in self._service.models:
+            if model.unusable:
+                yield model.unusable
+            elif not model.loaded:
                 yield "the model is being loaded"
         if time.time() < _EARLIEST_CLOCK:
             yield "the clock is wrong"
@@ -130,15 +130,7 @@ class _Gauges(Collector):
 
 def _token(service: Service) -> str | None:
     path = service.config.page.token_file
-    if path is None:
-        return None
-    try:
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"page.token_file: {path}: can't be read ({error}).") from error
-    if len(token) < 16:
-        raise InputError(f"page.token_file: {path}: holds fewer than 16 characters. Put a longer token into it.")
-    return token
+    return read_secret(path, "page.token_file", SHORTEST_TOKEN) if path is not None else None
 
 
 def _bearer(request: Request) -> str:

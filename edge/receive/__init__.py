@@ -1,1 +1,1 @@
-"""Images in: over DICOM's C-STORE, or from a watched folder."""
+"""Images in: over DICOM's C-STORE or STOW-RS, or from a watched folder."""

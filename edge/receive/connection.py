@@ -15,10 +15,10 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from socketserver import BaseServer
 from typing import Any
 
@@ -198,10 +198,15 @@ class LimitedServer(ThreadedAssociationServer):
 
 def host_allowed(peers: tuple[Peer, ...], host: str, ae_title: str | None = None) -> Peer | None:
     """The peer that this address (and, where given, AE title) belongs to."""
+    for peer in peers:
+        if ae_title in (None, peer.ae_title) and within(host, peer.hosts):
+            return peer
+    return None
+
+
+def within(host: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Whether an address, as a socket gives it, lies in one of the networks."""
     address = ip_address(host.split("%")[0])
     if address.version == 6 and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    for peer in peers:
-        if ae_title in (None, peer.ae_title) and any(address in network for network in peer.hosts):
-            return peer
-    return None
+    return any(address in network for network in networks)

@@ -13,11 +13,7 @@ from pathlib import Path
 
 from orthokernels.edge.config import Watch
 from orthokernels.edge.receive.intake import Arrival, Intake, Refused, Status
-from orthokernels.edge.receive.scp import IMAGE_CLASSES, SYNTAXES
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import _read_file_meta_info, read_preamble
-
-from orthokernels.data.dicom.file import DAMAGE
+from orthokernels.edge.receive.part10 import check_readable, read_meta
 
 LOG = logging.getLogger("orthokernels.edge.receive")
 
@@ -69,16 +65,10 @@ class FolderWatcher:
         if path.stat().st_size > self._most_bytes:
             raise Refused(Status.NOT_UNDERSTOOD, "it is larger than an instance may be")
         with path.open("rb") as file:
-            try:
-                read_preamble(file, force=False)
-                meta = _read_file_meta_info(file)
-                syntax, sop_class = meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID
-            except (InvalidDicomError, *DAMAGE) as error:
-                raise Refused(Status.NOT_UNDERSTOOD, "it is no DICOM file") from error
-            if syntax not in SYNTAXES or sop_class not in IMAGE_CLASSES:
-                raise Refused(Status.NOT_UNDERSTOOD, "it is no MR image in a transfer syntax that is read here")
+            found = read_meta(file)
+            check_readable(found)
             content = io.BytesIO(file.read())
-        self._intake.take(Arrival(content, syntax, _SOURCE, self._watch.priority, sop_class=str(sop_class)))
+        self._intake.take(Arrival(content, found.syntax, _SOURCE, self._watch.priority, sop_class=found.sop_class))
 
     def _reject(self, path: Path) -> None:
         rejected = self._watch.folder / REJECTED

@@ -21,6 +21,11 @@ _UIDS = (_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
+def is_uid(text: str) -> bool:
+    """Whether this may be a UID; nothing else is ever used as one."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 @dataclass(frozen=True)
 class Identity:
     """The UIDs of one instance."""
@@ -61,6 +66,6 @@ def read_identity(content: io.BytesIO, syntax: UID, most_elements: int) -> Ident
         raise InputError(f"its header is damaged ({short(error)})") from error
     for tag, name in zip(_UIDS, ("SOP Class", "SOP Instance", "Study Instance", "Series Instance"), strict=True):
         uid = found.get(tag, "")
-        if len(uid) > 64 or not _UID.fullmatch(uid):
+        if not is_uid(uid):
             raise InputError(f"its {name} UID is missing or is no UID")
     return Identity(*(found[tag] for tag in _UIDS))

@@ -58,6 +58,7 @@ class Arrival:
     priority: int
     sop_class: str | None = None
     sop_uid: str | None = None
+    study_uid: str | None = None
 
 
 class Intake:
@@ -93,8 +94,12 @@ class Intake:
             identity = read_identity(arrival.content, arrival.syntax, self.limits.elements_before_uids)
         except InputError as error:
             raise Refused(Status.NOT_UNDERSTOOD, str(error)) from error
-        announced = (arrival.sop_class or identity.sop_class, arrival.sop_uid or identity.sop_uid)
-        if announced != (identity.sop_class, identity.sop_uid):
+        announced = (
+            (arrival.sop_class, identity.sop_class),
+            (arrival.sop_uid, identity.sop_uid),
+            (arrival.study_uid, identity.study_uid),
+        )
+        if any(told and told != own for told, own in announced):
             raise Refused(Status.OTHER_THAN_ANNOUNCED, "its UIDs are not those that its message announced")
         return identity
 

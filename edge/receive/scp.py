@@ -10,42 +10,18 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from orthokernels.edge import metrics
-from orthokernels.edge.config import Config, Peer
+from orthokernels.edge.config import Config, DimseDestination, Peer
 from orthokernels.edge.receive.connection import CountedSocket, LimitedServer, host_allowed
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID, Arrival, Intake, Refused, Status
+from orthokernels.edge.receive.open_studies import OpenStudies
+from orthokernels.edge.receive.part10 import IMAGE_CLASSES, SYNTAXES
 from orthokernels.edge.tls import server_context
-from pydicom.uid import (
-    JPEG2000,
-    EnhancedMRImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    LegacyConvertedEnhancedMRImageStorage,
-    MRImageStorage,
-    RLELossless,
-    SecondaryCaptureImageStorage,
-)
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from orthokernels.errors import InputError
 
 LOG = logging.getLogger("orthokernels.edge.receive")
-
-IMAGE_CLASSES = (
-    MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage, SecondaryCaptureImageStorage,
-)  # fmt: skip
-SYNTAXES = (
-    ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLossless, JPEGLosslessSV1,
-    JPEGLSLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000,
-)  # fmt: skip
 
 # PS3.8 section 9.3.4: result, source, reason.
 _CALLING_TITLE_UNKNOWN = (0x01, 0x01, 0x03)
@@ -60,15 +36,14 @@ Committed = Callable[[str, list[str]], bool]
 class Receiver:
     """Listens until it is stopped."""
 
-    def __init__(self, config: Config, intake: Intake, committed: Committed) -> None:
+    def __init__(self, config: Config, intake: Intake, studies: OpenStudies, committed: Committed) -> None:
         self._config = config
         self._intake = intake
         self._peers = config.receive.peers
         self._archives = _archives(config)
         self._committed = committed
-        self._studies: dict[Any, set[str]] = {}  # which each open association has brought
+        self._studies = studies
         self._counts: dict[Any, int] = {}
-        self._lock = threading.Lock()
         self._server: LimitedServer | None = None
 
     def start(self) -> None:
@@ -167,25 +142,24 @@ class Receiver:
             identity = self._intake.take(arrival)
         except Refused as refusal:
             return int(refusal.status)
-        with self._lock:
-            self._studies.setdefault(association, set()).add(identity.study_uid)
+        self._studies.brought(association, identity.study_uid)
         return int(Status.SUCCESS)
 
     def _report(self, event: Any) -> tuple[int, None]:
         return report_status(event, self._committed), None
 
     def _ended(self, association: Any) -> None:
-        with self._lock:
-            self._counts.pop(association, None)
-            ended = self._studies.pop(association, set())
-            ended -= {study for studies in self._studies.values() for study in studies}
-        self._intake.store.association_closed(ended, "appliance")
+        self._counts.pop(association, None)
+        self._studies.closed(association)
 
 
 def _archives(config: Config) -> tuple[Peer, ...]:
     """Destinations that report commitments on associations of their own, from their addresses."""
-    asked = [destination for destination in config.destinations if destination.commitment]
-    return tuple(Peer(ae_title=one.ae_title, hosts=_addresses(one.host)) for one in asked)
+    return tuple(
+        Peer(ae_title=one.ae_title, hosts=_addresses(one.host))
+        for one in config.destinations
+        if isinstance(one, DimseDestination) and one.commitment
+    )
 
 
 def _addresses(host: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from orthokernels.edge.config import Destination
-from orthokernels.edge.deliveries import Made
+from orthokernels.edge.config import DimseDestination
+from orthokernels.edge.deliveries import Made, NotDeliveredError
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID
 from orthokernels.edge.receive.scp import Committed, report_status
 from orthokernels.edge.tls import client_context
@@ -26,12 +26,8 @@ _REQUEST_COMMITMENT = 1
 _KEPT = (0x0000, 0xB000, 0xB006, 0xB007)
 
 
-class NotDeliveredError(Exception):
-    """This try failed; the message says at what."""
-
-
 def deliver(
-    title: str, destination: Destination, data: Path, owed: Sequence[Made], accepted: Callable[[Made], None]
+    title: str, destination: DimseDestination, data: Path, owed: Sequence[Made], accepted: Callable[[Made], None]
 ) -> None:
     """Send every object on a new association; ``accepted`` is called after each that the destination took.
 
@@ -80,7 +76,7 @@ def _send(association: Any, path: Path) -> str | None:
 
 
 def ask_commitment(
-    title: str, destination: Destination, kept: Sequence[Made], transaction: str, committed: Committed
+    title: str, destination: DimseDestination, kept: Sequence[Made], transaction: str, committed: Committed
 ) -> None:
     """Ask the archive to answer for ``kept``. It reports on this association, or later on one of its own.
 
@@ -105,7 +101,7 @@ def ask_commitment(
             raise NotDeliveredError("it did not take the commitment request")
 
 
-def _entity(title: str, destination: Destination) -> AE:
+def _entity(title: str, destination: DimseDestination) -> AE:
     entity = AE(ae_title=title)
     entity.implementation_class_uid = IMPLEMENTATION_UID
     entity.connection_timeout = destination.timeout_seconds
@@ -116,7 +112,7 @@ def _entity(title: str, destination: Destination) -> AE:
 
 
 @contextmanager
-def _association(entity: AE, destination: Destination, handlers: Sequence[Any] = ()) -> Iterator[Any]:
+def _association(entity: AE, destination: DimseDestination, handlers: Sequence[Any] = ()) -> Iterator[Any]:
     association = entity.associate(
         destination.host,
         destination.port,

@@ -7,9 +7,10 @@ import threading
 from pathlib import Path
 
 from orthokernels.edge import metrics
-from orthokernels.edge.config import Destination
-from orthokernels.edge.deliveries import Deliveries, Delivery
-from orthokernels.edge.send.scu import NotDeliveredError, ask_commitment, deliver
+from orthokernels.edge.config import DimseDestination, WebDestination
+from orthokernels.edge.deliveries import Deliveries, Delivery, Made, NotDeliveredError
+from orthokernels.edge.send.scu import ask_commitment, deliver
+from orthokernels.edge.send.stow import authorization, post
 from pydicom.uid import generate_uid
 
 LOG = logging.getLogger("orthokernels.edge.send")
@@ -19,9 +20,18 @@ _IDLE_SECONDS = 0.2
 
 
 class Sender:
-    """Delivers to one destination."""
+    """Delivers to one destination.
 
-    def __init__(self, title: str, destination: Destination, data: Path, deliveries: Deliveries) -> None:
+    Raises:
+        InputError: the destination's secret can't be read.
+    """
+
+    def __init__(
+        self, title: str, destination: DimseDestination | WebDestination, data: Path, deliveries: Deliveries
+    ) -> None:
+        if isinstance(destination, WebDestination):
+            authorization(destination)
+        self.name = destination.name
         self._title = title
         self._destination = destination
         self._data = data
@@ -58,14 +68,16 @@ class Sender:
         return True
 
     def _deliver(self, delivery: Delivery) -> None:
-        deliver(
-            self._title,
-            self._destination,
-            self._data,
-            delivery.open,
-            lambda made: self._deliveries.accepted(delivery, made),
-        )
-        if not self._destination.commitment:
+        def accepted(made: Made) -> None:
+            self._deliveries.accepted(delivery, made)
+
+        destination = self._destination
+        if isinstance(destination, WebDestination):
+            post(destination, self._data, delivery.open, accepted)
+            self._deliveries.delivered(delivery)
+            return
+        deliver(self._title, destination, self._data, delivery.open, accepted)
+        if not destination.commitment:
             self._deliveries.delivered(delivery)
             return
         # The transaction is noted first: an archive may report before it answers the request.
@@ -73,7 +85,7 @@ class Sender:
         self._deliveries.delivered(delivery, transaction)
         ask_commitment(
             self._title,
-            self._destination,
+            destination,
             self._deliveries.objects(delivery.job),
             transaction,
             self._deliveries.commitment_answered,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from tests.data.series import noise, write_series
 
 THRESHOLD = Path(__file__).with_name("threshold.py")
 SLICES = 16
+ORTHANC_LOGIN = "orthokernels:secret"
 
 
 def free_port() -> int:
@@ -45,6 +49,13 @@ def config(folder: Path, **sections: Any) -> Config:
 def archive_destination(port: int, **more: Any) -> dict[str, Any]:
     return {
         "name": "archive", "ae_title": "PACS", "host": "127.0.0.1", "port": port,
+        "first_wait_seconds": 0.2, "longest_wait_seconds": 1.0, "timeout_seconds": 10.0, **more,
+    }  # fmt: skip
+
+
+def web_destination(port: int, **more: Any) -> dict[str, Any]:
+    return {
+        "name": "web", "kind": "dicomweb", "url": f"http://127.0.0.1:{port}/dicom-web",
         "first_wait_seconds": 0.2, "longest_wait_seconds": 1.0, "timeout_seconds": 10.0, **more,
     }  # fmt: skip
 
@@ -120,6 +131,16 @@ class Archive:
             for path in self.folder.iterdir()
             if path.is_file()
         )
+
+
+def orthanc_objects(http: int) -> dict[str, str]:
+    """Orthanc's own identifiers of the objects that it holds, by SOP Instance UID."""
+    login = base64.b64encode(ORTHANC_LOGIN.encode()).decode()
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{http}/instances?expand", headers={"Authorization": f"Basic {login}"}
+    )
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        return {one["MainDicomTags"]["SOPInstanceUID"]: one["ID"] for one in json.load(answer)}
 
 
 def listens(port: int) -> bool:

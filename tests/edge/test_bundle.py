@@ -10,7 +10,7 @@ import pytest
 
 import orthokernels.models
 from orthokernels.data.phantom.dataset import Recipe, write_single
-from tests.edge.kit import archive_destination, store, wait_for
+from tests.edge.kit import archive_destination, free_port, store, wait_for
 
 pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
 
@@ -65,3 +65,40 @@ def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(s
     for path in offline:
         assert (service.config.appliance.data / made[path.name].file).read_bytes() == path.read_bytes()
     assert archive.objects() == sorted(one.sop_uid for one in made.values())
+
+
+def test_labels_that_go_back_to_a_scanner_are_to_the_byte_those_of_the_pipeline_run_by_itself(
+    start, bundle, knee, tmp_path
+):
+    """Of the same slices as DICOM files and as a NIfTI file."""
+    import nibabel
+    import numpy as np
+
+    from orthokernels.data.study import read_study
+    from orthokernels.pipeline import run
+
+    pytest.importorskip("ismrmrd", reason="ismrmrd, which speaks MRD, is not installed")
+    from tests.edge.scanner import Scanner, of_dicom
+
+    service = start(
+        results={"planes": ["sagittal"]},
+        work={"bundle": bundle, "command": [sys.executable, "-m", "orthokernels.edge.evaluate"]},
+        mrd={"port": free_port(), "inline_seconds": 300.0},
+    )
+    volume = read_study(knee, ["sagittal"]).load("sagittal")
+    nibabel.save(nibabel.Nifti1Image(volume.voxels, volume.affine), tmp_path / "knee.nii")
+    (from_dicom, _), (from_nifti, _) = (
+        run(source, bundle=bundle, planes=["sagittal"]).label_maps["sagittal"]
+        for source in (knee, tmp_path / "knee.nii")
+    )
+    wait_for(lambda: service.inline.loaded, 120)
+    with Scanner(service.config.mrd.port) as scanner:
+        images, texts = scanner.scan(of_dicom(knee))
+    place = {path: k for k, (path, _) in enumerate(volume.frames)}
+    made = np.zeros_like(from_dicom)
+    for path, image in zip(knee, images[len(knee) :], strict=True):
+        made[:, ::-1, place[path]] = image.data[0, 0].T
+    assert made.any()
+    assert np.array_equal(made, from_dicom)
+    assert np.array_equal(made, from_nifti)
+    assert any("Anterior cruciate ligament injury: " in text for text in texts)

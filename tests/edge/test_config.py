@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from orthokernels.edge.config import TEMPLATE, Config, load, write_template
+from orthokernels.edge.config import TEMPLATE, Config, Mrd, Stow, load, write_template
 
 from orthokernels.errors import InputError
+
+STOW_PEER = '[[stow.peers]]\nname = "router"\nhosts = ["192.0.2.1"]\ntoken_file = "token"'
+WEB = '[[destinations]]\nname = "web"\nkind = "dicomweb"\n'
 
 
 def edge(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -31,7 +34,10 @@ def test_every_setting_that_the_template_comments_out_exists(tmp_path):
     found = load(tmp_path / "all.toml")
     assert found.receive.peers[0].ae_title == "MRI1"
     assert found.destinations[0].tls is not None
+    assert found.destinations[1].kind == "dicomweb"
     assert found.watch is not None
+    assert found.stow is not None
+    assert found.mrd is not None
 
 
 def test_init_writes_a_file_for_its_owner_alone_and_never_over_another(tmp_path):
@@ -45,7 +51,9 @@ def test_init_writes_a_file_for_its_owner_alone_and_never_over_another(tmp_path)
 
 def test_written_configuration_lets_nobody_in_and_listens_on_loopback():
     assert Config().receive.peers == ()
-    assert Config().receive.host == Config().page.host == "127.0.0.1"
+    assert Config().receive.host == Config().page.host == Stow().host == Mrd().host == "127.0.0.1"
+    assert Config().stow is None
+    assert Config().mrd is None
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,42 @@ def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
     assert f"{path}: " in done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[stow]\nhost = "0.0.0.0"', "stow: off 127.0.0.1 there must be peers, each with a token_file"),
+        (f'[stow]\nhost = "0.0.0.0"\n{STOW_PEER}', "stow: off 127.0.0.1 it needs tls, or allow_plain = true"),
+        (f"[stow]\n{STOW_PEER}\n{STOW_PEER}", "stow: two peers have the same name"),
+        ("[mrd]\nhosts = []", "mrd.hosts: "),
+        ("[mrd.limits]\nbytes_per_message = 9999999999", "mrd.limits.bytes_per_message: "),
+        (f'{WEB}url = "http://pacs.example/dicom-web"', "destinations.0: url must be https off this machine"),
+        (f'{WEB}url = "https://user:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
+        (f'{WEB}url = "ftp://pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
+        (f'{WEB}url = "https://p"\ntoken_file = "a"\npassword_file = "b"', "exclude each other"),
+        (f'{WEB}url = "https://p"\nae_title = "PACS"', "destinations.0.ae_title: there is no such setting"),
+        ('[[destinations]]\nname = "a"\nkind = "ftp"', "destinations.0.kind: there is no such kind of destination"),
+    ],
+)
+def test_mistake_in_dicomweb_or_mrd_is_told_in_one_sentence(tmp_path, text, told):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as mistake:
+        load(path)
+    assert str(mistake.value).startswith(f"{path}: ")
+    assert told in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_destinations_of_both_kinds_stand_beside_each_other_and_the_first_need_not_say_its_kind(tmp_path):
+    path = tmp_path / "both.toml"
+    plain = '[[destinations]]\nname = "archive"\nae_title = "PACS"\nhost = "192.0.2.1"\nport = 104\n'
+    path.write_text(f'{plain}{WEB}url = "http://127.0.0.1:8042/dicom-web/"\n')
+    found = load(path)
+    assert [one.kind for one in found.destinations] == ["dimse", "dicomweb"]
+    assert found.destinations[1].url == "http://127.0.0.1:8042/dicom-web"
+    assert Config.model_validate_json(found.model_dump_json()) == found
 
 
 def test_all_mistakes_are_told_at_once(tmp_path):

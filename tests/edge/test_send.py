@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import threading
-import urllib.request
 from datetime import datetime
 from itertools import pairwise
 
-import pytest
 from pydicom.uid import SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 
 from tests.edge.certificates import Authority
-from tests.edge.kit import Archive, archive_destination, free_port, listens, store, wait_for
+from tests.edge.kit import Archive, archive_destination, free_port, listens, orthanc_objects, store, wait_for
 
 
 def test_destination_that_is_down_for_a_while_gets_everything_once_it_is_back(start, study, tmp_path):
@@ -125,33 +121,6 @@ def test_archive_that_ends_the_association_after_each_object_gets_every_object(s
         server.shutdown()
 
 
-@pytest.fixture
-def orthanc(tmp_path):
-    """A real Orthanc, which knows an appliance that listens at the port it is given."""
-    if shutil.which("Orthanc") is None:
-        pytest.skip("Orthanc is not installed (Debian's orthanc)")
-    running = []
-
-    def begin(appliance_port: int) -> tuple[int, int]:
-        dicom, http = free_port(), free_port()
-        settings = {
-            "Name": "archive", "DicomAet": "PACS", "DicomPort": dicom, "HttpPort": http,
-            "StorageDirectory": str(tmp_path / "orthanc"), "IndexDirectory": str(tmp_path / "orthanc"),
-            "AuthenticationEnabled": False, "RemoteAccessAllowed": False, "Plugins": [],
-            "DicomModalities": {"appliance": ["ORTHOKERNELS", "127.0.0.1", appliance_port]},
-        }  # fmt: skip
-        file = tmp_path / "orthanc.json"
-        file.write_text(json.dumps(settings))
-        running.append(subprocess.Popen(["Orthanc", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        wait_for(lambda: listens(dicom) and listens(http), 60)
-        return dicom, http
-
-    yield begin
-    for process in running:
-        process.terminate()
-        process.wait(30)
-
-
 def test_orthanc_commits_to_keep_what_it_was_sent(start, study, orthanc):
     port = free_port()
     dicom, http = orthanc(port)
@@ -161,8 +130,7 @@ def test_orthanc_commits_to_keep_what_it_was_sent(start, study, orthanc):
     )
     assert store(service.config, study).returncode == 0
     (job,) = wait_for(lambda: service.store.jobs(("committed",)))
-    with urllib.request.urlopen(f"http://127.0.0.1:{http}/instances") as answer:
-        assert len(json.load(answer)) == 3
+    assert len(orthanc_objects(http)) == 3
     assert service.store.job(job.id).reason is None
 
 

@@ -64,7 +64,7 @@ class DicomStack:
                 raise InputError(f"too few slices can be decoded; {damage[0]}")
             notes += stack.warnings
         assert stack is not None
-        voxels = _assemble(stack.frames, pixels)
+        voxels = assemble(stack.frames, pixels)
         check_voxels(voxels, stack.source.description)
         places = tuple((frame.path, frame.index) for frame in stack.frames)
         return Volume(voxels, stack.affine, stack.source, tuple(notes), places)
@@ -177,7 +177,7 @@ def _check_straight(frames: Sequence[Frame]) -> None:
         )
 
 
-def _assemble(frames: Sequence[Frame], pixels: dict[tuple[Path, int], np.ndarray]) -> np.ndarray:
+def assemble(frames: Sequence[Frame], pixels: dict[tuple[Path, int], np.ndarray]) -> np.ndarray:
     """Voxels with axes (i, j, k); rescaled to float32 only where the file asks for it."""
     planes = [pixels[frame.path, frame.index] for frame in frames]
     rescaled = any((frame.slope, frame.intercept) != (1.0, 0.0) for frame in frames)

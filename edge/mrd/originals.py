@@ -1,0 +1,61 @@
+"""The scanner's own images, kept until they go back to it to the byte."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ismrmrd import ImageHeader
+from orthokernels.edge.mrd.messages import IMAGE, TYPES, Image, Stream
+
+
+class Originals:
+    """Images in a file without a name, which goes with the process whichever way that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
+        self.headers: list[ImageHeader] = []
+        self._places: list[tuple[int, int, int]] = []  # where a message begins, where its pixels do, and where it ends
+
+    def __enter__(self) -> Originals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def keep(self, image: Image) -> None:
+        """Keep an image.
+
+        Raises:
+            OSError: there is no room.
+        """
+        start = self._places[-1][2] if self._places else 0
+        self._file.seek(start)
+        self._file.write(image.message)
+        self._file.flush()
+        self.headers.append(image.header)
+        self._places.append((start, start + image.pixels_at, start + len(image.message)))
+
+    def pixels(self, number: int) -> np.ndarray:
+        """One image's pixels, axes (channel, z, y, x)."""
+        header = self.headers[number]
+        _, start, stop = self._places[number]
+        self._file.seek(start)
+        x, y, z = header.matrix_size
+        return np.frombuffer(self._file.read(stop - start), TYPES[header.data_type]).reshape(header.channels, z, y, x)
+
+    def send(self, stream: Stream) -> None:
+        """Send all of them back, in the order in which they came.
+
+        Raises:
+            OSError: the scanner takes nothing.
+        """
+        for message in self._messages():
+            stream.send(IMAGE, message)
+
+    def _messages(self) -> Iterator[bytes]:
+        for start, _, stop in self._places:
+            self._file.seek(start)
+            yield self._file.read(stop - start)

@@ -1,0 +1,80 @@
+"""The DICOMweb port's connections: who may connect, and how long a request may take to begin, to go on and to end.
+
+uvicorn waits for a request's header without end, and for each piece of its body too. Here both have deadlines, and so
+has the whole; a connection is closed after its one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from orthokernels.edge import metrics
+from starlette.requests import ClientDisconnect, Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+LOG = logging.getLogger("orthokernels.edge.receive")
+
+# A sender reads no answer before it has sent its request, so as much as this is read and dropped for it to be heard.
+_DROPPED_BYTES, _DROPPED_SECONDS = 16 * 2**20, 2.0
+
+
+def limited_protocol(allowed: Callable[[str], bool], connections: int, header_seconds: float) -> type[H11Protocol]:
+    """What uvicorn speaks with, for so many connections from allowed addresses, whose headers come in time."""
+
+    class LimitedProtocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._deadline = self.loop.call_later(header_seconds, self._give_up)
+            host = self.client[0] if self.client else ""
+            if not allowed(host):
+                self._close("wrong host", f"closed a connection from {host}, which no peer's hosts include")
+            elif len(self.connections) > connections:
+                self._close("too many", f"closed a connection from {host}: too many are open")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._deadline.cancel()
+            super().connection_lost(exc)
+
+        def _give_up(self) -> None:
+            if self.cycle is None:
+                self._close("failed", "closed a connection whose request did not begin in time")
+
+        def _close(self, outcome: str, told: str) -> None:
+            metrics.CONNECTIONS.labels(outcome).inc()
+            LOG.warning("%s", told)
+            self.transport.abort()
+
+    return LimitedProtocol
+
+
+async def body(request: Request, idle_seconds: float, request_seconds: float) -> AsyncIterator[bytes]:
+    """A request's body as it comes.
+
+    Raises:
+        TimeoutError: nothing came for ``idle_seconds``, or all of it took longer than ``request_seconds``.
+        ClientDisconnect: the sender left.
+    """
+    clock = asyncio.get_running_loop().time
+    until = clock() + request_seconds
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(max(min(idle_seconds, until - clock()), 0.0)):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        yield chunk
+
+
+async def drop(request: Request) -> None:
+    """Read on for a while without keeping it, so that a sender hears why it was refused rather than a broken pipe."""
+    dropped = 0
+    try:
+        async for chunk in body(request, _DROPPED_SECONDS, _DROPPED_SECONDS):
+            dropped += len(chunk)
+            if dropped > _DROPPED_BYTES:
+                return
+    except (TimeoutError, ClientDisconnect, RuntimeError):  # the last: there is no more to read
+        return
