@@ -11,6 +11,7 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
 from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
+from orthokernels.edge.viewing import keep_objects, keep_result
 
 from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
@@ -36,7 +37,8 @@ class PipelineEvaluator:
         return examine(sources, self._results.planes)
 
     def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
-        stop_at(check_study(read_study(request.sources, self._results.planes), self._results.joint))
+        before = check_study(read_study(request.sources, self._results.planes), self._results.joint)
+        stop_at(before)
         made = run(
             request.sources,
             bundle=self._folder,
@@ -46,9 +48,10 @@ class PipelineEvaluator:
             seed=self._results.seed,
             progress=tell,
         )
-        stop_at(check_result(made))
+        after = check_result(made)
+        stop_at(after)
         writing()
-        write_objects(
+        objects = write_objects(
             made,
             request.sources,
             request.out,
@@ -57,9 +60,10 @@ class PipelineEvaluator:
             labelmap=self._results.label_map,
             supersedes=request.supersedes,
         )
+        keep_result(made, [*before, *after], objects, request.out)
 
     def abstain(self, request: Request) -> None:
-        write_abstention(
+        objects = write_abstention(
             request.sources,
             request.out,
             request.reasons,
@@ -68,6 +72,7 @@ class PipelineEvaluator:
             configuration_digest=self._results.digest(),
             supersedes=request.supersedes,
         )
+        keep_objects(objects, request.out)
 
 
 def stop_at(checks: Sequence[Check]) -> None:
