@@ -80,7 +80,10 @@ class Corrections:
             raise InputError("Choose what is wrong from the list.")
         if given.plane is not None and given.plane not in tasks.PLANES:
             raise InputError("Choose the plane from the list.")
-        for what, text, longest in (("What is wrong", given.text, LONGEST_TEXT), ("Your name", given.who, LONGEST_NAME)):
+        for what, text, longest in (
+            ("What is wrong", given.text, LONGEST_TEXT),
+            ("Your name", given.who, LONGEST_NAME),
+        ):
             if not text.strip():
                 raise InputError(f"{what}: please fill this in.")
             if len(text) > longest:

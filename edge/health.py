@@ -48,7 +48,9 @@ def destinations_health(database: Database, destinations: Sequence[Destination])
     names = [destination.name for destination in destinations]
     known = set(names)
     names += sorted({row["destination"] for row in rows} - known)
-    return [_health(database, name, name in known, [row for row in rows if row["destination"] == name]) for name in names]
+    return [
+        _health(database, name, name in known, [row for row in rows if row["destination"] == name]) for name in names
+    ]
 
 
 def _health(database: Database, name: str, configured: bool, owed: Sequence) -> Health:

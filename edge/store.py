@@ -171,7 +171,9 @@ class Store:
     def versions(self, study_uid: str) -> list[Job]:
         """Every version of a study, oldest first."""
         with self.database.read() as connection:
-            rows = connection.execute("SELECT * FROM jobs WHERE study_uid = ? ORDER BY version", (study_uid,)).fetchall()
+            rows = connection.execute(
+                "SELECT * FROM jobs WHERE study_uid = ? ORDER BY version", (study_uid,)
+            ).fetchall()
         return [Job.of(row) for row in rows]
 
     def sources(self, job_id: int) -> list[str]:

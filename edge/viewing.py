@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orthokernels import tasks
 from orthokernels.result import PlaneArrays, StudyResult
 
 if TYPE_CHECKING:
@@ -103,8 +104,10 @@ def labels_file(folder: Path, plane: str) -> Path:
 
 
 def pictures(folder: Path) -> list[str]:
-    """Names of the secondary captures, the page of text first."""
-    return sorted((path.stem for path in folder.glob("*.png")), key=lambda name: (name != "page", name))
+    """Names of the secondary captures: the page of text, then the planes in their usual order."""
+    order = ["page", *(f"picture_{plane}" for plane in tasks.PLANES)]
+    names = sorted(path.stem for path in folder.glob("*.png"))
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def read_result(folder: Path) -> StudyResult | None:

@@ -52,7 +52,7 @@ class CorrectionPages:
         result = viewing.read_result(view_folder(self._service.config, job.name))
         return Correction(
             job=job.id,
-            kind=kind,  # type: ignore[arg-type]  # held against the list before it is kept
+            kind=kind,  # held against the list before it is kept
             label=label or None,
             plane=fields.get("plane") or None,
             text=fields.get("text", "").replace("\r\n", "\n").strip(),

@@ -38,11 +38,22 @@ class StudyPages:
         return self.show(request, job)
 
     def show(
-        self, request: Request, job: Job, *, status: int = 200, wrong: str | None = None, given: dict[str, str] | None = None
+        self,
+        request: Request,
+        job: Job,
+        *,
+        status: int = 200,
+        wrong: str | None = None,
+        given: dict[str, str] | None = None,
     ) -> Response:
         """The page; ``wrong`` is a sentence about the correction in ``given``, which was not kept."""
         response = self._render.page(
-            "study.html", request, status, **self._facts(job), wrong=wrong, given=dict.fromkeys(_FIELDS, "") | (given or {})
+            "study.html",
+            request,
+            status,
+            **self._facts(job),
+            wrong=wrong,
+            given=dict.fromkeys(_FIELDS, "") | (given or {}),
         )
         response.headers.update(VIEWER_POLICY)
         return response

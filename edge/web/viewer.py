@@ -46,7 +46,9 @@ class ViewerFiles:
     def _viewer(self, request: Request) -> Response:
         folder, number = self._folder(request), request.path_params["job"]
         result = viewing.read_result(folder)
-        shown = [plane for plane in result.planes if viewing.volume_file(folder, plane.plane).is_file()] if result else []
+        shown = (
+            [plane for plane in result.planes if viewing.volume_file(folder, plane.plane).is_file()] if result else []
+        )
         return JSONResponse({"planes": [_plane(plane, folder, number) for plane in shown]})
 
     def _findings(self, request: Request) -> Response:

@@ -19,8 +19,20 @@ from PIL import Image
 
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
-from tests.edge.kit import SCRIPT, SCRIPTS, STRIPES, archive_destination, ask, free_port, get, store, wait_for, write_study
+from tests.edge.kit import (
+    SCRIPT,
+    SCRIPTS,
+    STRIPES,
+    archive_destination,
+    ask,
+    free_port,
+    get,
+    store,
+    wait_for,
+    write_study,
+)
 from tests.edge.stripes import stripes
+from tests.edge.test_config import edge
 from tests.edge.test_operate import cleaner
 
 SHOWN = {"command": [sys.executable, str(STRIPES)]}
@@ -167,9 +179,23 @@ def test_page_needs_its_token_and_probes_do_not(serve, tmp_path):
 def test_name_that_is_not_ours_is_refused_so_that_no_other_site_can_become_this_one(serve):
     service = serve(page={"port": free_port(), "names": ["Orthobox.example"]})
     port = service.config.page.port
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1"):
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "",
+        "[::1",
+    ):
         assert get(service, "/", Host=host)[0] == 421, host
-    for host in ("localhost", f"127.0.0.1:{port}", "[::1]:80", "192.0.2.7", "orthobox.example:8080", "ORTHOBOX.EXAMPLE"):
+    for host in (
+        "localhost",
+        f"127.0.0.1:{port}",
+        "[::1]:80",
+        "192.0.2.7",
+        "orthobox.example:8080",
+        "ORTHOBOX.EXAMPLE",
+    ):
         assert get(service, "/", Host=host)[0] == 200, host
     assert get(service, "/readyz", Host="evil.example")[0] in (200, 503)
 
@@ -209,7 +235,7 @@ def test_cookie_is_for_our_own_pages_alone(shown):
     assert "SameSite=strict" in cookie
 
 
-def test_correction_is_kept_listed_exported_and_noted_without_its_text(shown):
+def test_correction_is_kept_listed_exported_and_noted_without_its_text(shown, tmp_path):
     headers, token = form(shown)
     assert ask(shown, "POST", "/study/1/corrections", headers, {**CORRECTION, "token": token}).status == 303
     page = get(shown, "/study/1")[1]
@@ -219,6 +245,9 @@ def test_correction_is_kept_listed_exported_and_noted_without_its_text(shown):
     job = shown.store.job(1)
     wanted = {"study": job.name, "kind": "structure", "label": "femur", "plane": "coronal", "model": "a" * 64}
     assert wanted.items() <= kept.items()
+    (tmp_path / "appliance.toml").write_text(f'[appliance]\ndata = "{shown.config.appliance.data}"\n')
+    printed = edge("export-corrections", "--config", tmp_path / "appliance.toml").stdout.splitlines()
+    assert json.loads(printed[-1]) == kept
     *_, entry = audit.entries(shown.store.database)
     assert (entry["event"], entry["subject"], entry["intact"]) == ("correction", job.name, True)
     assert "Too large" not in str(entry)

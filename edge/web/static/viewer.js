@@ -68,19 +68,21 @@ function paint() {
 
 function arrange() {
   drawing.setSliceType(chosen("view") === "all" ? SLICE_TYPE.MULTIPLANAR : SLICES_OF[shown.plane]);
-  drawing.opts.crosshairWidth = chosen("view") === "all" ? 1 : 0; // in a single plane it would only cover the picture
+  drawing.opts.crosshairWidth = chosen("view") === "all" ? 0.5 : 0; // in a single plane it would only cover the picture
   drawing.drawScene();
 }
 
 const axis = () => AXIS_OF[shown.plane];
 const count = () => drawing.volumes[0].dimsRAS[axis() + 1];
-const current = () => Math.min(Math.floor(drawing.scene.crosshairPos[axis()] * count()), count() - 1);
-
 const middle = () => Math.floor(count() / 2);
+
+// Slices are counted as in the pictures and in the volume's file, from 0; NiiVue counts to the right, front or head.
+const turned = (number) => (drawing.volumes[0].permRAS[axis()] < 0 ? count() - 1 - number : number);
+const current = () => turned(Math.min(Math.floor(drawing.scene.crosshairPos[axis()] * count()), count() - 1));
 
 function goTo(number) {
   const place = [...drawing.scene.crosshairPos];
-  place[axis()] = (Math.min(Math.max(number, 0), count() - 1) + 0.5) / count();
+  place[axis()] = (turned(Math.min(Math.max(number, 0), count() - 1)) + 0.5) / count();
   drawing.scene.crosshairPos = place;
   drawing.drawScene();
   drawing.createOnLocationChange();
