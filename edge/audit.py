@@ -54,5 +54,23 @@ def entries(database: Database) -> Iterator[dict[str, object]]:
             yield entry
 
 
+def of_subject(database: Database, subject: str) -> list[dict[str, str]]:
+    """What happened to one study's version, oldest first: ``at`` (ISO 8601, UTC), ``event``, ``actor``, ``outcome``."""
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT at, event, actor, outcome FROM audit WHERE subject = ? ORDER BY number", (subject,)
+        ).fetchall()
+    return [dict(row) for row in rows]
+
+
+def latest(database: Database, event: str, actor: str) -> dict[str, str] | None:
+    """The latest entry of one kind by one actor: ``at`` and ``outcome``."""
+    with database.read() as connection:
+        row = connection.execute(
+            "SELECT at, outcome FROM audit WHERE actor = ? AND event = ? ORDER BY number DESC LIMIT 1", (actor, event)
+        ).fetchone()
+    return dict(row) if row else None
+
+
 def _digest(entry: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

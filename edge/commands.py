@@ -122,3 +122,16 @@ def export_audit(config: ConfigFile = DEFAULT) -> None:
     if not intact:
         print("orthokernels: the audit log was changed after it was written.", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command("export-corrections")
+def export_corrections(config: ConfigFile = DEFAULT) -> None:
+    """Print what readers marked as wrong on the page, one JSON object per line."""
+    need("orthokernels edge export-corrections", "pynetdicom", "edge")
+    from orthokernels.edge.config import load
+    from orthokernels.edge.corrections import Corrections
+    from orthokernels.edge.status import open_store
+
+    found = load(config)
+    for correction in Corrections(open_store(found), found.results.joint).export():
+        print(json.dumps(correction))

@@ -32,6 +32,7 @@ TEMPLATE = Path(__file__).with_name("appliance.toml")
 AETitle = Annotated[str, StringConstraints(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$", to_lower=True)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], Field(min_length=1)]
 Priority = Annotated[int, Field(ge=0, le=9)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -299,11 +300,16 @@ class Retention(_Section):
 
 
 class Page(_Section):
-    """The page and its probes. Off loopback a token is needed."""
+    """The page and its probes. Off loopback a token is needed.
+
+    ``names`` are the host names by which browsers may reach it, beside localhost and IP addresses.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8080
     token_file: Path | None = None
+    names: tuple[HostName, ...] = ()
+    show_patient: bool = False
 
     @model_validator(mode="after")
     def _token_off_loopback(self) -> Page:

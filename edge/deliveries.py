@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orthokernels.edge import audit
 from orthokernels.edge.bell import Bell
@@ -57,7 +58,7 @@ class Deliveries:
         Raises:
             LostLeaseError: the lease had run out and the job was given back.
         """
-        now = time.time()
+        now, made = time.time(), list(made)
         with self.database.write() as connection:
             self.store.check_lease(job, owner)
             connection.executemany(
@@ -66,7 +67,7 @@ class Deliveries:
             )
             connection.executemany(
                 "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) VALUES (?,?,'waiting',?,?)",
-                [(job.id, name, now, now) for name in self.destinations],
+                [(job.id, name, now, now) for name in self.destinations if made],  # else it would count as a success
             )
             self.database.afterwards(self.owed.ring)
             if rejected is not None:
@@ -98,6 +99,17 @@ class Deliveries:
     def objects(self, job_id: int) -> tuple[Made, ...]:
         """Everything that was made of a job."""
         return self._open(0, job_id)
+
+    def of(self, job_id: int) -> list[dict[str, Any]]:
+        """How far each destination is with a job, by name: ``destination``, ``state``, ``tries``, ``next_try_at``,
+        ``reason``, ``changed_at``."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT destination, state, tries, next_try_at, reason, changed_at FROM deliveries WHERE job = ? "
+                "ORDER BY destination",
+                (job_id,),
+            ).fetchall()
+        return [dict(row) for row in rows]
 
     def accepted(self, delivery: Delivery, made: Made) -> None:
         """The destination has taken one object."""
@@ -193,12 +205,16 @@ class Deliveries:
         return len(rows)
 
     def retry(self, job: Job, actor: str) -> Job:
-        """Take up a rejected or dead job, or one with a dead delivery, again. Others are left as they are."""
+        """Take up a rejected or dead job, or one with a dead delivery, again. Others are left as they are.
+
+        A delivery to a destination that is no longer configured stays dead: nobody would send it.
+        """
+        marks = ",".join("?" * len(self.destinations))
         with self.database.write() as connection:
             dead = connection.execute(
                 "UPDATE deliveries SET state = 'waiting', tries = 0, next_try_at = ?, changed_at = ? "
-                "WHERE job = ? AND state = 'dead'",
-                (time.time(), time.time(), job.id),
+                f"WHERE job = ? AND state = 'dead' AND destination IN ({marks})",
+                (time.time(), time.time(), job.id, *self.destinations),
             ).rowcount
             self.database.afterwards(self.owed.ring)
             if dead and job.state == "dead":

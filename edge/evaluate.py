@@ -13,6 +13,7 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
 from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
+from orthokernels.edge.viewing import keep_objects, keep_result
 
 from orthokernels.bundle.novelty_tables import read_tables
 from orthokernels.bundle.verify import verify
@@ -45,9 +46,9 @@ class PipelineEvaluator:
         return examine(sources, self._results.planes)
 
     def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
-        made, _ = self._run(request, tell)
+        made, checks = self._run(request, tell)
         writing()
-        write_objects(
+        objects = write_objects(
             made,
             request.sources,
             request.out,
@@ -56,6 +57,7 @@ class PipelineEvaluator:
             labelmap=self._results.label_map,
             supersedes=request.supersedes,
         )
+        keep_result(made, checks, objects, request.out)
 
     def label(self, request: Request) -> dict[str, Any]:
         made, checks = self._run(request, lambda what, done, total: None)
@@ -88,7 +90,7 @@ class PipelineEvaluator:
         return made, [*before, *after]
 
     def abstain(self, request: Request) -> None:
-        write_abstention(
+        objects = write_abstention(
             request.sources,
             request.out,
             request.reasons,
@@ -97,6 +99,7 @@ class PipelineEvaluator:
             configuration_digest=self._results.digest(),
             supersedes=request.supersedes,
         )
+        keep_objects(objects, request.out)
 
 
 def stop_at(checks: Sequence[Check]) -> None:

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from orthokernels.edge import audit
+from orthokernels.edge import audit, viewing
 from orthokernels.edge.config import Disk, Retention
 from orthokernels.edge.states import DELIVERED
 from orthokernels.edge.store import Job, Store
@@ -76,4 +76,6 @@ class Cleaner:
             audit.append(connection, "removed", "appliance", job.name)
         for file in files:
             (self._data / file).unlink(missing_ok=True)
+        for folder in {(self._data / file).parent for file in files}:
+            shutil.rmtree(folder / viewing.FOLDER, ignore_errors=True)
         LOG.info("%s: %d files were removed", job.name, len(files))

@@ -96,5 +96,21 @@ CREATE TABLE IF NOT EXISTS audit (
   previous TEXT NOT NULL,
   digest TEXT NOT NULL
 ) STRICT;
+CREATE INDEX IF NOT EXISTS audit_of_subject ON audit (subject);
+CREATE INDEX IF NOT EXISTS audit_of_actor ON audit (actor, event);
 CREATE TRIGGER IF NOT EXISTS audit_is_kept BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_is_fixed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+
+-- What a reader found wrong with a result. Rows outlive the result's files.
+CREATE TABLE IF NOT EXISTS corrections (
+  id INTEGER PRIMARY KEY,
+  job INTEGER NOT NULL REFERENCES jobs,
+  at REAL NOT NULL,
+  kind TEXT NOT NULL,            -- structure, finding or other
+  label TEXT,                    -- which structure or finding
+  plane TEXT,                    -- NULL for all
+  text TEXT NOT NULL,
+  who TEXT NOT NULL,
+  model TEXT                     -- digest of the weights, where there was a result
+) STRICT;
+CREATE INDEX IF NOT EXISTS corrections_of_job ON corrections (job);

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orthokernels.edge import audit, work
+from orthokernels.edge import audit, viewing, work
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
@@ -90,6 +90,7 @@ class Service:
             make_folder(data / folder)
             remove_unfinished(data / folder)
         swept = remove_unknown(self.store, data, (intake.FOLDER, work.FOLDER))
+        viewing.remove_orphans(data / work.FOLDER)
         given_back = self.store.give_back_expired(all_owners=True)
         self.store.association_closed([job.study_uid for job in self.store.jobs(("received",))], "appliance")
         ended = self.deliveries.end_unknown_destinations()

@@ -166,6 +166,29 @@ class Store:
         with self.database.read() as connection:
             return Job.of(connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone())
 
+    def find(self, job_id: int) -> Job | None:
+        """The job of this number, if there is one."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT * FROM jobs WHERE id = ?", (min(job_id, 2**63 - 1),)).fetchone()
+        return Job.of(row) if row else None
+
+    def versions(self, study_uid: str) -> list[Job]:
+        """Every version of a study, oldest first."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT * FROM jobs WHERE study_uid = ? ORDER BY version", (study_uid,)
+            ).fetchall()
+        return [Job.of(row) for row in rows]
+
+    def sources(self, job_id: int) -> list[str]:
+        """Who sent a job's images."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT source FROM instances JOIN job_instances ON instance = id WHERE job = ? ORDER BY 1",
+                (job_id,),
+            ).fetchall()
+        return [row["source"] for row in rows]
+
     def jobs(self, states: Iterable[State] | None = None, limit: int = 1000) -> list[Job]:
         """Jobs, newest first."""
         wanted = tuple(states) if states is not None else tuple(FOLLOWS)

@@ -92,7 +92,7 @@ class OutputFolder:
         if plane.plane in label_maps:
             names["segmentation"] = f"segmentation_{plane.plane}.nii.gz"
             labels, affine = label_maps[plane.plane]
-            _write_label_map(labels, affine, folder / names["segmentation"], untrained=bool(result.untrained))
+            write_label_map(labels, affine, folder / names["segmentation"], untrained=bool(result.untrained))
         plane = plane.model_copy(update=names)
         montage(plane, arrays, folder / names["montage"], untrained=bool(result.untrained))
         return plane
@@ -107,7 +107,8 @@ class OutputFolder:
             os.replace(folder, self.path)
 
 
-def _write_label_map(labels: np.ndarray, affine: np.ndarray, path: Path, *, untrained: bool) -> None:
+def write_label_map(labels: np.ndarray, affine: np.ndarray, path: Path, *, untrained: bool) -> None:
+    """Write a label map as NIfTI: uint8, axes (i, j, k); ``affine`` is (4, 4) float64, indices to RAS mm."""
     image = nibabel.Nifti1Image(labels, affine)
     image.set_sform(affine, code="scanner")
     # A quaternion has no shear: where slices are stepped sideways, only the sform tells the truth.

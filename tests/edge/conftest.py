@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.edge.kit import ORTHANC_LOGIN, Archive, config, free_port, listens, wait_for, write_study
+from tests.edge.kit import (
+    ORTHANC_LOGIN,
+    SCRIPTS,
+    STRIPES,
+    Archive,
+    config,
+    free_port,
+    listens,
+    store,
+    wait_for,
+    write_study,
+)
 
 
 def needs(*tools: str) -> None:
@@ -20,16 +34,16 @@ def needs(*tools: str) -> None:
             pytest.skip(f"{tool} is not installed (Debian's dcmtk has storescu and storescp)")
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Start an appliance in this process; arguments as of ``config``."""
+@contextmanager
+def starting(folder: Path) -> Iterator[Callable[..., Any]]:
+    """What starts appliances in this process, arguments as of ``config``; they are stopped at the end."""
     from orthokernels.edge.service import Service
 
     needs("storescu")
     running = []
 
     def begin(**sections: Any) -> Service:
-        service = Service(config(tmp_path, **sections))
+        service = Service(config(folder, **sections))
         service.start()
         running.append(service)
         return service
@@ -37,6 +51,43 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield begin
     for service in running:
         service.stop()
+
+
+def with_page(start: Callable[..., Any], **sections: Any) -> Any:
+    """An appliance and its page."""
+    from orthokernels.edge.web import Page
+
+    service = start(**sections)
+    Page(service).start()
+    wait_for(lambda: listens(service.config.page.port))
+    return service
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start an appliance in this process; arguments as of ``config``."""
+    with starting(tmp_path) as begin:
+        yield begin
+
+
+@pytest.fixture
+def serve(start: Callable[..., Any]) -> Callable[..., Any]:
+    """Start an appliance with its page."""
+    return partial(with_page, start)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An appliance whose study 1 has a result that the page can show; a module's tests share it.
+
+    Whatever is text in its headers is script as well.
+    """
+    folder = tmp_path_factory.mktemp("shown")
+    with starting(folder) as begin:
+        service = with_page(begin, work={"command": [sys.executable, str(STRIPES)]}, settle={"quiet_seconds": 0.5})
+        assert store(service.config, write_study(folder / "study", **SCRIPTS)).returncode == 0
+        wait_for(lambda: service.store.jobs(("sent",)), 60)
+        yield service
 
 
 @pytest.fixture

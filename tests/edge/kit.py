@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pydicom
 from orthokernels.edge.config import Config
@@ -20,8 +22,12 @@ from orthokernels.edge.config import Config
 from tests.data.series import noise, write_series
 
 THRESHOLD = Path(__file__).with_name("threshold.py")
+STRIPES = Path(__file__).with_name("stripes.py")
 SLICES = 16
 ORTHANC_LOGIN = "orthokernels:secret"
+
+SCRIPT = "<script>alert(1)</script>"
+SCRIPTS = dict.fromkeys(("PatientName", "PatientID", "SeriesDescription", "StudyDescription", "ProtocolName"), SCRIPT)
 
 
 def free_port() -> int:
@@ -101,6 +107,30 @@ def store(
         ],
         capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "TCP_NODELAY": "1"},
     )  # fmt: skip
+
+
+def get(service: Any, path: str, **headers: str) -> tuple[int, str]:
+    """Status and text of what the page answers; bytes that are no UTF-8 are replaced."""
+    answer = ask(service, "GET", path, headers)
+    return answer.status, answer.body.decode(errors="replace")
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: HTTPMessage
+    body: bytes
+
+
+def ask(
+    service: Any, method: str, path: str, headers: Mapping[str, str] = {}, fields: Mapping[str, str] | None = None
+) -> Answer:
+    """What the page answers to one request, redirections not followed; ``fields`` are sent as a form."""
+    connection = HTTPConnection("127.0.0.1", service.config.page.port, timeout=30)
+    if fields is not None:
+        headers = {"Content-Type": "application/x-www-form-urlencoded", **headers}
+    connection.request(method, path, urlencode(fields) if fields is not None else None, headers)
+    answer = connection.getresponse()
+    return Answer(answer.status, answer.headers, answer.read())
 
 
 class Archive:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 import orthokernels.models
 from orthokernels.data.phantom.dataset import Recipe, write_single
-from tests.edge.kit import archive_destination, free_port, store, wait_for
+from orthokernels.pipeline import StudyRun, run
+from orthokernels.result import StudyResult
+from tests.edge.conftest import needs, starting, with_page
+from tests.edge.kit import Archive, archive_destination, ask, free_port, get, store, wait_for
 
 pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
 
@@ -39,43 +45,60 @@ def knee(tmp_path_factory) -> list[Path]:
     return sorted(folder.glob("*sagittal/*.dcm"))
 
 
-def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(start, archive, bundle, knee, tmp_path):
+@pytest.fixture(scope="module")
+def offline(bundle, knee) -> StudyRun:
+    """The pipeline, run by itself."""
+    return run(knee, bundle=bundle, planes=["sagittal"])
+
+
+@pytest.fixture(scope="module")
+def service(bundle, knee, tmp_path_factory):
+    """An appliance with that bundle, which has delivered the study to an archive."""
+    needs("storescp")
+    folder = tmp_path_factory.mktemp("appliance")
+    archive = Archive(folder / "archive")
+    archive.start()
+    with starting(folder) as begin:
+        service = with_page(
+            begin,
+            results={"planes": ["sagittal"]},
+            work={"bundle": bundle, "command": [sys.executable, "-m", "orthokernels.edge.evaluate"]},
+            destinations=[archive_destination(archive.port)],
+        )
+        assert store(service.config, knee).returncode == 0
+        (job,) = wait_for(lambda: service.store.jobs(("sent", "rejected", "dead")), 120)
+        assert job.state == "sent", job.reason
+        service.archive = archive
+        yield service
+    archive.stop()
+
+
+def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(
+    service, bundle, knee, offline, tmp_path
+):
     from orthokernels.edge.objects import write_objects
 
     from orthokernels.bundle.verify import verify
-    from orthokernels.pipeline import run
 
-    service = start(
-        results={"planes": ["sagittal"]},
-        work={"bundle": bundle, "command": [sys.executable, "-m", "orthokernels.edge.evaluate"]},
-        destinations=[archive_destination(archive.port)],
-    )
-    assert store(service.config, knee).returncode == 0
-    (job,) = wait_for(lambda: service.store.jobs(("sent", "rejected", "dead")), 120)
-    assert job.state == "sent", job.reason
-    offline = write_objects(
-        run(knee, bundle=bundle, planes=["sagittal"]),
+    written = write_objects(
+        offline,
         knee,
         tmp_path / "offline",
         model_digest=verify(bundle).digest,
         configuration_digest=service.config.results.digest(),
     )
-    made = {Path(made.file).name: made for made in service.deliveries.objects(job.id)}
-    assert sorted(made) == sorted(path.name for path in offline)
-    for path in offline:
+    made = {Path(made.file).name: made for made in service.deliveries.objects(1)}
+    assert sorted(made) == sorted(path.name for path in written)
+    for path in written:
         assert (service.config.appliance.data / made[path.name].file).read_bytes() == path.read_bytes()
-    assert archive.objects() == sorted(one.sop_uid for one in made.values())
+    assert service.archive.objects() == sorted(one.sop_uid for one in made.values())
 
 
 def test_labels_that_go_back_to_a_scanner_are_to_the_byte_those_of_the_pipeline_run_by_itself(
     start, bundle, knee, tmp_path
 ):
     """Of the same slices as DICOM files and as a NIfTI file."""
-    import nibabel
-    import numpy as np
-
     from orthokernels.data.study import read_study
-    from orthokernels.pipeline import run
 
     pytest.importorskip("ismrmrd", reason="ismrmrd, which speaks MRD, is not installed")
     from tests.edge.scanner import Scanner, of_dicom
@@ -102,3 +125,20 @@ def test_labels_that_go_back_to_a_scanner_are_to_the_byte_those_of_the_pipeline_
     assert np.array_equal(made, from_dicom)
     assert np.array_equal(made, from_nifti)
     assert any("Anterior cruciate ligament injury: " in text for text in texts)
+
+
+def test_page_shows_what_the_pipeline_gives_by_itself(service, offline):
+    told = StudyResult.model_validate_json(get(service, "/study/1/findings.json")[1])
+    measured = {"seconds": {}, "peak_memory_mb": None}
+    assert told.model_copy(update=measured) == offline.result.model_copy(update=measured)
+    for url, expected in (
+        ("/study/1/volume/sagittal.nii.gz", offline.arrays["sagittal"].voxels),
+        ("/study/1/labels/sagittal.nii.gz", offline.arrays["sagittal"].labels),
+    ):
+        shown = nibabel.Nifti1Image.from_bytes(gzip.decompress(ask(service, "GET", url).body))
+        assert np.array_equal(np.asanyarray(shown.dataobj), expected)
+    page = get(service, "/study/1")[1]
+    for finding in offline.result.findings:
+        assert finding.name in page
+    assert "Demo weights" in page
+    assert "demo" in get(service, "/model")[1]

@@ -1,42 +1,17 @@
-"""What people and probes see: status, retry, the audit log, health, metrics, the page; and what must not be seen."""
+"""What people and probes see: status, retry, the audit log, health, metrics; and what must not be seen."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sqlite3
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.retention import Cleaner
-from orthokernels.edge.web import Page
 
-from tests.edge.kit import archive_destination, free_port, store, wait_for, write_study
-
-
-def get(service, path: str, **headers: str) -> tuple[int, str]:
-    request = urllib.request.Request(f"http://127.0.0.1:{service.config.page.port}{path}", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-@pytest.fixture
-def serve(start):
-    def begin(**sections):
-        from tests.edge.kit import listens
-
-        service = start(**sections)
-        Page(service).start()
-        wait_for(lambda: listens(service.config.page.port))
-        return service
-
-    return begin
+from tests.edge.kit import archive_destination, get, store, wait_for, write_study
 
 
 def test_probes_tell_of_health_and_readiness(serve):
@@ -57,37 +32,6 @@ def test_metrics_count_images_and_jobs(serve, study):
     service = serve()
     assert store(service.config, study).returncode == 0
     wait_for(lambda: 'orthokernels_jobs{state="sent"} 1.0' in get(service, "/metrics")[1])
-
-
-def test_page_lists_studies_by_hash_and_loads_nothing_from_elsewhere(serve, study):
-    service = serve()
-    assert store(service.config, study).returncode == 0
-    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
-    status, page = get(service, "/")
-    assert status == 200
-    assert job.name in page
-    assert job.study_uid not in page
-    assert "Secret" not in page
-    assert "<script" not in page
-
-
-def test_page_escapes_what_came_from_outside(serve, tmp_path):
-    service = serve(settle={"quiet_seconds": 0.3})
-    series = "<script>alert(1)</script>"
-    assert store(service.config, write_study(tmp_path / "s", SeriesDescription=series)[:3]).returncode == 0
-    (job,) = wait_for(lambda: service.store.jobs(("rejected",)))
-    page = get(service, "/")[1]
-    assert "<script" in job.reason
-    assert "<script" not in page
-
-
-def test_page_needs_its_token_and_probes_do_not(serve, tmp_path):
-    (tmp_path / "token").write_text("correct horse battery\n")
-    service = serve(page={"port": free_port(), "token_file": tmp_path / "token"})
-    assert get(service, "/")[0] == 401
-    assert get(service, "/", Authorization="Bearer wrong horse battery")[0] == 401
-    assert get(service, "/", Authorization="Bearer correct horse battery")[0] == 200
-    assert get(service, "/healthz")[0] == 200
 
 
 def test_audit_log_is_a_chain_and_a_changed_entry_shows(start, study):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from orthokernels.bench.edge.fuzz.files import seeds as files
 from orthokernels.bench.edge.fuzz.target import Target

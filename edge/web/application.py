@@ -1,0 +1,71 @@
+"""Everything that is served over HTTP, from one address.
+
+It listens on loopback unless a token is set. Probes need no token. Only two forms change anything: a retry, and a
+correction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from orthokernels.edge.service import Service
+from orthokernels.edge.web.access import Access, Forms, read_token
+from orthokernels.edge.web.corrections import CorrectionPages
+from orthokernels.edge.web.model_card import ModelPage
+from orthokernels.edge.web.probes import PROBES, Probes
+from orthokernels.edge.web.queue import QueuePages
+from orthokernels.edge.web.rendering import Renderer
+from orthokernels.edge.web.retry import RetryForms
+from orthokernels.edge.web.study import StudyPages
+from orthokernels.edge.web.viewer import ViewerFiles
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+_STATIC = Path(__file__).with_name("static")
+_CONNECTIONS = 100  # at one time; a browser opens six
+
+
+class Page:
+    """Serves one appliance.
+
+    Raises:
+        InputError: the token can't be read.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._config = service.config
+        self._probes = Probes(service)
+        forms = Forms()
+        render = Renderer(service, forms)
+        study = StudyPages(service, render)
+        self.routes = [
+            *self._probes.routes(),
+            *QueuePages(service, render).routes(),
+            *study.routes(),
+            *ViewerFiles(service).routes(),
+            *CorrectionPages(service, forms, study).routes(),
+            *RetryForms(service, forms).routes(),
+            *ModelPage(service, render).routes(),
+            Mount("/static", StaticFiles(directory=_STATIC)),
+        ]
+        self._access = Middleware(
+            Access, names=self._config.page.names, token=read_token(self._config.page.token_file), open_to_all=PROBES
+        )
+
+    def start(self) -> None:
+        """Serve in a thread of its own, until the process ends."""
+        page = self._config.page
+        settings = uvicorn.Config(
+            Starlette(routes=self.routes, middleware=[self._access]), host=page.host, port=page.port, log_config=None,
+            access_log=False, server_header=False, limit_concurrency=_CONNECTIONS, ws="none",
+        )  # fmt: skip
+        threading.Thread(target=uvicorn.Server(settings).run, name="page", daemon=True).start()
+
+    def not_ready(self) -> Iterator[str]:
+        """Why studies should not be sent here now; nothing, where they may."""
+        return self._probes.not_ready()
