@@ -12,6 +12,7 @@ from orthokernels.edge.objects import write_abstention, write_objects
 from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
 
+from orthokernels.bundle.golden import check_golden, golden_study
 from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
@@ -19,10 +20,10 @@ from orthokernels.pipeline import run
 
 
 class PipelineEvaluator:
-    """Runs a bundle, which is verified once, at the start.
+    """Runs a bundle, which is verified and tried on its golden case once, at the start.
 
     Raises:
-        InputError: there is no bundle, or it is not what its manifest says.
+        InputError: there is no bundle, it is not what its manifest says, or it gives something else than it should.
     """
 
     def __init__(self, config: Config) -> None:
@@ -31,6 +32,18 @@ class PipelineEvaluator:
         self._folder = config.work.bundle
         self._bundle = verify(self._folder)
         self._results = config.results
+        self.verified = self._try_golden()
+
+    def _try_golden(self) -> str | None:
+        """Run the bundle's own study as any other, with the options that its record was made with."""
+        joint = self._results.joint
+        images = golden_study(self._bundle, joint)
+        if not images:
+            return None
+        made = run(images, bundle=self._folder, planes=self._results.planes, joint=joint)
+        labels = {plane: own for plane, (own, _) in made.label_maps.items()}
+        probabilities = {finding.label: finding.probability for finding in made.result.findings}
+        return check_golden(self._bundle, joint, labels, probabilities, made.result.model.form).told()
 
     def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
         return examine(sources, self._results.planes)

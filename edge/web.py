@@ -36,9 +36,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# A clock before this has lost its battery; results would bear wrong dates.
-_EARLIEST_CLOCK = 1735689600.0  # 2025-01-01
-
 
 class Page:
     """Serves one appliance."""
@@ -73,7 +70,9 @@ class Page:
 
     def _readyz(self, request: Request) -> Response:
         reasons = list(self.not_ready())
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200, _HEADERS)
+        checked = [worker.verified for worker in self._service.workers if worker.verified]
+        told = {"ready": not reasons, "reasons": reasons, "golden_case": checked}
+        return JSONResponse(told, 503 if reasons else 200, _HEADERS)
 
     def not_ready(self) -> Iterator[str]:
         """Why studies should not be sent here now; nothing, where they may."""
@@ -85,9 +84,10 @@ class Page:
             if worker.unusable:
                 yield worker.unusable
             elif not worker.loaded:
-                yield "the model is being loaded"
-        if time.time() < _EARLIEST_CLOCK:
-            yield "the clock is wrong"
+                yield "the model is being loaded and tried on its golden case"
+            elif worker.verified is None:
+                yield "the bundle carries no golden case to try the model on; export it again"
+        yield from self._service.self_check.reasons
 
     def _metrics(self, request: Request) -> Response:
         told = generate_latest(metrics.REGISTRY) + generate_latest(self._gauges)

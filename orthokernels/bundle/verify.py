@@ -105,6 +105,8 @@ def _names(manifest: Manifest) -> Iterator[str]:
             yield from files
     for joint in manifest.joints.values():
         yield from (plane.structures for plane in joint.planes.values() if plane.structures is not None)
+    for case in manifest.golden.values():
+        yield from (*case.images, case.labels)
 
 
 def _check_name(folder: Path, name: str) -> None:
@@ -157,6 +159,12 @@ def _check_references(folder: Path, manifest: Manifest) -> None:
         for file in (file for files in graph.forms.values() for file in files):
             if file not in manifest.files:
                 raise InputError(f"{path}: the graph {name} is made of {file}, which is not listed.")
+    for joint, case in manifest.golden.items():
+        if joint not in manifest.joints:
+            raise InputError(f"{path}: has a golden case of the {joint}, and nothing else for it.")
+        for file in (*case.images, case.labels):
+            if file not in manifest.files:
+                raise InputError(f"{path}: the golden case of the {joint} has {file}, which is not listed.")
     for joint, own in manifest.joints.items():
         named = [own.fusion, own.late_fusion]
         for plane in own.planes.values():

@@ -23,6 +23,8 @@ from orthokernels.data.study import read_study
 
 
 class Threshold:
+    verified = "a threshold has nothing to try"
+
     def __init__(self, config: Config) -> None:
         self._planes = config.results.planes
         self._configuration = config.results.digest()
