@@ -17,11 +17,13 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.durable import make_folder, remove_unfinished
+from orthokernels.edge.notify import notify, watchdog_seconds
 from orthokernels.edge.receive import intake
 from orthokernels.edge.receive.folder import FolderWatcher
 from orthokernels.edge.receive.intake import Intake
 from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.retention import Cleaner
+from orthokernels.edge.selfcheck import SelfCheck
 from orthokernels.edge.send.sender import Sender
 from orthokernels.edge.store import Store, remove_unknown
 from orthokernels.edge.work import Worker
@@ -42,13 +44,15 @@ class Service:
         self.config = config
         self._lock = _lock(config)
         self.store = Store(Database(config.appliance.data))
-        self.deliveries = Deliveries(self.store, config.destinations)
+        undelivered = [peer.ae_title for peer in config.receive.peers if not peer.deliver]
+        self.deliveries = Deliveries(self.store, config.destinations, undelivered)
         self._intake = Intake(config, self.store)
         self._receiver = Receiver(config, self._intake, self.deliveries.commitment_answered)
         self.workers = [
             Worker(config, self.store, self.deliveries, f"worker-{number}") for number in range(config.work.workers)
         ]
         self._cleaner = Cleaner(self.store, config.appliance.data, config.disk, config.retention)
+        self.self_check = SelfCheck(config.appliance.data, self.store.database)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -56,6 +60,7 @@ class Service:
         """Put right what a crash left, then listen and work."""
         quiet_libraries()
         self._recover()
+        self.self_check.look()
         for number, worker in enumerate(self.workers):
             self._run(worker.run, f"worker-{number}")
         title, data = self.config.appliance.ae_title, self.config.appliance.data
@@ -94,6 +99,7 @@ class Service:
                 if time.monotonic() - cleaned > _CLEAN_SECONDS:
                     cleaned = time.monotonic()
                     self._cleaner.clean()
+                    self.self_check.look()
             except Exception:  # a fault of ours must not end the thread
                 LOG.exception("housekeeping stumbled")
 
@@ -127,7 +133,11 @@ def serve(config: Config) -> None:
     page = Page(service)  # a token that can't be read stops it before anything listens
     service.start()
     page.start()
-    ended.wait()
+    notify("READY=1")
+    while not ended.wait(watchdog_seconds()):
+        if service.alive() and service.store.waiting() >= 0:  # a database that hangs, hangs this too
+            notify("WATCHDOG=1")
+    notify("STOPPING=1")
     service.stop()
 
 
