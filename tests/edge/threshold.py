@@ -56,7 +56,8 @@ class Threshold:
         made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = uid(*names, self._configuration, kind)
         made.StudyInstanceUID = source.StudyInstanceUID
         made.SeriesInstanceUID = uid(*names, "series")
-        made.PatientID, made.PatientName, made.Modality, made.SeriesDescription = "", "", "OT", kind
+        made.PatientID, made.PatientName = source.get("PatientID", ""), ""
+        made.Modality, made.SeriesDescription = "OT", kind
         made.PatientBirthDate, made.PatientSex, made.StudyID, made.AccessionNumber = "", "", "", ""
         made.StudyDate, made.StudyTime, made.ReferringPhysicianName = "", "", ""
         made.SeriesNumber, made.InstanceNumber, made.ConversionType = 99, 1, "WSD"
