@@ -1,6 +1,6 @@
 """The OpenRecon label, schema 1.1.0, of an appliance as it is configured.
 
-The maker of the scanner keeps the schema itself in a kit that may not be passed on; ``schema.json`` says the same in our
+The scanner's maker keeps the schema itself in a kit that may not be passed on; ``schema.json`` says the same in our
 words, as far as published labels and their limits tell, and is stricter in what is known to be refused at a scanner.
 """
 
