@@ -10,7 +10,7 @@ import pytest
 
 import orthokernels.models
 from orthokernels.data.phantom.dataset import Recipe, write_single
-from tests.edge.kit import archive_destination, store, wait_for
+from tests.edge.kit import archive_destination, config, store, wait_for
 
 pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
 
@@ -65,3 +65,39 @@ def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(s
     for path in offline:
         assert (service.config.appliance.data / made[path.name].file).read_bytes() == path.read_bytes()
     assert archive.objects() == sorted(one.sop_uid for one in made.values())
+
+
+def test_worker_tries_its_model_on_the_golden_case_before_it_works(bundle, tmp_path):
+    from orthokernels.edge.evaluate import PipelineEvaluator
+
+    verified = PipelineEvaluator(config(tmp_path, results={"planes": ["sagittal"]}, work={"bundle": bundle})).verified
+    assert verified is not None
+    assert "of the labelled voxels as recorded (sagittal)" in verified
+
+
+def test_model_that_gives_something_else_is_not_ready_and_evaluates_nothing(start, bundle, knee, tmp_path):
+    import hashlib
+    import json
+
+    import numpy as np
+    from orthokernels.edge.web import Page
+    from safetensors.numpy import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    record = json.loads((other / "manifest.json").read_text())
+    labels = other / record["golden"]["knee"]["labels"]
+    save_file({plane: np.roll(own, 5, axis=0) for plane, own in load_file(labels).items()}, labels)
+    content = labels.read_bytes()
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    record["files"][record["golden"]["knee"]["labels"]] = entry
+    (other / "manifest.json").write_text(json.dumps(record))
+    service = start(
+        results={"planes": ["sagittal"]},
+        work={"bundle": other, "command": [sys.executable, "-m", "orthokernels.edge.evaluate"]},
+    )
+    assert store(service.config, knee).returncode == 0
+    (worker,) = service.workers
+    wait_for(lambda: worker.unusable, 120)
+    assert "does not come out on this machine" in next(iter(Page(service).not_ready()))
+    assert [job.state for job in service.store.jobs(("sent", "sending", "rejected", "dead"))] == []
