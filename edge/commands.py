@@ -151,9 +151,9 @@ def _print_look(look: Look) -> None:
 
     console = Console(highlight=False, emoji=False)
     colour = {"ok": "green", "note": "yellow", "failed": "bold red"}[look.verdict]
-    console.print(f"[{colour}]{look.verdict:<7}[/]{escape(f'{look.what}: {look.seen}')}", soft_wrap=True)
+    console.print(f"[{colour}]{look.verdict:<8}[/]{escape(f'{look.what}: {look.seen}')}", soft_wrap=True)
     if look.remedy and look.verdict != "ok":
-        console.print(escape(f"       {look.remedy}"), soft_wrap=True)
+        console.print(escape(f"        {look.remedy}"), soft_wrap=True)
 
 
 @app.command()

@@ -99,9 +99,12 @@ def look_at_disk(config: Config) -> Iterator[Look]:
         told = f"{data}: is not there yet" + ("" if writable else f", and {above} can't be written by this user")
         yield Look("data folder", "note" if writable else "failed", told, "The service makes it when it first starts.")
         return
-    mode = stat.S_IMODE(data.stat().st_mode)
+    mode, owner = stat.S_IMODE(data.stat().st_mode), data.stat().st_uid
     if mode & 0o077:
         yield Look("data folder", "failed", f"{data}: others may enter (mode {mode:o})", f"chmod 700 {data}")
+    elif owner != os.geteuid():
+        told = f"{data}: belongs to user {owner}, not to the one that asks ({os.geteuid()})"
+        yield Look("data folder", "note", told, "Call the doctor as the service's user: sudo -u ...")
     else:
         yield Look("data folder", "ok", f"{data}, for its owner alone")
     faults = list(disk_faults(data))

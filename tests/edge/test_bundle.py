@@ -10,6 +10,8 @@ import pytest
 
 import orthokernels.models
 from orthokernels.data.phantom.dataset import Recipe, write_single
+from orthokernels.errors import InputError
+from tests.edge.conftest import needs
 from tests.edge.kit import archive_destination, config, store, wait_for
 
 pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
@@ -101,3 +103,20 @@ def test_model_that_gives_something_else_is_not_ready_and_evaluates_nothing(star
     wait_for(lambda: worker.unusable, 120)
     assert "does not come out on this machine" in next(iter(Page(service).not_ready()))
     assert [job.state for job in service.store.jobs(("sent", "sending", "rejected", "dead"))] == []
+
+
+def test_demo_goes_from_storescu_to_an_archive_and_says_where_to_look(bundle, tmp_path, capsys):
+    from orthokernels.edge.demo import show
+
+    needs("storescu", "storescp")
+    show(bundle, tmp_path / "demo", keep=False)
+    told = capsys.readouterr().out
+    assert "The study is sent" in told
+    assert "Comprehensive 3D SR" in told
+    assert "Page:           http://127.0.0.1:" in told
+    assert len(list((tmp_path / "demo" / "archive").iterdir())) >= 3
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else than a demo"):
+        show(bundle, tmp_path / "mine", keep=False)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
