@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orthokernels.errors import InputError, need
+
+if TYPE_CHECKING:
+    from orthokernels.edge.doctor.look import Look
 
 app = typer.Typer(no_args_is_help=True, help="The appliance beside the scanner: receive, infer, deliver.")
 
@@ -86,6 +90,75 @@ def status(config: ConfigFile = DEFAULT, as_json: Json = False) -> None:
 
 
 @app.command()
+def demo(
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all of it; an earlier demo there is removed.")],
+    keep: Annotated[
+        bool | None, typer.Option("--keep/--stop", help="Go on until Ctrl-C; by default at a terminal.")
+    ] = None,
+) -> None:
+    """Start the appliance on loopback, push a phantom with dcmtk's storescu, and show what came out and where."""
+    need("orthokernels edge demo", "pynetdicom", "edge")
+    from orthokernels.edge.demo import show
+
+    show(bundle, out, keep=sys.stdin.isatty() if keep is None else keep)
+
+
+@app.command()
+def probe(config: ConfigFile = DEFAULT) -> None:
+    """Ask the running appliance whether it is well (its page's /healthz); exit 1 if it is not. For health checks."""
+    need("orthokernels edge probe", "pynetdicom", "edge")
+    from orthokernels.edge.config import load
+    from orthokernels.edge.doctor.checkup import ask_page
+
+    status, told = ask_page(load(config), "healthz")
+    print(told)
+    if status != 200:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = DEFAULT,
+    wait: Annotated[float, typer.Option(min=1, help="Seconds within which the study must come out.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Look at configuration, files, disk, clock, ports, bundle and destinations; then send a study through it all.
+
+    The study is the bundle's golden phantom. It goes through the running appliance if a peer with deliver = false lets
+    it in, else through one that is started for it; no destination gets it. Exit 1 if something failed.
+    """
+    need("orthokernels edge doctor", "pynetdicom", "edge")
+    from orthokernels.edge.config import load
+    from orthokernels.edge.doctor.checkup import checkup
+
+    looks = []
+    for look in checkup(config, load(config), wait):
+        looks.append(look)
+        if not as_json:
+            _print_look(look)
+    failed = [look.what for look in looks if look.verdict == "failed"]
+    if as_json:
+        print(json.dumps({"ok": not failed, "looks": [asdict(look) for look in looks]}))
+    else:
+        print(f"Failed: {', '.join(failed)}." if failed else "All is in order.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_look(look: Look) -> None:
+    """A line when it is known: the loop takes its time, and who waits sees how far it is."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, emoji=False)
+    colour = {"ok": "green", "note": "yellow", "failed": "bold red"}[look.verdict]
+    console.print(f"[{colour}]{look.verdict:<8}[/]{escape(f'{look.what}: {look.seen}')}", soft_wrap=True)
+    if look.remedy and look.verdict != "ok":
+        console.print(escape(f"        {look.remedy}"), soft_wrap=True)
+
+
+@app.command()
 def retry(
     jobs: Annotated[list[int], typer.Argument(help="Numbers of jobs, as 'status' shows them.")],
     config: ConfigFile = DEFAULT,
@@ -105,6 +178,27 @@ def retry(
     for number in jobs:
         again = Deliveries(store, found.destinations).retry(known[number], "console")
         print(f"{again.id}: {again.state}")
+
+
+@app.command("openrecon-label")
+def openrecon_label(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file to write.")],
+    config: ConfigFile = DEFAULT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the MRD server, inside the container.")] = 9002,
+    vendor: Annotated[str, typer.Option(help="Who packages it: letters, digits and hyphens.")] = "orthokernels",
+    address: Annotated[str, typer.Option(help="The packager's address, for the regulatory part.")] = "",
+) -> None:
+    """Write the label that makes a container image of the appliance a Siemens OpenRecon module, checked."""
+    need("orthokernels edge openrecon-label", "jsonschema", "edge")
+    from orthokernels.edge.config import load
+    from orthokernels.edge.durable import write_durably
+    from orthokernels.edge.openrecon.label import IMAGE_LABEL, openrecon_label
+
+    label = openrecon_label(load(config), port=port, vendor=vendor, address=address)
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: {out.parent} is no folder. Make it, or name another place.")
+    write_durably(out, (json.dumps(label, indent=2).encode() + b"\n",))
+    print(f"{out}: {len(label['parameters'])} parameters. In an image it is the label {IMAGE_LABEL}, as base 64.")
 
 
 @app.command("export-audit")

@@ -70,11 +70,15 @@ class Tls(_Section):
 
 
 class Peer(_Section):
-    """Who may send: an AE title, from these networks. 0 is the most urgent priority, 9 the least."""
+    """Who may send: an AE title, from these networks. 0 is the most urgent priority, 9 the least.
+
+    What a peer sends that is not to ``deliver`` is worked on as everything else, and its results stay here.
+    """
 
     ae_title: AETitle
     hosts: Networks
     priority: Priority = 5
+    deliver: bool = True
 
 
 class Limits(_Section):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from orthokernels.edge.config import Destination, DimseDestination
 from orthokernels.edge.store import Job, Store
 
 NO_DESTINATION = "no destination is configured; the results stay here"
+KEPT_HERE = "its sender's results are not to be delivered; they stay here"
 _UNCONFIRMED = "sent, but the archive did not confirm that it keeps them"
 
 
@@ -44,13 +46,19 @@ class Delivery:
 
 
 class Deliveries:
-    """What is owed to the destinations. Its changes may take the job itself from sending to sent, committed or dead."""
+    """What is owed to the destinations. Its changes may take the job itself from sending to sent, committed or dead.
 
-    def __init__(self, store: Store, destinations: Sequence[Destination]) -> None:
+    Nothing is owed of a study whose images all came from ``undelivered`` senders.
+    """
+
+    def __init__(
+        self, store: Store, destinations: Sequence[Destination], undelivered: Collection[str] = frozenset()
+    ) -> None:
         self.store = store
         self.database = store.database
         self.destinations = {destination.name: destination for destination in destinations}
         self.owed = Bell()  # rings when there may be something for a sender
+        self._undelivered = frozenset(undelivered)
 
     def owe(self, job: Job, owner: str, made: Iterable[Made], rejected: str | None = None) -> None:
         """Take a job to sending: its objects now go to every destination. With ``rejected``, they are the rejection's.
@@ -67,7 +75,8 @@ class Deliveries:
             )
             connection.executemany(
                 "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) VALUES (?,?,'waiting',?,?)",
-                [(job.id, name, now, now) for name in self.destinations if made],  # else it would count as a success
+                # without an object there is nothing to deliver, and it would count as a success
+                [(job.id, name, now, now) for name in self._receivers(connection, job) if made],
             )
             self.database.afterwards(self.owed.ring)
             if rejected is not None:
@@ -75,6 +84,13 @@ class Deliveries:
             else:
                 self.store.move(job.id, "sending", owner)
                 self._follow(job.id, owner)
+
+    def _receivers(self, connection: sqlite3.Connection, job: Job) -> Collection[str]:
+        rows = connection.execute(
+            "SELECT DISTINCT source FROM instances JOIN job_instances ON instance = id WHERE job = ?", (job.id,)
+        )
+        sources = {row["source"] for row in rows}
+        return () if sources and sources <= self._undelivered else self.destinations
 
     def due(self, destination: str) -> Delivery | None:
         """The most urgent delivery to this destination whose time has come."""
@@ -240,6 +256,9 @@ class Deliveries:
                 self._follow(row["job"], "appliance")
         return len(rows)
 
+    def _why_nobody(self) -> str:
+        return KEPT_HERE if self.destinations else NO_DESTINATION
+
     def _noted(self, job: int, event: str, actor: str, outcome: str = "success") -> None:
         with self.database.write() as connection:
             audit.append(connection, event, actor, self.store.job(job).name, outcome)
@@ -260,6 +279,6 @@ class Deliveries:
             if state == "sending" and "waiting" not in states:
                 dead = [f"{row['destination']}: {row['reason']}" for row in rows if row["state"] == "dead"]
                 state = "dead" if dead else "sent"
-                self.store.move(job_id, state, actor, "; ".join(dead) or (None if rows else NO_DESTINATION))
+                self.store.move(job_id, state, actor, "; ".join(dead) or (None if rows else self._why_nobody()))
             if state == "sent" and states == {"committed"}:
                 self.store.move(job_id, "committed", actor)

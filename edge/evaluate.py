@@ -15,6 +15,7 @@ from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
 from orthokernels.edge.viewing import keep_objects, keep_result
 
+from orthokernels.bundle.golden import check_golden, golden_study
 from orthokernels.bundle.novelty_tables import read_tables
 from orthokernels.bundle.verify import verify
 from orthokernels.data.study import read_study
@@ -27,10 +28,10 @@ from orthokernels.tasks import PLANES
 
 
 class PipelineEvaluator:
-    """Runs a bundle, which is verified and loaded once, at the start.
+    """Runs a bundle, which is verified, loaded and tried on its golden case once, at the start.
 
     Raises:
-        InputError: there is no bundle, or it is not what its manifest says.
+        InputError: there is no bundle, it is not what its manifest says, or it gives something else than it should.
     """
 
     def __init__(self, config: Config) -> None:
@@ -41,6 +42,18 @@ class PipelineEvaluator:
         planes = [plane for plane in PLANES if plane in self._results.planes]
         self._model = open_bundle(self._bundle, self._results.joint, planes)
         self._known = read_tables(config.work.bundle, self._bundle.manifest, self._results.joint)
+        self.verified = self._try_golden()
+
+    def _try_golden(self) -> str | None:
+        """Run the bundle's own study as any other, with the options that its record was made with."""
+        joint = self._results.joint
+        images = golden_study(self._bundle, joint)
+        if not images:
+            return None
+        made = run(images, model=self._model, planes=self._results.planes, joint=joint)
+        labels = {plane: own for plane, (own, _) in made.label_maps.items()}
+        probabilities = {finding.label: finding.probability for finding in made.result.findings}
+        return check_golden(self._bundle, joint, labels, probabilities, made.result.model.form).told()
 
     def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
         return examine(sources, self._results.planes)

@@ -33,6 +33,7 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self.ready = False
+        self.verified: str | None = None  # on what the process has tried its model
 
     def ask(
         self,
@@ -82,6 +83,7 @@ class Guard:
         ready = self._wait(self._config.work.start_seconds, lambda told: None, alive)
         if "unusable" in ready:
             raise InputError(str(ready["unusable"]))
+        self.verified = ready.get("verified")
         self.ready = True
 
     def _send(self, request: dict[str, Any]) -> None:

@@ -47,7 +47,13 @@ class Rejected(Exception):  # noqa: N818 - an outcome, not an error
 
 
 class Evaluator(Protocol):
-    """What the process does with a study."""
+    """What the process does with a study.
+
+    Attributes:
+        verified: what the model was tried on before it may work, and how that came out; None where it could not be.
+    """
+
+    verified: str | None
 
     def examine(self, sources: Sequence[Path]) -> tuple[Verdict, str]:
         """Whether it is all there, and fit for the model."""
@@ -85,7 +91,7 @@ def serve(make: Callable[[Config], Evaluator]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patients' images
     try:
         evaluator = make(config)
-        _say(answers, done=True)
+        _say(answers, done=True, verified=evaluator.verified)
         for line in sys.stdin:
             _answer(evaluator, json.loads(line), answers)
     except InputError as error:

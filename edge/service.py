@@ -18,6 +18,7 @@ from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.durable import make_folder, remove_unfinished
 from orthokernels.edge.mrd.model import InlineModel
+from orthokernels.edge.notify import notify, watchdog_seconds
 from orthokernels.edge.receive import intake
 from orthokernels.edge.receive.folder import FolderWatcher
 from orthokernels.edge.receive.intake import Intake
@@ -25,6 +26,7 @@ from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.receive.stow import StowServer
 from orthokernels.edge.retention import Cleaner
+from orthokernels.edge.selfcheck import SelfCheck
 from orthokernels.edge.send.sender import Sender
 from orthokernels.edge.store import Store, remove_unknown
 from orthokernels.edge.work import Worker
@@ -48,7 +50,8 @@ class Service:
         self.config = config
         self._lock = _lock(config)
         self.store = Store(Database(config.appliance.data))
-        self.deliveries = Deliveries(self.store, config.destinations)
+        undelivered = [peer.ae_title for peer in config.receive.peers if not peer.deliver]
+        self.deliveries = Deliveries(self.store, config.destinations, undelivered)
         self._intake = Intake(config, self.store)
         studies = OpenStudies(self.store)
         self._receiver = Receiver(config, self._intake, studies, self.deliveries.commitment_answered)
@@ -61,6 +64,7 @@ class Service:
             Worker(config, self.store, self.deliveries, f"worker-{number}") for number in range(config.work.workers)
         ]
         self._cleaner = Cleaner(self.store, config.appliance.data, config.disk, config.retention)
+        self.self_check = SelfCheck(config.appliance.data, self.store.database)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -68,6 +72,7 @@ class Service:
         """Put right what a crash left, then listen and work."""
         quiet_libraries()
         self._recover()
+        self.self_check.look()
         for number, worker in enumerate(self.workers):
             self._run(worker.run, f"worker-{number}")
         for sender in self._senders:
@@ -112,6 +117,7 @@ class Service:
                 if time.monotonic() - cleaned > _CLEAN_SECONDS:
                     cleaned = time.monotonic()
                     self._cleaner.clean()
+                    self.self_check.look()
             except Exception:  # a fault of ours must not end the thread
                 LOG.exception("housekeeping stumbled")
 
@@ -150,7 +156,11 @@ def serve(config: Config) -> None:
     page = Page(service)  # a token that can't be read stops it before anything listens
     service.start()
     page.start()
-    ended.wait()
+    notify("READY=1")
+    while not ended.wait(watchdog_seconds()):
+        if service.alive() and service.store.waiting() >= 0:  # a database that hangs, hangs this too
+            notify("WATCHDOG=1")
+    notify("STOPPING=1")
     service.stop()
 
 

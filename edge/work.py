@@ -46,6 +46,11 @@ class Worker:
         """Whether the process has said that its model is ready."""
         return self._guard.ready
 
+    @property
+    def verified(self) -> str | None:
+        """How the process's model came through its golden case; None where there was none to try it on."""
+        return self._guard.verified
+
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop."""
         while not stop.is_set():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orthokernels.export.card import write_card
+from orthokernels.export.golden import write_golden
 from orthokernels.export.graphs import Plan, plan_graphs
 from orthokernels.export.onnx_file import write_onnx
 
@@ -45,11 +46,12 @@ UNTRAINED_LIMIT = "The weights are untrained: whatever comes out means nothing."
 
 @dataclass(frozen=True)
 class Draft:
-    """A bundle's folder before its manifest: what was loaded, and which graphs are in it in which forms."""
+    """A bundle's folder before its manifest: what was loaded, its golden case, and which graphs are in which forms."""
 
     folder: Path
     weights: Mapping[str, Weights]
     plan: Plan
+    golden: Mapping[str, records.GoldenCase]
     forms: dict[str, dict[Form, list[str]]] = field(default_factory=dict)
     known: dict[tuple[str, str], records.Known] = field(default_factory=dict)  # by joint and plane
     quantised: list[records.Quantisation] = field(default_factory=list)
@@ -92,13 +94,13 @@ def joints_of(weights: str) -> dict[str, Weights]:
 
 
 def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total: None) -> Draft:
-    """Every graph in fp32, and the weights themselves for the native engine."""
+    """Every graph in fp32, the weights themselves for the native engine, and the golden case."""
     copied = _copy_weights(weights, folder / WEIGHTS)
     loaded = joints_of(copied)
     for own in loaded.values():
         if own.name == copied:  # weights without a name of their own are called by their folder's
             own.name = folder_of(weights).resolve().name
-    made = Draft(folder, loaded, plan_graphs(list(loaded.values())))
+    made = Draft(folder, loaded, plan_graphs(list(loaded.values())), write_golden(folder, loaded, tell))
     (folder / GRAPHS).mkdir(parents=True)
     first = next(iter(loaded.values()))
     for number, (name, source) in enumerate(made.plan.graphs.items()):
@@ -177,7 +179,7 @@ def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[
         joints={joint: _joint(made, own) for joint, own in made.weights.items()},
         graphs=graphs, native=True,
         minimum_versions={"orthokernels": __version__, "openvino": "2024.5", "onnxruntime": "1.19"},
-        metrics=tuple(metrics), refused=tuple(refused),
+        golden=dict(made.golden), metrics=tuple(metrics), refused=tuple(refused),
         quantised=tuple(made.quantised), files={},
     )  # fmt: skip
 

@@ -38,6 +38,11 @@ class InlineModel:
         """Whether the process has said that its model is ready."""
         return self._guard.ready
 
+    @property
+    def verified(self) -> str | None:
+        """How the process's model came through its golden case; None where there was none to try it on."""
+        return self._guard.verified
+
     def run(self, stop: threading.Event) -> None:
         """Start the process, and again after each death, until told to stop."""
         while not stop.is_set():

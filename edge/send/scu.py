@@ -1,4 +1,7 @@
-"""One try to deliver: a new association, every object that is still owed, and the question whether it is kept."""
+"""One try to deliver: a new association, every object that is still owed, and the question whether it is kept.
+
+And C-ECHO, which asks whether anyone is there at all.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from orthokernels.edge.tls import client_context
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # the one instance of the push model (PS3.4 annex J.3.1)
 _REQUEST_COMMITMENT = 1
@@ -99,6 +102,20 @@ def ask_commitment(
         )
         if status.get("Status") != 0x0000:
             raise NotDeliveredError("it did not take the commitment request")
+
+
+def echo(title: str, destination: DimseDestination) -> None:
+    """Ask a destination whether it is there (C-ECHO).
+
+    Raises:
+        NotDeliveredError: it is not, or does not talk to us.
+    """
+    entity = _entity(title, destination)
+    entity.add_requested_context(Verification)
+    with _association(entity, destination) as association:
+        status = association.send_c_echo().get("Status")
+        if status != 0x0000:
+            raise NotDeliveredError("it did not answer" if status is None else f"it answered 0x{status:04X}")
 
 
 def _entity(title: str, destination: DimseDestination) -> AE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from orthokernels.edge import metrics
@@ -18,9 +17,6 @@ from starlette.routing import Route
 
 # They come without a token, and under any host name.
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-
-# A clock before this has lost its battery; results would bear wrong dates.
-_EARLIEST_CLOCK = 1735689600.0  # 2025-01-01
 
 
 class Probes:
@@ -45,7 +41,9 @@ class Probes:
 
     def _readyz(self, request: Request) -> Response:
         reasons = list(self.not_ready())
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        checked = [worker.verified for worker in self._service.workers if worker.verified]
+        told = {"ready": not reasons, "reasons": reasons, "golden_case": checked}
+        return JSONResponse(told, 503 if reasons else 200)
 
     def not_ready(self) -> Iterator[str]:
         """Why studies should not be sent here now; nothing, where they may."""
@@ -57,9 +55,10 @@ class Probes:
             if model.unusable:
                 yield model.unusable
             elif not model.loaded:
-                yield "the model is being loaded"
-        if time.time() < _EARLIEST_CLOCK:
-            yield "the clock is wrong"
+                yield "the model is being loaded and tried on its golden case"
+            elif model.verified is None:
+                yield "the bundle carries no golden case to try the model on; export it again"
+        yield from self._service.self_check.reasons
 
     def _metrics(self, request: Request) -> Response:
         told = generate_latest(metrics.REGISTRY) + generate_latest(self._gauges)

@@ -7,6 +7,7 @@
     graphs/NAME.FORM.onnx, .xml and .bin    the graphs
     novelty/JOINT.PLANE.safetensors         what is known of studies, to tell what is unlike them
     weights/                                the weights folder that they were made from, for the native engine
+    golden/JOINT/                           a small phantom study and the label maps that the reference gives for it
 
 Paths are relative to the folder, with forward slashes.
 """
@@ -126,6 +127,20 @@ class Joint(_Record):
     patient_data: str | None = None
 
 
+class GoldenCase(_Record):
+    """A study that the model has to give the same result for wherever it runs.
+
+    Attributes:
+        images: its DICOM files.
+        labels: a safetensors file with the label map of each plane that has one, uint8 (i, j, k).
+        probabilities: of each finding; None where the reference does not score it.
+    """
+
+    images: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: str
+    probabilities: dict[str, float | None]
+
+
 class Metric(_Record):
     """One figure of a task, in a form and in fp32, over as many studies."""
 
@@ -169,6 +184,7 @@ class Manifest(_Record):
         preparation: how a study becomes slabs; "full" covers every slice.
         structures: of each plane's segmentation.
         minimum_versions: of the package and of the engines, by their names on the package index.
+        golden: a case of each joint that the model is tried on before it is used elsewhere.
         metrics, refused: what each form reached, and which forms were left out.
         quantised: which layers of which graphs are not in INT8 where their form says so.
         files: every file of the folder but the manifest and its signature.
@@ -191,6 +207,7 @@ class Manifest(_Record):
     graphs: dict[str, Graph]
     native: bool
     minimum_versions: dict[str, str]
+    golden: dict[str, GoldenCase] = {}
     metrics: tuple[Metric, ...] = ()
     refused: tuple[Refusal, ...] = ()
     quantised: tuple[Quantisation, ...] = ()

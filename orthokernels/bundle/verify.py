@@ -152,6 +152,8 @@ def _names(manifest: Manifest) -> Iterator[str]:
         yield from ([] if joint.patient_data is None else [joint.patient_data])
         for plane in joint.planes.values():
             yield from _tables(plane)
+    for case in manifest.golden.values():
+        yield from (*case.images, case.labels)
 
 
 def _tables(plane: PlaneGraphs) -> list[str]:
@@ -234,6 +236,12 @@ def _check_references(folder: Path, manifest: Manifest) -> None:
         for file in (file for files in graph.forms.values() for file in files):
             if file not in manifest.files:
                 raise InputError(f"{path}: the graph {name} is made of {file}, which is not listed.")
+    for joint, case in manifest.golden.items():
+        if joint not in manifest.joints:
+            raise InputError(f"{path}: has a golden case of the {joint}, and nothing else for it.")
+        for file in (*case.images, case.labels):
+            if file not in manifest.files:
+                raise InputError(f"{path}: the golden case of the {joint} has {file}, which is not listed.")
     for joint, own in manifest.joints.items():
         named = [own.fusion, own.late_fusion]
         if own.patient_data is not None and own.patient_data not in manifest.files:

@@ -147,6 +147,24 @@ def test_a_path_that_leaves_the_folder_is_refused(bundle, name):
     assert repr(name) in refusal(bundle)
 
 
+def test_golden_case_lies_inside_and_is_listed(bundle):
+    def case(**changes):
+        return {"knee": {"images": ["golden/1.dcm"], "labels": "golden/labels", "probabilities": {}, **changes}}
+
+    (bundle / "golden").mkdir()
+    (bundle / "golden" / "1.dcm").write_bytes(b"image")
+    joints = {"knee": {"weights_digest": "", "findings": [], "planes": {}}}
+    write_manifest(bundle, joints=joints, golden=case())
+    assert "the golden case of the knee has golden/labels, which is not listed" in refusal(bundle)
+    write_manifest(bundle, joints=joints, golden=case(images=["../1.dcm"]))
+    assert repr("../1.dcm") in refusal(bundle)
+    (bundle / "golden" / "labels").write_bytes(b"labels")
+    write_manifest(bundle, golden=case())
+    assert "has a golden case of the knee, and nothing else for it" in refusal(bundle)
+    write_manifest(bundle, joints=joints, golden=case())
+    verify(bundle)
+
+
 @pytest.mark.parametrize("where", ["file", "folder", "manifest"])
 def test_a_symbolic_link_is_refused(bundle, tmp_path, where):
     if where == "file":

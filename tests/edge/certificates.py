@@ -23,12 +23,12 @@ class Authority:
         constraint = x509.BasicConstraints(ca=True, path_length=None)
         self._write(self.certificate, self._builder("authority", self._key).add_extension(constraint, critical=True))
 
-    def sign(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of ``name``."""
+    def sign(self, name: str, days: int = 1) -> tuple[Path, Path]:
+        """Certificate and key of ``name``, which end in so many days."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         certificate, key_file = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        self._write(certificate, self._builder(name, key).add_extension(address, critical=False))
+        self._write(certificate, self._builder(name, key, days).add_extension(address, critical=False))
         key_file.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -36,15 +36,15 @@ class Authority:
         )
         return certificate, key_file
 
-    def _builder(self, name: str, key: rsa.RSAPrivateKey) -> x509.CertificateBuilder:
+    def _builder(self, name: str, key: rsa.RSAPrivateKey, days: int = 1) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return x509.CertificateBuilder(
             issuer_name=self._name,
             subject_name=_name(name),
             public_key=key.public_key(),
             serial_number=x509.random_serial_number(),
-            not_valid_before=now - datetime.timedelta(hours=1),
-            not_valid_after=now + datetime.timedelta(days=1),
+            not_valid_before=now - datetime.timedelta(days=2),
+            not_valid_after=now + datetime.timedelta(days=days, hours=1),
         )
 
     def _write(self, path: Path, builder: x509.CertificateBuilder) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from urllib.parse import urlencode
 
 import pydicom
 from orthokernels.edge.config import Config
+from safetensors.numpy import save_file
 
 from tests.data.series import noise, write_series
 
@@ -94,6 +97,32 @@ def edit(path: Path, **attributes: Any) -> Path:
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_bundle(folder: Path, images: Sequence[Path]) -> Path:
+    """A bundle without a model, for workers that need none: it verifies, and carries ``images`` as the knee's golden
+    study, of which nothing is recorded."""
+    study = folder / "golden" / "knee" / "study"
+    study.mkdir(parents=True)
+    for number, path in enumerate(images):
+        shutil.copy(path, study / f"{number:04d}.dcm")
+    labels = study.parent / "labels.safetensors"
+    save_file({}, labels)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    golden = {"images": sorted(name for name in files if name.endswith(".dcm")), "probabilities": {}}
+    record = {
+        "name": "none", "version": "0.1.0", "intended_use": "Tests.", "limits": [], "trained": False,
+        "licence": "Apache-2.0", "origin": "written by a test", "size": 16, "depth": 16, "structures": {},
+        "graphs": {}, "native": False, "minimum_versions": {},
+        "joints": {"knee": {"weights_digest": "0" * 64, "findings": [], "planes": {}}},
+        "golden": {"knee": {**golden, "labels": labels.relative_to(folder).as_posix()}},
+        "files": {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            for name, content in files.items()
+        },
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(record))
+    return folder
 
 
 def store(

@@ -13,10 +13,11 @@ import pytest
 
 import orthokernels.models
 from orthokernels.data.phantom.dataset import Recipe, write_single
+from orthokernels.errors import InputError
 from orthokernels.pipeline import StudyRun, run
 from orthokernels.result import StudyResult
 from tests.edge.conftest import needs, starting, with_page
-from tests.edge.kit import Archive, archive_destination, ask, free_port, get, store, wait_for
+from tests.edge.kit import Archive, archive_destination, ask, config, free_port, get, store, wait_for
 
 pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
 
@@ -142,3 +143,56 @@ def test_page_shows_what_the_pipeline_gives_by_itself(service, offline):
         assert finding.name in page
     assert "Demo weights" in page
     assert "demo" in get(service, "/model")[1]
+
+
+def test_worker_tries_its_model_on_the_golden_case_before_it_works(bundle, tmp_path):
+    from orthokernels.edge.evaluate import PipelineEvaluator
+
+    verified = PipelineEvaluator(config(tmp_path, results={"planes": ["sagittal"]}, work={"bundle": bundle})).verified
+    assert verified is not None
+    assert "of the labelled voxels as recorded (sagittal)" in verified
+
+
+def test_model_that_gives_something_else_is_not_ready_and_evaluates_nothing(start, bundle, knee, tmp_path):
+    import hashlib
+    import json
+
+    import numpy as np
+    from orthokernels.edge.web import Page
+    from safetensors.numpy import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    record = json.loads((other / "manifest.json").read_text())
+    labels = other / record["golden"]["knee"]["labels"]
+    save_file({plane: np.roll(own, 5, axis=0) for plane, own in load_file(labels).items()}, labels)
+    content = labels.read_bytes()
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    record["files"][record["golden"]["knee"]["labels"]] = entry
+    (other / "manifest.json").write_text(json.dumps(record))
+    service = start(
+        results={"planes": ["sagittal"]},
+        work={"bundle": other, "command": [sys.executable, "-m", "orthokernels.edge.evaluate"]},
+    )
+    assert store(service.config, knee).returncode == 0
+    (worker,) = service.workers
+    wait_for(lambda: worker.unusable, 120)
+    assert "does not come out on this machine" in next(iter(Page(service).not_ready()))
+    assert [job.state for job in service.store.jobs(("sent", "sending", "rejected", "dead"))] == []
+
+
+def test_demo_goes_from_storescu_to_an_archive_and_says_where_to_look(bundle, tmp_path, capsys):
+    from orthokernels.edge.demo import show
+
+    needs("storescu", "storescp")
+    show(bundle, tmp_path / "demo", keep=False)
+    told = capsys.readouterr().out
+    assert "The study is sent" in told
+    assert "Comprehensive 3D SR" in told
+    assert "Page:           http://127.0.0.1:" in told
+    assert len(list((tmp_path / "demo" / "archive").iterdir())) >= 3
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else than a demo"):
+        show(bundle, tmp_path / "mine", keep=False)
+    assert (tmp_path / "mine" / "thesis.txt").exists()

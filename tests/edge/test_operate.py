@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.retention import Cleaner
+from orthokernels.edge.status import recent
 
-from tests.edge.kit import archive_destination, get, store, wait_for, write_study
+from tests.edge.kit import archive_destination, edit, free_port, get, store, wait_for, write_study
 
 
 def test_probes_tell_of_health_and_readiness(serve):
@@ -51,15 +52,44 @@ def test_audit_log_is_a_chain_and_a_changed_entry_shows(start, study):
     assert [entry["number"] for entry in audit.entries(service.store.database) if not entry["intact"]] == [3]
 
 
-def test_neither_log_nor_audit_names_patient_or_study(start, study, caplog, tmp_path):
+SECRETS = {
+    "PatientName": "Xanthopoulos^Zephyrine",
+    "PatientID": "PID-7351-QUIBBLE",
+    "PatientBirthDate": "19510203",
+    "AccessionNumber": "ACC-90417-WOMBAT",
+    "ReferringPhysicianName": "Featherstonehaugh^Q",
+    "StudyDescription": "knee of the mayor",
+    "ProtocolName": "mayor-protocol",
+}
+
+
+def test_neither_log_nor_audit_nor_metrics_nor_queue_name_patient_or_study(serve, study, capfd, caplog, tmp_path):
+    """A study that is evaluated, one that ends its worker, one that is rejected, one set aside, one that is refused."""
+    service = serve(settle={"quiet_seconds": 0.3}, work={"attempts": 1})
     with caplog.at_level(logging.DEBUG):
-        service = start(settle={"quiet_seconds": 0.3}, work={"attempts": 1})
-        bad = write_study(tmp_path / "bad", study="1.2.777", SeriesDescription="crash")
-        assert store(service.config, [*study, *bad]).returncode == 0
-        wait_for(lambda: len(service.store.jobs(("sent", "dead"))) == 2)
-    told = caplog.text + json.dumps(list(audit.entries(service.store.database)))
-    for secret in ("Secret", "1.2.3.1", "1.2.777"):
-        assert secret not in told
+        logging.getLogger("orthokernels").setLevel(logging.DEBUG)
+        good = write_study(tmp_path / "good", study="1.2.83514", **SECRETS)
+        crash = write_study(tmp_path / "crash", study="1.2.83515", SeriesDescription="crash", **SECRETS)
+        reject = write_study(tmp_path / "reject", study="1.2.83516", SeriesDescription="reject", **SECRETS)
+        assert store(service.config, [*good, *crash, *reject]).returncode == 0
+        wait_for(lambda: len(service.store.jobs(("sent", "dead", "rejected"))) == 3)
+        other = edit(good[0], StudyDescription="another mayor")
+        assert store(service.config, [other]).returncode == 0
+        assert store(service.config, study, calling="MAYOR").returncode != 0
+    told = {
+        "log": caplog.text,
+        "output": "".join(capfd.readouterr()),
+        "audit": json.dumps(list(audit.entries(service.store.database))),
+        "metrics": get(service, "/metrics")[1],
+        "readiness": get(service, "/readyz")[1],
+        "status": json.dumps(recent(service.store)),
+    }
+    assert "set aside" in told["metrics"]
+    assert len(told["log"]) > 500
+    secrets = [part for value in SECRETS.values() for part in value.split("^") if len(part) > 1]
+    for where, text in told.items():
+        for secret in (*secrets, "mayor", "1.2.8351"):
+            assert secret not in text, (where, secret)
 
 
 def cleaner(service, **days: float) -> Cleaner:

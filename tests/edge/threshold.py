@@ -25,6 +25,8 @@ from orthokernels.errors import InputError
 
 
 class Threshold:
+    verified = "a threshold has nothing to try"
+
     def __init__(self, config: Config) -> None:
         self._planes = config.results.planes
         self._configuration = config.results.digest()
