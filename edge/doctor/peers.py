@@ -1,12 +1,16 @@
-"""The destinations: whether their names are known, somebody listens, TLS holds, and DICOM is spoken to us."""
+"""The destinations: whether their names are known, somebody listens, TLS holds, and DICOM is spoken to us.
+
+A DICOMweb server has no C-ECHO; that it listens and shows its certificate is all that is asked of it.
+"""
 
 from __future__ import annotations
 
 import socket
 import ssl
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
-from orthokernels.edge.config import Config, Destination
+from orthokernels.edge.config import AnyDestination, Config, WebDestination
 from orthokernels.edge.doctor.look import Look
 from orthokernels.edge.send.scu import NotDeliveredError, echo
 from orthokernels.edge.tls import client_context
@@ -24,17 +28,18 @@ def look_at_destinations(config: Config) -> Iterator[Look]:
         yield _destination(config.appliance.ae_title, destination)
 
 
-def _destination(title: str, destination: Destination) -> Look:
+def _destination(title: str, destination: AnyDestination) -> Look:
     what = f"destination {destination.name}"
-    place = f"{destination.host}:{destination.port}"
+    host, port = _address(destination)
+    place = f"{host}:{port}"
     try:
-        socket.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        return Look(
-            what, "failed", f"{destination.host}: no such host ({error.strerror})", "Correct it, or give an address."
-        )
+        return Look(what, "failed", f"{host}: no such host ({error.strerror})", "Correct it, or give an address.")
+    context = None
     try:
-        _connect(destination)
+        context = _context(destination)
+        _connect(host, port, context)
     except InputError as error:
         return Look(what, "failed", str(error), "Correct destinations.tls.")
     except ssl.SSLError as error:
@@ -44,16 +49,33 @@ def _destination(title: str, destination: Destination) -> Look:
     except OSError as error:
         told = f"{place}: nobody answers ({error.strerror or error})"
         return Look(what, "failed", told, "Start it, or open the firewall between. Results wait and are sent later.")
+    over_tls = ", over TLS" * (context is not None)
+    if isinstance(destination, WebDestination):
+        return Look(what, "ok", f"{place} listens{over_tls}; what it takes shows when results are sent")
     try:
         echo(title, destination)
     except NotDeliveredError as error:
         remedy = f"Make {title} known to {destination.ae_title}; check both AE titles."
         return Look(what, "failed", f"{place} listens, and C-ECHO failed: {error}", remedy)
-    return Look(what, "ok", f"{place}, {destination.ae_title} answers C-ECHO" + ", over TLS" * bool(destination.tls))
+    return Look(what, "ok", f"{place}, {destination.ae_title} answers C-ECHO{over_tls}")
 
 
-def _connect(destination: Destination) -> None:
-    with socket.create_connection((destination.host, destination.port), _CONNECT_SECONDS) as plain:
-        if destination.tls is not None:
-            with client_context(destination.tls).wrap_socket(plain, server_hostname=destination.host):
+def _address(destination: AnyDestination) -> tuple[str, int]:
+    if not isinstance(destination, WebDestination):
+        return destination.host, destination.port
+    url = urlsplit(destination.url)
+    return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+def _context(destination: AnyDestination) -> ssl.SSLContext | None:
+    if destination.tls is not None:
+        return client_context(destination.tls)
+    web = isinstance(destination, WebDestination) and destination.url.startswith("https:")
+    return ssl.create_default_context() if web else None
+
+
+def _connect(host: str, port: int, context: ssl.SSLContext | None) -> None:
+    with socket.create_connection((host, port), _CONNECT_SECONDS) as plain:
+        if context is not None:
+            with context.wrap_socket(plain, server_hostname=host):
                 pass

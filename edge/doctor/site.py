@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orthokernels.edge.config import Config, Tls
+from orthokernels.edge.config import Config, Tls, WebDestination
 from orthokernels.edge.database import NAME
 from orthokernels.edge.doctor.look import Look
 from orthokernels.edge.receive.intake import no_room
@@ -45,9 +45,8 @@ def look_at_files(file: Path, config: Config) -> Iterator[Look]:
     """Who may read and write what was configured: the configuration itself, keys, tokens."""
     yield _permissions("configuration", file, forbidden=stat.S_IWGRP | stat.S_IWOTH, remedy=f"chmod 640 {file}")
     secret = stat.S_IRWXO | stat.S_IWGRP
-    if config.page.token_file is not None:
-        path = config.page.token_file
-        yield _permissions("token of the page", path, forbidden=secret, remedy=f"chmod 640 {path}")
+    for what, path in _secrets(config):
+        yield _permissions(what, path, forbidden=secret, remedy=f"chmod 640 {path}")
     for name, tls in _all_tls(config):
         if tls.key is not None:
             yield _permissions(f"TLS key, {name}", tls.key, forbidden=secret, remedy=f"chmod 640 {tls.key}")
@@ -55,9 +54,23 @@ def look_at_files(file: Path, config: Config) -> Iterator[Look]:
             yield _certificate(f"TLS certificate, {name}", tls.certificate)
 
 
+def _secrets(config: Config) -> Iterator[tuple[str, Path]]:
+    """Files with a token or a password."""
+    named = [("token of the page", config.page.token_file)]
+    for peer in config.stow.peers if config.stow is not None else ():
+        named.append((f"token of {peer.name}", peer.token_file))
+    for destination in config.destinations:
+        if isinstance(destination, WebDestination):
+            named.append((f"token for {destination.name}", destination.token_file))
+            named.append((f"password for {destination.name}", destination.password_file))
+    yield from ((what, path) for what, path in named if path is not None)
+
+
 def _all_tls(config: Config) -> Iterator[tuple[str, Tls]]:
     if config.receive.tls is not None:
         yield "receive", config.receive.tls
+    if config.stow is not None and config.stow.tls is not None:
+        yield "stow", config.stow.tls
     for destination in config.destinations:
         if destination.tls is not None:
             yield destination.name, destination.tls
@@ -140,11 +153,12 @@ def _last_recorded(database: Path) -> str | None:
 
 def look_at_ports(config: Config) -> Iterator[Look]:
     """Whether the appliance could listen where it is to; for one that does not run."""
-    for what, host, port in (
-        ("DICOM port", config.receive.host, config.receive.port),
-        ("page's port", config.page.host, config.page.port),
-    ):
-        yield _port(what, host, port)
+    yield _port("DICOM port", config.receive.host, config.receive.port)
+    yield _port("page's port", config.page.host, config.page.port)
+    if config.stow is not None:
+        yield _port("DICOMweb port", config.stow.host, config.stow.port)
+    if config.mrd is not None:
+        yield _port("MRD port", config.mrd.host, config.mrd.port)
 
 
 def _port(what: str, host: str, port: int) -> Look:
