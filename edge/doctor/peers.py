@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from orthokernels.edge.config import AnyDestination, Config, WebDestination
+from orthokernels.edge.config import AnyDestination, Config, Tls, WebDestination
 from orthokernels.edge.doctor.look import Look
 from orthokernels.edge.send.scu import NotDeliveredError, echo
 from orthokernels.edge.tls import client_context
@@ -68,10 +68,9 @@ def _address(destination: AnyDestination) -> tuple[str, int]:
 
 
 def _context(destination: AnyDestination) -> ssl.SSLContext | None:
-    if destination.tls is not None:
-        return client_context(destination.tls)
-    web = isinstance(destination, WebDestination) and destination.url.startswith("https:")
-    return ssl.create_default_context() if web else None
+    if isinstance(destination, WebDestination):
+        return client_context(destination.tls or Tls()) if destination.url.startswith("https:") else None
+    return client_context(destination.tls) if destination.tls is not None else None
 
 
 def _connect(host: str, port: int, context: ssl.SSLContext | None) -> None:
