@@ -2,8 +2,8 @@
 
     python -m orthokernels.bench.edge.associations [--count 10000] [--out FOLDER]
 
-Each association is opened, asked for an echo and released; every tenth brings an image instead (always the same one, which
-is known after the first time), every twentieth is rejected for its AE title, and every twentieth is dropped without a
+Each association is opened, asked for an echo and released; every tenth brings an image instead (always the same one,
+which is known after the first time), every twentieth is rejected for its AE title, and every twentieth is dropped without a
 word. The receiver is a process of its own; its resident memory is read from /proc, and a line is put through what comes
 after the first thousand, by which time caches are full and the allocator has its arenas.
 """
@@ -175,9 +175,9 @@ def table(facts: dict[str, Any]) -> str:
     shown = [megabytes[n] for n in np.linspace(0, len(megabytes) - 1, 11).round().astype(int)]
     lines = [
         *heading(facts),
-        f"{facts['associations']} associations in {facts['seconds']} s. After the first {facts['after']}, resident memory "
-        f"changes by {facts['bytes_an_association']:g} ± {facts['margin_95']:g} bytes an association (95 %); flat is less "
-        f"than {facts['held_to_bytes']}. {facts['threads_left']} threads and {facts['files_left']} open files are left "
+        f"{facts['associations']} associations in {facts['seconds']} s. After the first {facts['after']}, resident "
+        f"memory changes by {facts['bytes_an_association']:g} ± {facts['margin_95']:g} bytes an association (95 %); flat "
+        f"is less than {facts['held_to_bytes']}. {facts['threads_left']} threads and {facts['files_left']} open files are left "
         "beyond those before the first.",
         "",
         "| associations | resident memory, MB |",

@@ -14,6 +14,17 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from orthokernels.bench.edge.wire import (
+    ABORT,
+    ASSOCIATE_AC,
+    ASSOCIATE_RJ,
+    P_DATA,
+    Peer,
+    associate_request,
+    pdu,
+    store_command,
+    value_item,
+)
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import (
@@ -29,17 +40,6 @@ from tests.data.test_bombs import BOMBS, bombs
 from tests.edge.certificates import Authority
 from tests.edge.kit import config, store, wait_for, write_study
 from tests.edge.test_receive import echo, images
-from orthokernels.bench.edge.wire import (
-    ABORT,
-    ASSOCIATE_AC,
-    ASSOCIATE_RJ,
-    P_DATA,
-    Peer,
-    associate_request,
-    pdu,
-    store_command,
-    value_item,
-)
 
 PEERS = [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]
 SUCCESS, OTHER_UIDS, NOT_UNDERSTOOD = 0x0000, 0xA900, 0xC000

@@ -36,7 +36,7 @@ def main(
     target: Annotated[str, typer.Option(help="Kinds of input, separated by commas.")] = ",".join(TARGETS),
     seed: Annotated[int, typer.Option(min=0)] = 0,
     again: Annotated[Path | None, typer.Option(help="Corpus that is replayed first.")] = None,
-    findings: Annotated[Path, typer.Option(help="Folder for inputs that something went wrong with.")] = Path("findings"),
+    findings: Annotated[Path, typer.Option(help="Folder for what something went wrong with.")] = Path("findings"),
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for fuzz.json and fuzz.md.")] = None,
 ) -> None:
     """Fuzz, print what became of the inputs, and keep those that something went wrong with."""

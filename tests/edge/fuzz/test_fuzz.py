@@ -1,4 +1,4 @@
-"""Inputs that once failed, and two thousand mutations of good ones: each is taken or refused, and nothing else happens."""
+"""Inputs that once failed, and two thousand mutations of good ones: each is taken or refused, and no more happens."""
 
 from __future__ import annotations
 
