@@ -328,7 +328,8 @@ def _outcome(config: Config, appliance: Appliance, archive: Archive, story: Stor
                 row["sop_uid"]
                 for row in connection.execute(
                     "SELECT sop_uid FROM instances JOIN job_instances ON instance = instances.id "
-                    "JOIN jobs ON jobs.id = job WHERE state IN ('sent', 'committed') OR (state IN ('rejected', 'dead') AND reason IS NOT NULL)"
+                    "JOIN jobs ON jobs.id = job "
+                    "WHERE state IN ('sent', 'committed') OR (state IN ('rejected', 'dead') AND reason IS NOT NULL)"
                 )
             }
         intact = all(bool(entry["intact"]) for entry in audit.entries(database))

@@ -40,7 +40,7 @@ class Configurations(Target):
 
     fragments = (
         b"[[receive.peers]]", b"[receive]", b"= -1", b"= 1e999", b"= inf", b"= nan", b'"""', b"= [[[[[[[[", b"\\ud800",
-        b"= {a={a={a=", b'hosts = ["0.0.0.0/0", "::/0", "1.2.3.4/33"]', b"99999999999999999999", b"1979-05-27T07:32:00Z",
+        b"= {a={a={a=", b'hosts = ["0.0.0.0/0", "::/0", "1.2.3.4/33"]', b"9999999999999999999", b"1979-05-27T07:32:00",
     )  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
