@@ -4,8 +4,8 @@
 
 Each association is opened, asked for an echo and released; every tenth brings an image instead (always the same one,
 which is known after the first time), every twentieth is rejected for its AE title, and every twentieth is dropped
-without a word. The receiver is a process of its own; its resident memory is read from /proc, and a line is put through what comes
-after the first thousand, by which time caches are full and the allocator has its arenas.
+without a word. The receiver is a process of its own; its resident memory is read from /proc, and a line is put through
+what comes after the first thousand, by which time caches are full and the allocator has its arenas.
 """
 
 from __future__ import annotations
