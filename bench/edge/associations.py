@@ -2,10 +2,10 @@
 
     python -m orthokernels.bench.edge.associations [--count 10000] [--out FOLDER]
 
-Each association is opened, asked for an echo and released; every tenth brings an image instead (always the same one, which
-is known after the first time), every twentieth is rejected for its AE title, and every twentieth is dropped without a
-word. The receiver is a process of its own; its resident memory is read from /proc, and a line is put through what comes
-after the first thousand, by which time caches are full and the allocator has its arenas.
+Each association is opened, asked for an echo and released; every tenth brings an image instead (always the same one,
+which is known after the first time), every twentieth is rejected for its AE title, and every twentieth is dropped
+without a word. The receiver is a process of its own; its resident memory is read from /proc, and a line is put through
+what comes after the first thousand, by which time caches are full and the allocator has its arenas.
 """
 
 from __future__ import annotations
@@ -173,12 +173,12 @@ def table(facts: dict[str, Any]) -> str:
     """The figures as Markdown."""
     megabytes = [(number, resident / 1e6) for number, resident in facts["samples"]]
     shown = [megabytes[n] for n in np.linspace(0, len(megabytes) - 1, 11).round().astype(int)]
+    left = f"{facts['threads_left']} threads and {facts['files_left']} open files are left"
     lines = [
         *heading(facts),
-        f"{facts['associations']} associations in {facts['seconds']} s. After the first {facts['after']}, resident memory "
-        f"changes by {facts['bytes_an_association']:g} ± {facts['margin_95']:g} bytes an association (95 %); flat is less "
-        f"than {facts['held_to_bytes']}. {facts['threads_left']} threads and {facts['files_left']} open files are left "
-        "beyond those before the first.",
+        f"{facts['associations']} associations in {facts['seconds']} s. After the first {facts['after']}, resident "
+        f"memory changes by {facts['bytes_an_association']:g} ± {facts['margin_95']:g} bytes an association (95 %); "
+        f"flat is less than {facts['held_to_bytes']}. {left} beyond those before the first.",
         "",
         "| associations | resident memory, MB |",
         "|---|---|",

@@ -220,7 +220,7 @@ def _parts(job: Job, config: Config) -> dict[str, float]:
 def _bare(bundle: Path, images: Path, out: Path, environment: dict[str, str]) -> float:
     started = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "orthokernels.cli", "run", str(images), "--bundle", str(bundle), "--out", str(out), "-q"],
+        [sys.executable, "-m", "orthokernels.cli", "run", str(images), "--bundle", str(bundle), "-o", str(out), "-q"],
         check=True, env=environment, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return time.perf_counter() - started
@@ -231,8 +231,9 @@ def table(facts: dict[str, Any]) -> str:
     rows = facts["rows"]
     lines = [
         *heading(facts),
-        f"From the last image to everything accepted, {facts['times_bare']:.2f} times the bundle run by itself; held to "
-        f"{facts['held_to_times_bare']:g}. Bundle of {facts['weights']}, {facts['threads']} threads, {len(rows)} rounds.",
+        f"From the last image to everything accepted, {facts['times_bare']:.2f} times the bundle run by itself; held "
+        f"to {facts['held_to_times_bare']:g}. Bundle of {facts['weights']}, {facts['threads']} threads, {len(rows)} "
+        "rounds.",
         "",
         "| what | median, s | from | to |",
         "|---|---|---|---|",

@@ -8,7 +8,7 @@ pushes study after study and pushes again what was not acknowledged,
 - the appliance is killed by -9 at every transition of its state machine in turn, before and after it is committed;
 - the archive is down for a while, several times, and its network is cut;
 - the scanner's network is cut in the middle of an association;
-- the disk is full for a while (a small file system of its own, where the script may mount one: no space left, for real);
+- the disk is full for a while, where the script may mount a small file system of its own: no space left, for real;
 - some studies are rejected by the model, and some end its process.
 
 In the end every instance that was acknowledged belongs to a study whose objects the archive has, or which is visibly
@@ -327,8 +327,9 @@ def _outcome(config: Config, appliance: Appliance, archive: Archive, story: Stor
             ended = {
                 row["sop_uid"]
                 for row in connection.execute(
-                    "SELECT sop_uid FROM instances JOIN job_instances ON instance = instances.id JOIN jobs ON jobs.id = "
-                    "job WHERE state IN ('sent', 'committed') OR (state IN ('rejected', 'dead') AND reason IS NOT NULL)"
+                    "SELECT sop_uid FROM instances JOIN job_instances ON instance = instances.id "
+                    "JOIN jobs ON jobs.id = job "
+                    "WHERE state IN ('sent', 'committed') OR (state IN ('rejected', 'dead') AND reason IS NOT NULL)"
                 )
             }
         intact = all(bool(entry["intact"]) for entry in audit.entries(database))

@@ -1,4 +1,4 @@
-"""A DICOM peer in raw bytes, for what no well-behaved toolkit can be made to send (PS3.8 section 9.3, PS3.7 annex E)."""
+"""A DICOM peer in raw bytes, for what no well-behaved toolkit will send (PS3.8 section 9.3, PS3.7 annex E)."""
 
 from __future__ import annotations
 

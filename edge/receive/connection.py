@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from io import FileIO
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from socketserver import BaseServer
 from typing import Any
@@ -51,7 +52,7 @@ class CountedSocket(AssociationSocket):
     def limit(self, limits: Limits) -> None:
         self._limits = limits
         self._of_message = self._of_association = 0
-        self._woken = open(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), "r+b", buffering=0)
+        self._woken = FileIO(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), "r+")
         self._waking = threading.Lock()
 
     def message_ended(self) -> None:

@@ -36,7 +36,7 @@ def main(
     target: Annotated[str, typer.Option(help="Kinds of input, separated by commas.")] = ",".join(TARGETS),
     seed: Annotated[int, typer.Option(min=0)] = 0,
     again: Annotated[Path | None, typer.Option(help="Corpus that is replayed first.")] = None,
-    findings: Annotated[Path, typer.Option(help="Folder for inputs that something went wrong with.")] = Path("findings"),
+    findings: Annotated[Path, typer.Option(help="Folder for what something went wrong with.")] = Path("findings"),
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for fuzz.json and fuzz.md.")] = None,
 ) -> None:
     """Fuzz, print what became of the inputs, and keep those that something went wrong with."""
@@ -60,6 +60,7 @@ def main(
 def fuzzed(kind: str, seed: int, count: int, again: Path | None, findings: Path) -> dict[str, Any]:
     """Run all of one kind; what became of the inputs, and the findings with their reasons."""
     started, first, found = time.perf_counter(), 0, []
+    old = 0 if again is None else len(corpus(again, kind))
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         marker = Path(folder, "marker")
@@ -83,7 +84,7 @@ def fuzzed(kind: str, seed: int, count: int, again: Path | None, findings: Path)
             print(f"{kind} {index}: {why.strip()}", file=sys.stderr)
     return {
         "kind": kind,
-        "corpus": len(corpus(again, kind)) if again is not None else 0,
+        "corpus": old,
         "mutations": count,
         "seconds": round(time.perf_counter() - started, 1),
         "outcomes": dict(outcomes),

@@ -39,8 +39,8 @@ class Configurations(Target):
     """In order, or sentences that say what is not."""
 
     fragments = (
-        b"[[receive.peers]]", b"[receive]", b"= -1", b"= 1e999", b"= inf", b"= nan", b'"""', b"= [[[[[[[[", b"= {a={a={a=",
-        b'hosts = ["0.0.0.0/0", "::/0", "1.2.3.4/33"]', b"99999999999999999999999999", b"1979-05-27T07:32:00Z", b"\\ud800",
+        b"[[receive.peers]]", b"[receive]", b"= -1", b"= 1e999", b"= inf", b"= nan", b'"""', b"= [[[[[[[[", b"\\ud800",
+        b"= {a={a={a=", b'hosts = ["0.0.0.0/0", "::/0", "1.2.3.4/33"]', b"9999999999999999999", b"1979-05-27T07:32:00",
     )  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +52,7 @@ class Configurations(Target):
         try:
             load(self._path)
         except InputError as refusal:
-            assert str(self._path) in str(refusal), "the sentence does not say which file"
+            if str(self._path) not in str(refusal):
+                raise AssertionError("the sentence does not say which file") from refusal
             return "refused"
         return "taken"

@@ -1,4 +1,4 @@
-"""A run in a process of its own: it notes which input it is at before it takes it, so that even a crash has a number."""
+"""A run in a process of its own: it notes which input it is at before taking it, so that even a crash has a number."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from orthokernels.bench.edge.fuzz import TARGETS
 from orthokernels.bench.edge.fuzz.mutate import mutated
+from orthokernels.bench.edge.fuzz.target import Target
 from orthokernels.edge.config import Work
 
 # No input is longer than some kilobytes; what takes this long on it is a way to hold the appliance up.
@@ -65,10 +66,10 @@ def run(target: str, seed: int, first: int, count: int, again: Path | None, mark
     _say(done=told)
 
 
-def _taken(own: object, content: bytes, index: int) -> str:
+def _taken(own: Target, content: bytes, index: int) -> str:
     started = time.perf_counter()
     try:
-        what = str(own.take(content))  # type: ignore[attr-defined]
+        what = str(own.take(content))
     except Exception:
         _say(finding=index, why=traceback.format_exc(limit=-3))
         return "finding"
@@ -78,9 +79,9 @@ def _taken(own: object, content: bytes, index: int) -> str:
     return what
 
 
-def _checked(own: object, index: int) -> None:
+def _checked(own: Target, index: int) -> None:
     try:
-        own.check()  # type: ignore[attr-defined]
+        own.check()
     except Exception:
         _say(finding=index, why=f"by one of the last {_CHECK_EVERY}: {traceback.format_exc(limit=-3)}")
 

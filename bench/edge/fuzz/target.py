@@ -40,7 +40,7 @@ class Target(abc.ABC):
             Exception: something that should not happen to anybody; whatever it is, it is a finding.
         """
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most have nothing to check
         """Called now and then, and at the end: whether all is still well.
 
         Raises:

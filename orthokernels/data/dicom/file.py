@@ -74,9 +74,7 @@ def read(path: Path, defer: int | None = None, only: Sequence[str] | None = None
     if DeflatedExplicitVRLittleEndian.encode() in start:
         _check_deflated(path)
     with BoundedReader(str(path)) as bounded:
-        dataset = pydicom.dcmread(
-            bounded, defer_size=defer, stop_before_pixels=only is not None, specific_tags=only
-        )
+        dataset = pydicom.dcmread(bounded, defer_size=defer, stop_before_pixels=only is not None, specific_tags=only)
     dataset.fileobj_type = BoundedReader  # for what was deferred
     return dataset
 

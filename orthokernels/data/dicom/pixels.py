@@ -29,7 +29,10 @@ def decode(frames: Sequence[Frame]) -> tuple[dict[tuple[Path, int], np.ndarray],
                     pixels[path, frame.index] = decoded[frame.index]
             except InputError as error:
                 damage.append(str(error))
-            except DAMAGE as error:
+            except BaseException as error:
+                # Decoders written in Rust (pylibjpeg-rle) panic by what is no Exception.
+                if not isinstance(error, DAMAGE) and type(error).__module__ != "pyo3_runtime":
+                    raise
                 damage.append(f"{path}: the pixels can't be decoded ({short(error)}). Export the file again.")
     return pixels, damage
 
