@@ -19,6 +19,7 @@ These layers have a few thousand weights: three products of them cost nothing be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -91,7 +92,7 @@ def _rewritten(model: onnx.ModelProto, node: onnx.NodeProto, rows: np.ndarray) -
 
     found: list[onnx.NodeProto] = []
 
-    def op(kind: str, suffix: str, *read: str, **attributes: int) -> str:
+    def op(kind: str, suffix: str, *read: str, **attributes: Any) -> str:
         out = made if suffix == "sum" else f"{name}.{suffix}"
         found.append(helper.make_node(kind, read, [out], name=f"{name}.{suffix}", **attributes))
         return out
