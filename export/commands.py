@@ -128,6 +128,9 @@ def check(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for parity.json, parity.md and parity.html.")],
     studies: Studies = 100,
     joints: Annotated[str | None, typer.Option(help="Joints, separated by commas; all by default.")] = None,
+    slabs: Annotated[
+        int | None, typer.Option(min=1, help="Slabs of each series, for errors alone; all of them by default.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -147,7 +150,7 @@ def check(
     options = Options(studies=studies)
     with progress(quiet or as_json) as tell:
         records = judged_records(wanted, found.manifest.size, options, tell)
-        result = compare(found, records, workers=options.workers, tell=tell).result
+        result = compare(found, records, slabs=slabs, workers=options.workers, tell=tell).result
     write_parity(result, out)
     if as_json:
         print(json.dumps(result))

@@ -49,51 +49,34 @@ def _rename_inner(model: onnx.ModelProto) -> None:
 def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with its layers' weights in INT8, symmetric with a scale for each output channel.
 
-    They are brought back to float32 as they are read: the arithmetic is fp32's, the file a quarter of its size. Linear
-    layers, whose inputs differ in size by orders of magnitude, have a scale for each input too.
+    They are brought back to float32 as they are read: the arithmetic is fp32's, the file a quarter of its size.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in copy.graph.initializer}
-    layers = {node.input[_WEIGHTS[node.op_type]]: node for node in weighted_nodes(copy)}
+    axes = {node.input[_WEIGHTS[node.op_type]]: _output_axis(node) for node in weighted_nodes(copy)}
     added = []
-    for name, node in layers.items():
-        values, axis = numpy_helper.to_array(tensors[name]), _output_axis(node)
+    for name, axis in axes.items():
+        values = numpy_helper.to_array(tensors[name])
         axis %= values.ndim
-        stored = {}
-        back = f"{name}.even" if node.op_type == "Gemm" else name
-        if node.op_type == "Gemm":
-            values, stored[f"{name}.share"] = _balanced(values, 1 - axis)
-            added.append(onnx.helper.make_node("Mul", [back, f"{name}.share"], [name], name=f"{name}.float"))
-        stored[f"{name}.int8"], stored[f"{name}.scale"] = _rounded(values, axis)
+        others = tuple(n for n in range(values.ndim) if n != axis)
+        largest = np.abs(values).max(axis=others)
+        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        shape = [-1 if n == axis else 1 for n in range(values.ndim)]
+        stored = np.rint(values / scale.reshape(shape)).astype(np.int8)
         copy.graph.initializer.remove(tensors[name])
-        copy.graph.initializer.extend(numpy_helper.from_array(own, key) for key, own in stored.items())
-        added.insert(
-            0,
+        copy.graph.initializer.extend(
+            [numpy_helper.from_array(stored, f"{name}.int8"), numpy_helper.from_array(scale, f"{name}.scale")]
+        )
+        added.append(
             onnx.helper.make_node(
-                "DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [back], name=f"{back}.read", axis=axis
-            ),
+                "DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], name=f"{name}.float", axis=axis
+            )
         )
     nodes = [*added, *copy.graph.node]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
-
-
-def _balanced(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """A linear layer's weights with a largest magnitude of 1 for each input, and what they were divided by."""
-    largest = np.abs(weight).max(axis=1 - axis, keepdims=True)
-    share = np.where(largest > 0, largest, 1).astype(np.float32)
-    return weight / share, share
-
-
-def _rounded(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """INT8 and the scale of each channel along ``axis``."""
-    others = tuple(n for n in range(values.ndim) if n != axis)
-    largest = np.abs(values).max(axis=others)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    shape = [-1 if n == axis else 1 for n in range(values.ndim)]
-    return np.rint(values / scale.reshape(shape)).astype(np.int8), scale
 
 
 def _output_axis(node: onnx.NodeProto) -> int:

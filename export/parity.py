@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -107,6 +108,7 @@ def check(
     records: Mapping[str, Sequence[Record]],
     *,
     forms: Sequence[Form] | None = None,
+    slabs: int | None = None,
     workers: int = 1,
     tell: Tell = lambda what, done, total: None,
 ) -> Checked:
@@ -116,6 +118,7 @@ def check(
         bundle: verified, with the weights that it was made from in it.
         records: series by joint, with labels and findings where there are some.
         forms: to run; all that the bundle has by default.
+        slabs: of each series, for errors alone; all by default, which Dice needs.
         workers: processes that share the planes; the figures are the same with any number.
         tell: called with each plane that is done.
 
@@ -127,10 +130,12 @@ def check(
     for joint in records:
         if joint not in bundle.manifest.joints:
             raise InputError(f"{bundle.folder}: has nothing for the {joint}.")
-    runs = _run_planes(bundle, records, wanted, workers, tell)
+    runs = _run_planes(partial(_run_plane, bundle, wanted, slabs), _work(bundle, records), workers, tell)
     result: dict[str, Any] = {"name": bundle.manifest.name, "bundle": bundle.digest, "trained": bundle.manifest.trained}
     result["joints"] = {joint: _joint_figures(bundle, joint, own, wanted, runs) for joint, own in records.items()}
-    result["forms"] = {form: verdict(form, result["joints"]) for form, _ in wanted}
+    judged = bundle.manifest.trained and slabs is None
+    result["forms"] = {form: verdict(form, result["joints"], judged=judged) for form, _ in wanted}
+    result["slabs"] = slabs
     result["sizes"] = sizes_of(bundle)
     result["quantised"] = [own.model_dump() for own in bundle.manifest.quantised]
     vectors = {
@@ -140,27 +145,31 @@ def check(
     return Checked(result, vectors)
 
 
-def _run_planes(
-    bundle: Bundle, records: Mapping[str, Sequence[Record]], wanted: Sequence[tuple[Form, GraphEngine]], workers: int,
-    tell: Tell,
-) -> Runs:  # fmt: skip
-    """Every plane of every joint, each by itself, so that a model holds one plane's networks."""
+def _work(bundle: Bundle, records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], list[Record]]:
+    """The series of each joint and plane that the bundle has something for."""
     work = {
         (joint, plane): [record for record in own if record.plane == plane]
         for joint, own in records.items()
         for plane in PLANES
         if plane in bundle.manifest.joints[joint].planes
     }
-    work = {key: own for key, own in work.items() if own}
+    return {key: own for key, own in work.items() if own}
+
+
+def _run_planes(
+    run: Callable[[str, str, Sequence[Record]], dict[str, _Run]], work: Mapping[tuple[str, str], Sequence[Record]],
+    workers: int, tell: Tell,
+) -> Runs:  # fmt: skip
+    """Every plane of every joint, each by itself, so that a model holds one plane's networks."""
     runs: Runs = {}
     if workers == 1:
         for key, own in work.items():
             tell(" ".join(key), len(runs), len(work))
-            runs[key] = _run_plane(bundle, *key, own, wanted)
+            runs[key] = run(*key, own)
         return runs
     # A process that OpenVINO was in can not be forked.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_processor, (workers,)) as pool:
-        pending = {pool.submit(_run_plane, bundle, *key, own, wanted): key for key, own in work.items()}
+        pending = {pool.submit(run, *key, own): key for key, own in work.items()}
         for done in as_completed(pending):
             tell(" ".join(pending[done]), len(runs), len(work))
             runs[pending[done]] = done.result()
@@ -184,12 +193,14 @@ def _models(
 
 
 def _run_plane(
-    bundle: Bundle, joint: str, plane: str, records: Sequence[Record], wanted: Sequence[tuple[Form, GraphEngine]]
-) -> dict[str, _Run]:
+    bundle: Bundle, wanted: Sequence[tuple[Form, GraphEngine]], slabs: int | None, joint: str, plane: str,
+    records: Sequence[Record],
+) -> dict[str, _Run]:  # fmt: skip
     models = _models(bundle, joint, (plane,), wanted)
     runs = {name: _Run() for name in models}
     for number, record in enumerate(records):
-        _run_series({name: own for name, own in models.items() if name != FEW or number < FEW_STUDIES}, runs, record)
+        own = {name: model for name, model in models.items() if name != FEW or number < FEW_STUDIES}
+        _run_series(own, runs, record, slabs)
     return runs
 
 
@@ -225,16 +236,16 @@ def sizes_of(bundle: Bundle) -> dict[str, dict[str, int]]:
     return found
 
 
-def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], record: Record) -> None:
+def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], record: Record, most: int | None) -> None:
     """One series through every contender, the reference first."""
     volume = load_volume(record)
     prepared = prepare(volume, "full", models[REFERENCE].size)
     truth = load_labels(record, volume) if record.labelled else None
     planes: dict[str, PlaneModel] = {name: model.planes[record.plane] for name, model in models.items()}
-    segments = truth is not None and planes[REFERENCE].classes is not None
+    segments = truth is not None and planes[REFERENCE].classes is not None and most is None
     restorers = {name: Restorer(prepared.way_back) for name in planes} if segments else {}
     slabs: dict[str, list[Array]] = {name: [] for name in planes}
-    for number, start in enumerate(prepared.way_back.starts):
+    for number, start in enumerate(prepared.way_back.starts[:most]):
         x0, expected = prepared.slab(number)[0], None
         for name, model in planes.items():
             output = model.heads(model.features(x0, seed=0, draws=1, sample=start), x0)
@@ -293,8 +304,11 @@ def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bo
     return found
 
 
-def verdict(form: Form, joints: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether a form is admitted: the shares of the allowance that it uses up, and every reason against it."""
+def verdict(form: Form, joints: Mapping[str, Any], *, judged: bool = True) -> dict[str, Any]:
+    """Whether a form is admitted: the shares of the allowance that it uses up, and every reason against it.
+
+    What is not ``judged`` has no accuracy to lose, or was not run whole: only errors tell against it.
+    """
     used: dict[str, float] = {}
     reasons: list[str] = []
     for joint, contenders in joints.items():
@@ -309,10 +323,10 @@ def verdict(form: Form, joints: Mapping[str, Any]) -> dict[str, Any]:
                 used[f"{joint}, {name}: Dice"] = dice_used(*(_flat(made["dice"]) for made in (own, fp32)))
             if "auroc" in fp32 and name != FEW:
                 used[f"{joint}, {name}: AUROC"] = auroc_used(own["auroc"], fp32["auroc"])
-        if fp32["studies"] < LEAST_STUDIES:
+        if judged and fp32["studies"] < LEAST_STUDIES:
             reasons.append(f"{joint}: {fp32['studies']} studies, and {LEAST_STUDIES} are asked for")
     reasons += [f"{what} uses up {share:.2f} of what may be lost" for what, share in used.items() if share > 1]
-    return {"admitted": not reasons, "used": used, "reasons": reasons}
+    return {"judged": judged, "admitted": not reasons, "used": used, "reasons": reasons}
 
 
 def _flat(dice_by_plane: Mapping[str, Mapping[str, float | None]]) -> list[float | None]:

@@ -101,6 +101,8 @@ def markdown(result: Result) -> str:
     rows = list(rows_of(result))
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(shown(column, value) for column, value in row.items()) + " |" for row in rows]
+    if result.get("slabs"):
+        lines += ["", f"The first {result['slabs']} slabs of each series alone: errors, and no Dice."]
     verdicts = [f"- {form}: {verdict_of(own)}" for form, own in result["forms"].items()]
     sizes = list(size_rows(result))
     table = ["| " + " | ".join(sizes[0]) + " |", "|" + "---|" * len(sizes[0])] if sizes else []
@@ -141,6 +143,10 @@ def in_float(result: Result) -> dict[str, str]:
 
 
 def verdict_of(own: Mapping[str, Any]) -> str:
+    """A form's verdict in words."""
+    if not own.get("judged", True) and own["admitted"]:
+        errors = ", ".join(f"{what} uses up {share:.2f} of its bound" for what, share in own["used"].items())
+        return f"not judged but by its errors{f': {errors}' if errors else ''}"
     return "admitted" if own["admitted"] else "not admitted: " + "; ".join(own["reasons"])
 
 

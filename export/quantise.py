@@ -5,7 +5,7 @@ reads. Weights are quantised per output channel, and over half of INT8's range: 
 products of whole bytes would overflow the 16 bits that they are added in.
 
 What loses too much is made again with sums and normalisations in float32, and if that is not enough with some of its
-layers in float32 too (``_with_the_best_layers``). Roundings of different layers do not know of one another, so what
+layers in float32 too (``_all_but_the_best``). Roundings of different layers do not know of one another, so what
 groups of layers lose adds up in squares: each group is tried alone, and as many are taken as fit together.
 
 A transposed convolution over maps of a single slice stays in float32. On AVX2 OpenVINO took 20 ms for it in INT8 and

@@ -35,7 +35,7 @@ Examples = Mapping[str, Sequence[SeriesExample]]  # by joint
 
 
 def write_dataless_forms(plan: Plan, graphs: Path, forms: Sequence[Form], add: Add) -> None:
-    """Half precision and weight-only INT8, of every graph that has convolutions or linear layers.
+    """Half precision of every graph that has convolutions or linear layers; weight-only INT8 but of heads.
 
     Args:
         plan: of the graphs.
@@ -47,7 +47,9 @@ def write_dataless_forms(plan: Plan, graphs: Path, forms: Sequence[Form], add: A
         model = onnx.load(graphs / f"{name}.fp32.onnx")
         if not weighted_nodes(model):
             continue
-        for form, change in (_IN_HALF, _INT8_WEIGHTS):
+        # One byte for each weight of a head saves a few kilobytes and costs as much as a whole form may lose.
+        changes = (_IN_HALF,) if plan.graphs[name].kind in READ_VECTORS else (_IN_HALF, _INT8_WEIGHTS)
+        for form, change in changes:
             if form in forms:
                 path = graphs / f"{name}.{form}.onnx"
                 save(change(model), path)

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 
 from orthokernels.export.parity import REFERENCE, metrics_of, refusals_of, verdict
-from orthokernels.export.parity_page import markdown, write_parity
+from orthokernels.export.parity_page import markdown, verdict_of, write_parity
 
 
 def figures(dice=0.9, auroc=0.8, relative=1e-6, studies=100):
@@ -41,7 +41,8 @@ def result(**changed):
 
 def test_a_form_that_loses_nothing_is_admitted():
     own = result()
-    assert own["forms"]["int8"] == {"admitted": True, "used": own["forms"]["int8"]["used"], "reasons": []}
+    used = own["forms"]["int8"]["used"]
+    assert own["forms"]["int8"] == {"judged": True, "admitted": True, "used": used, "reasons": []}
     assert not refusals_of(own)
 
 
@@ -61,6 +62,13 @@ def test_a_form_that_loses_too_much_is_refused_with_the_reason(changed, said):
 def test_few_studies_admit_nothing():
     joints = {"knee": {REFERENCE: figures(studies=99), "int8 openvino": figures(studies=99)}}
     assert verdict("int8", joints)["reasons"] == ["knee: 99 studies, and 100 are asked for"]
+
+
+def test_untrained_weights_are_judged_by_errors_alone():
+    joints = {"knee": {REFERENCE: figures(studies=1), "fp32 openvino": figures(studies=1, relative=1e-5)}}
+    own = verdict("fp32", joints, judged=False)
+    assert own["admitted"]
+    assert verdict_of(own).startswith("not judged but by its errors: knee, fp32 openvino: relative error uses up 0.10")
 
 
 def test_fp32_is_held_to_its_error():

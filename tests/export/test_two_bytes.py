@@ -48,10 +48,10 @@ def test_two_bytes_keep_logits_where_one_byte_of_the_weights_does_not(tmp_path):
     fp32, known, others = head_on_vectors(tmp_path)
     save(in_two_bytes(onnx.load(fp32), known), tmp_path / "two.onnx")
     for run in ENGINES.values():
-        # A second byte leaves 16 / 127 / 254 / sqrt(12) = 1.4e-4 deviations of each input, less of the weights.
-        assert error(run, tmp_path / "two.onnx", fp32, others) < 5e-4
+        # A second byte leaves 64 / 127 / 254 / sqrt(12) = 5.7e-4 deviations of each input, less of the weights.
+        assert error(run, tmp_path / "two.onnx", fp32, others) < 1.5e-3
     save(with_int8_weights(onnx.load(fp32)), tmp_path / "one.onnx")
-    assert error(ENGINES["onnxruntime"], tmp_path / "one.onnx", fp32, others) > 1e-3
+    assert error(ENGINES["onnxruntime"], tmp_path / "one.onnx", fp32, others) > 1.5e-3
 
 
 def test_every_product_of_a_head_is_of_bytes(tmp_path):
@@ -78,7 +78,7 @@ def test_fusions_with_layers_between_are_kept_too(fusion, tmp_path):
     ]
     save(in_two_bytes(onnx.load(tmp_path / "fusion.onnx"), given[:STUDIES]), tmp_path / "two.onnx")
     for run in ENGINES.values():
-        assert error(run, tmp_path / "two.onnx", tmp_path / "fusion.onnx", given[STUDIES:]) < 2e-3  # layers add up
+        assert error(run, tmp_path / "two.onnx", tmp_path / "fusion.onnx", given[STUDIES:]) < 5e-3  # layers add up
 
 
 def test_a_number_that_never_changed_keeps_its_scale(tmp_path):
@@ -86,7 +86,7 @@ def test_a_number_that_never_changed_keeps_its_scale(tmp_path):
     for row in (*known, *others):
         row["vector"][:, 3] = 0.0
     save(in_two_bytes(onnx.load(fp32), known), tmp_path / "two.onnx")
-    assert error(ENGINES["onnxruntime"], tmp_path / "two.onnx", fp32, others) < 5e-4
+    assert error(ENGINES["onnxruntime"], tmp_path / "two.onnx", fp32, others) < 1.5e-3
 
 
 def test_both_files_are_written_and_a_refused_one_is_not(tmp_path):
@@ -100,3 +100,11 @@ def test_both_files_are_written_and_a_refused_one_is_not(tmp_path):
     )
     assert refused.refused == "uses up 2.00 of the allowance, and 0.50 is accepted of one graph"
     assert not list(tmp_path.glob("no.*"))
+
+
+def test_a_study_far_outside_the_known_ones_is_not_cut_off(tmp_path):
+    fp32, known, others = head_on_vectors(tmp_path)
+    spread = np.concatenate([row["vector"] for row in known]).std(axis=0)
+    far = [{"vector": row["vector"] + 40 * spread * (np.arange(len(spread)) == 5)} for row in others]
+    save(in_two_bytes(onnx.load(fp32), known), tmp_path / "two.onnx")
+    assert error(ENGINES["onnxruntime"], tmp_path / "two.onnx", fp32, far) < 1.5e-3
