@@ -177,7 +177,7 @@ class Stow(_Section):
 class MrdLimits(_Section):
     """What a scanner's connection may ask of the appliance."""
 
-    connections: Annotated[int, Field(ge=1, le=100)] = 4
+    connections: Annotated[int, Field(ge=1, le=100)] = 8
     bytes_per_message: Annotated[int, Field(ge=1024, le=2**31)] = 256 * 2**20
     bytes_per_text: Annotated[int, Field(ge=1024, le=2**26)] = 4 * 2**20
     bytes_per_connection: Count = 4 * 2**30
