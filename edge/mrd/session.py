@@ -95,7 +95,7 @@ class Session:
                 originals.send(self._stream)
             made: list[Any] = []
             told: list[str] = []
-            if reason is None and self._wanted.labels | self._wanted.findings:
+            if reason is None and (self._wanted.labels or self._wanted.findings):
                 reason = self._guarded(self._evaluate, originals, until, made, told)
             for image in made:
                 self._stream.send(IMAGE, *encode_image(*image))
