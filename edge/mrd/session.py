@@ -80,7 +80,8 @@ class Session:
         self._unknown = False
         self._scan = Scan()
         self._readouts = 0
-        self._through = False  # images go straight back, since they can't be kept
+        self._through: str | None = None  # why images go straight back instead of being kept
+        self._passed = 0
 
     def run(self) -> Outcome:
         """Talk to the scanner until there is nothing more to say.
@@ -91,7 +92,7 @@ class Session:
         with Originals(self._folder, self._disk) as originals:
             reason = self._guarded(self._collect, originals)
             until = time.monotonic() + self._inline_seconds
-            if not self._through:
+            if self._through is None:
                 originals.send(self._stream)
             made: list[Any] = []
             told: list[str] = []
@@ -102,7 +103,7 @@ class Session:
             for line in told if reason is None else [f"No result: {reason}."]:
                 self._stream.send_text(f"orthokernels: {line}")
             self._stream.send(CLOSE)
-            return Outcome(len(originals.headers), len(made), reason)
+            return Outcome(len(originals.headers) + self._passed, len(made), reason)
 
     @property
     def _wanted(self) -> Configuration:
@@ -136,8 +137,8 @@ class Session:
                 break
             else:
                 self._note(message)
-        if self._through:
-            raise MrdError("there was no room to keep the images")
+        if self._through is not None:
+            raise MrdError(self._through)
         if self._readouts and not originals.headers:
             raise MrdError(
                 f"{self._readouts} readouts of raw data came and no image; this appliance reads images, so let the "
@@ -151,22 +152,18 @@ class Session:
             raise MrdError(f"{what}; choose from {known}")
 
     def _keep(self, originals: Originals, image: Image) -> None:
-        if not self._through:
-            if len(originals.headers) >= self._most_images:
-                self._pass_through(originals)
-                self._stream.send(IMAGE, image.message)
-                raise MrdError(f"more than {self._most_images} images came")
+        if self._through is None:
             try:
-                originals.keep(image)
-                return
-            except OSError:
-                LOG.exception("a scanner's images can't be kept; they go straight back")
-                self._pass_through(originals)
+                if len(originals.headers) < self._most_images:
+                    originals.keep(image)
+                    return
+                self._through = f"more than {self._most_images} images came"
+            except OSError as error:
+                LOG.error("a scanner's images can't be kept and go straight back: %s", error)
+                self._through = "there was no room to keep the images"
+            originals.send(self._stream)
         self._stream.send(IMAGE, image.message)
-
-    def _pass_through(self, originals: Originals) -> None:
-        self._through = True
-        originals.send(self._stream)
+        self._passed += 1
 
     def _note(self, message: Message) -> None:
         if message.number == CONFIG_FILE:

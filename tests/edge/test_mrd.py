@@ -427,7 +427,6 @@ def test_scanner_that_drips_is_answered_at_the_deadline_of_its_message(inline):
     [
         ({"messages_per_connection": 10}, "more than 10 messages came"),
         ({"bytes_per_connection": 10_000}, "more than 10000 bytes came"),
-        ({"images_per_connection": 9}, "more than 9 images came"),
     ],
 )
 def test_more_than_a_connection_may_send_is_not_read_and_what_was_is_returned(inline, limits, reason):
@@ -437,6 +436,14 @@ def test_more_than_a_connection_may_send_is_not_read_and_what_was_is_returned(in
         images, texts = own.sorted_answers()
     assert 5 <= len(images) <= 10
     assert refused(texts, reason)
+
+
+def test_more_images_than_are_kept_go_straight_back(inline):
+    service = inline(ready=False, limits={"images_per_connection": 9})
+    with scanner(service) as own:
+        images, texts = own.scan(slices(noise(1)))
+    assert [image.image_index for image in images] == list(range(1, 19))
+    assert refused(texts, "more than 9 images came")
 
 
 def test_images_that_can_not_be_kept_go_straight_back(inline, monkeypatch):
