@@ -6,13 +6,14 @@ import hashlib
 import os
 import sys
 import tomllib
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -33,12 +34,22 @@ AETitle = Annotated[str, StringConstraints(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$", to_lower=True)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], Field(min_length=1)]
 Priority = Annotated[int, Field(ge=0, le=9)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _network(given: Any) -> Any:
+    try:
+        return ip_network(given)
+    except ValueError as error:
+        raise ValueError("must be an address or a network, as 192.0.2.10 or 192.0.2.0/24") from error
+
+
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Networks = Annotated[tuple[Network, ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -182,7 +193,7 @@ class Stow(_Section):
 class MrdLimits(_Section):
     """What a scanner's connection may ask of the appliance."""
 
-    connections: Annotated[int, Field(ge=1, le=100)] = 4
+    connections: Annotated[int, Field(ge=1, le=100)] = 8
     bytes_per_message: Annotated[int, Field(ge=1024, le=2**31)] = 256 * 2**20
     bytes_per_text: Annotated[int, Field(ge=1024, le=2**26)] = 4 * 2**20
     bytes_per_connection: Count = 4 * 2**30
@@ -365,7 +376,16 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: is not TOML: {error}.") from error
     except ValidationError as error:
-        raise InputError("\n".join(_sentence(path, dict(mistake)) for mistake in error.errors())) from error
+        raise InputError("\n".join(_sentence(path, dict(mistake)) for mistake in _mistakes(error))) from error
+
+
+def _mistakes(error: ValidationError) -> list[Any]:
+    """One for each place: a list that loses a wrong entry counts as too short as well."""
+    found = error.errors()
+    return [
+        one for one in found
+        if not any(one["loc"] == other["loc"][: len(one["loc"])] and one is not other for other in found)
+    ]  # fmt: skip
 
 
 def _sentence(path: Path, mistake: dict[str, object]) -> str:
@@ -373,7 +393,7 @@ def _sentence(path: Path, mistake: dict[str, object]) -> str:
     assert isinstance(places, tuple)
     if places[:1] == ("destinations",):
         places = (*places[:2], *places[3:])  # the third is the kind, which the file need not name
-    where = ".".join(str(place) for place in places if not str(place).endswith("Network"))
+    where = ".".join(str(place) for place in places)
     given = "" if mistake["type"] in ("missing", "value_error") else f", not {repr(mistake['input'])[:60]}"
     said = str(mistake["msg"]).removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ismrmrd import ImageHeader
+from orthokernels.edge.config import Disk
 from orthokernels.edge.mrd.messages import IMAGE, TYPES, Image, Stream
+from orthokernels.edge.receive.intake import no_room
 
 
 class Originals:
     """Images in a file without a name, which goes with the process whichever way that ends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder, self._disk = folder, disk
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
         self.headers: list[ImageHeader] = []
         self._places: list[tuple[int, int, int]] = []  # where a message begins, where its pixels do, and where it ends
@@ -31,6 +35,8 @@ class Originals:
         Raises:
             OSError: there is no room.
         """
+        if told := no_room(self._folder, self._disk, len(image.message)):
+            raise OSError(errno.ENOSPC, told)
         start = self._places[-1][2] if self._places else 0
         self._file.seek(start)
         self._file.write(image.message)

@@ -38,6 +38,7 @@ class MrdServer:
         self._mrd = mrd
         self._model = model
         self._database = database
+        self._disk = config.disk
         self._folder = config.appliance.data / FOLDER
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -89,11 +90,8 @@ class MrdServer:
         outcome = "failed: the scanner was gone before it was answered"
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            limits = self._mrd.limits
-            stream = Stream(connection, limits)
-            ended = Session(
-                stream, self._model, self._folder, limits.images_per_connection, self._mrd.inline_seconds
-            ).run()
+            stream = Stream(connection, self._mrd.limits)
+            ended = Session(stream, self._model, self._folder, self._disk, self._mrd).run()
             outcome = f"{ended.returned} images returned, {ended.made} made"
             if ended.reason:
                 outcome = f"{outcome}: {ended.reason}"

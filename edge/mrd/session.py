@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from orthokernels.edge.config import Disk, Mrd
 from orthokernels.edge.mrd.messages import (
     ACQUISITION,
     CLOSE,
@@ -34,7 +35,7 @@ from orthokernels.edge.mrd.scan import Scan, read_scan
 from orthokernels.edge.mrd.volumes import VolumeFile, free_series, label_images, write_volumes
 
 from orthokernels.errors import InputError
-from orthokernels.tasks import RESEARCH_NOTICE
+from orthokernels.tasks import PLANES, RESEARCH_NOTICE
 
 LOG = logging.getLogger("orthokernels.edge.mrd")
 
@@ -68,17 +69,19 @@ class Outcome:
 class Session:
     """One connection. ``run`` returns when all that can be answered was answered."""
 
-    def __init__(self, stream: Stream, model: InlineModel, folder: Path, images: int, inline_seconds: float) -> None:
+    def __init__(self, stream: Stream, model: InlineModel, folder: Path, disk: Disk, mrd: Mrd) -> None:
         self._stream = stream
         self._model = model
         self._folder = folder
-        self._most_images = images
-        self._inline_seconds = inline_seconds
+        self._disk = disk
+        self._most_images = mrd.limits.images_per_connection
+        self._inline_seconds = mrd.inline_seconds
         self._configuration: Configuration | None = None
         self._unknown = False
         self._scan = Scan()
         self._readouts = 0
-        self._through = False  # images go straight back, since they can't be kept
+        self._through: str | None = None  # why images go straight back instead of being kept
+        self._passed = 0
 
     def run(self) -> Outcome:
         """Talk to the scanner until there is nothing more to say.
@@ -86,21 +89,21 @@ class Session:
         Raises:
             OSError: the scanner is gone; it could not be answered.
         """
-        with Originals(self._folder) as originals:
+        with Originals(self._folder, self._disk) as originals:
             reason = self._guarded(self._collect, originals)
             until = time.monotonic() + self._inline_seconds
-            if not self._through:
+            if self._through is None:
                 originals.send(self._stream)
             made: list[Any] = []
             told: list[str] = []
-            if reason is None and self._wanted.labels | self._wanted.findings:
+            if reason is None and (self._wanted.labels or self._wanted.findings):
                 reason = self._guarded(self._evaluate, originals, until, made, told)
             for image in made:
                 self._stream.send(IMAGE, *encode_image(*image))
-            for line in told if reason is None else [f"No labels: {reason}."]:
+            for line in told if reason is None else [f"No result: {reason}."]:
                 self._stream.send_text(f"orthokernels: {line}")
             self._stream.send(CLOSE)
-            return Outcome(len(originals.headers), len(made), reason)
+            return Outcome(len(originals.headers) + self._passed, len(made), reason)
 
     @property
     def _wanted(self) -> Configuration:
@@ -134,8 +137,8 @@ class Session:
                 break
             else:
                 self._note(message)
-        if self._through:
-            raise MrdError("there was no room to keep the images")
+        if self._through is not None:
+            raise MrdError(self._through)
         if self._readouts and not originals.headers:
             raise MrdError(
                 f"{self._readouts} readouts of raw data came and no image; this appliance reads images, so let the "
@@ -149,22 +152,18 @@ class Session:
             raise MrdError(f"{what}; choose from {known}")
 
     def _keep(self, originals: Originals, image: Image) -> None:
-        if not self._through:
-            if len(originals.headers) >= self._most_images:
-                self._pass_through(originals)
-                self._stream.send(IMAGE, image.message)
-                raise MrdError(f"more than {self._most_images} images came")
+        if self._through is None:
             try:
-                originals.keep(image)
-                return
-            except OSError:
-                LOG.exception("a scanner's images can't be kept; they go straight back")
-                self._pass_through(originals)
+                if len(originals.headers) < self._most_images:
+                    originals.keep(image)
+                    return
+                self._through = f"more than {self._most_images} images came"
+            except OSError as error:
+                LOG.error("a scanner's images can't be kept and go straight back: %s", error)
+                self._through = "there was no room to keep the images"
+            originals.send(self._stream)
         self._stream.send(IMAGE, image.message)
-
-    def _pass_through(self, originals: Originals) -> None:
-        self._through = True
-        originals.send(self._stream)
+        self._passed += 1
 
     def _note(self, message: Message) -> None:
         if message.number == CONFIG_FILE:
@@ -188,10 +187,10 @@ class Session:
         with tempfile.TemporaryDirectory(dir=self._folder) as name:
             folder, out = Path(name), Path(name, "out")
             out.mkdir()
-            volumes = write_volumes(originals, self._scan, folder)
+            volumes = write_volumes(originals, self._scan, folder, self._most_images)
             answer = self._model.label([volume.path for volume in volumes], out, until)
             if self._wanted.labels:
-                made += _images(answer, {volume.path.name: volume for volume in volumes}, out, originals)
+                made += list(_images(answer, {volume.path.name: volume for volume in volumes}, out, originals))
         told += [RESEARCH_NOTICE, *map(str, answer["findings"] if self._wanted.findings else ())]
         told += map(str, answer["remarks"])
 
@@ -213,6 +212,8 @@ def _images(
     """What goes back of each plane that was labelled: a series of its own."""
     series = free_series(originals.headers)
     for plane, source in answer["planes"].items():
+        if plane not in PLANES:  # the process has read what came from outside
+            raise ValueError("it labelled a plane that there is not")
         labels = np.load(out / f"{plane}.npy", allow_pickle=False)
         yield from label_images(
             volumes[source], labels, originals.headers, next(series), f"orthokernels {plane} segmentation"

@@ -24,11 +24,12 @@ from orthokernels.data.volume import Source, check_size
 from orthokernels.errors import InputError
 from orthokernels.tasks import RESEARCH_NOTICE
 
-# DICOM from a scanner holds 12 bits; labels beyond would be cut off.
-_LARGEST_LABEL = 4095
-
 # As of DICOM's direction cosines: rounded vectors still describe a right angle to within a degree or so.
 _ROUNDING = 0.02
+
+
+# Slices are compared with one of each kind, so these are bounded; a scan has as many as it has series.
+_MOST_KINDS = 200
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class VolumeFile:
     path: Path
 
 
-def write_volumes(originals: Originals, scan: Scan, folder: Path) -> list[VolumeFile]:
+def write_volumes(originals: Originals, scan: Scan, folder: Path, most_slices: int) -> list[VolumeFile]:
     """Write each stack that the images make.
 
     Raises:
-        InputError: no image has a usable place, or none is a magnitude image of one channel.
+        InputError: no image has a usable place, or none is a magnitude image of one channel; there are more slices or
+            kinds of them than a scan has.
     """
+    if sum(header.matrix_size[2] for header in originals.headers) > most_slices:
+        raise InputError(f"the images have more than {most_slices} slices.")
     series: dict[tuple[int, int, int], list[Frame]] = {}
     reasons: list[str] = []
     for number, header in enumerate(originals.headers):
@@ -55,6 +59,9 @@ def write_volumes(originals: Originals, scan: Scan, folder: Path) -> list[Volume
             continue
         key = (header.image_series_index, header.contrast, header.image_type)
         series.setdefault(key, []).extend(frames)
+    every = [frame for frames in series.values() for frame in frames]
+    if len({(f.rows, f.columns, np.round(f.orientation, 2).tobytes(), f.pixel_spacing) for f in every}) > _MOST_KINDS:
+        raise InputError(f"the images have more than {_MOST_KINDS} different sizes and orientations.")
     stacks: list[DicomStack] = []
     for frames in series.values():
         found, unfit = stacks_of(frames)
@@ -62,6 +69,8 @@ def write_volumes(originals: Originals, scan: Scan, folder: Path) -> list[Volume
         reasons += [f"{name}: {reason}" for name, reason in unfit]
     if not stacks:
         raise InputError(f"no volume can be made of the images: {'; '.join(dict.fromkeys(reasons))[:300]}.")
+    for stack in stacks:
+        check_size(stack.shape, Path(stack.source.description))
     return [_write(stack, originals, scan, folder / f"{number}.nii") for number, stack in enumerate(stacks)]
 
 
@@ -153,13 +162,13 @@ def label_images(
 
     Args:
         volume: what was labelled.
-        labels: its label map, axes (i, j, k), uint8.
+        labels: its label map, axes (i, j, k), uint8: well within the 12 bits that a scanner's DICOM images hold.
         headers: of every image that came.
         series_index: of the new series.
         description: what the scanner adds to the series' name.
     """
-    if labels.shape != volume.stack.shape or labels.max(initial=0) > _LARGEST_LABEL:
-        raise ValueError(f"labels of shape {labels.shape} for a volume of shape {volume.stack.shape}")
+    if labels.shape != volume.stack.shape or labels.dtype != np.uint8:
+        raise ValueError(f"{labels.dtype} labels of shape {labels.shape} for a volume of shape {volume.stack.shape}")
     planes = {(int(frame.path.name), frame.index): labels[:, ::-1, k].T for k, frame in enumerate(volume.stack.frames)}
     attributes = _attributes(description, int(labels.max(initial=0)))
     for index, number in enumerate(sorted({number for number, _ in planes}), start=1):

@@ -88,6 +88,7 @@ def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
         (f'[stow]\nhost = "0.0.0.0"\n{STOW_PEER}', "stow: off 127.0.0.1 it needs tls, or allow_plain = true"),
         (f"[stow]\n{STOW_PEER}\n{STOW_PEER}", "stow: two peers have the same name"),
         ("[mrd]\nhosts = []", "mrd.hosts: "),
+        ('[mrd]\nhosts = ["scanner.local"]', "mrd.hosts.0: must be an address or a network, as 192.0.2.10"),
         ("[mrd.limits]\nbytes_per_message = 9999999999", "mrd.limits.bytes_per_message: "),
         (f'{WEB}url = "http://pacs.example/dicom-web"', "destinations.0: url must be https off this machine"),
         (f'{WEB}url = "https://user:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),

@@ -34,7 +34,9 @@ NOTICE = "orthokernels: Research use only, not for diagnosis."
 def appliance(tmp_path_factory) -> Any:
     """One for all tests that need no setting of their own."""
     needs("storescu")
-    service = Service(config(tmp_path_factory.mktemp("inline"), mrd={"port": free_port()}))
+    service = Service(
+        config(tmp_path_factory.mktemp("inline"), mrd={"port": free_port(), "limits": {"connections": 32}})
+    )
     service.start()
     wait_for(lambda: service.inline.loaded)
     yield service
@@ -142,6 +144,7 @@ def test_planes_of_one_measurement_each_get_a_series(appliance):
 @pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
 def test_volume_lies_where_the_headers_say(inline, tmp_path, plane):
     """Against the DICOM reader: the same slices as DICOM files and as MRD images are one volume."""
+    from orthokernels.edge.config import Disk
     from orthokernels.edge.mrd.messages import Image
     from orthokernels.edge.mrd.originals import Originals
     from orthokernels.edge.mrd.scan import Scan
@@ -153,11 +156,11 @@ def test_volume_lies_where_the_headers_say(inline, tmp_path, plane):
     write_series(tmp_path / "dicom", noise(4), plane=plane, tilt=tilt, spacing=(0.5, 0.7, 4.0), start=(-40, -60, 50))
     expected = read_study([tmp_path / "dicom"]).load(plane)
     (tmp_path / "mrd").mkdir()
-    with Originals(tmp_path) as originals:
+    with Originals(tmp_path, Disk(keep_free_bytes=0, refuse_above=1.0)) as originals:
         for image in slices(noise(4), plane, rotate=rotation(*tilt)):
             content = image.to_bytes()
             originals.keep(Image(image.getHead(), content, len(content) - image.data.nbytes))
-        (made,) = write_volumes(originals, Scan(), tmp_path / "mrd")
+        (made,) = write_volumes(originals, Scan(), tmp_path / "mrd", 100)
     found = nibabel.load(made.path)
     assert np.array_equal(np.asanyarray(found.dataobj), expected.voxels)
     # MRD keeps positions and directions as 32-bit floats: of some 100 mm, 1e-5 mm are lost at most
@@ -202,7 +205,7 @@ def test_a_study_in_the_queue_does_not_hold_up_the_scanner(inline, study, tmp_pa
 
 
 def refused(texts: list[str], reason: str) -> bool:
-    return len(texts) == 1 and texts[0].startswith("orthokernels: No labels: ") and reason in texts[0]
+    return len(texts) == 1 and texts[0].startswith("orthokernels: No result: ") and reason in texts[0]
 
 
 @pytest.mark.parametrize("name", ["os", "../../etc/passwd", "orthokernels.edge.service", "", "x" * 1023])
@@ -281,7 +284,7 @@ def test_too_few_slices_come_back_with_the_reason(appliance):
     with scanner(appliance) as own:
         images, texts = own.scan(slices(noise(1, 5)))
     assert len(images) == 5
-    assert texts[0].startswith("orthokernels: No labels: ")
+    assert texts[0].startswith("orthokernels: No result: ")
     assert "5 slices; at least 16 are needed" in texts[0]
     assert str(appliance.config.appliance.data) not in texts[0]
 
@@ -424,7 +427,6 @@ def test_scanner_that_drips_is_answered_at_the_deadline_of_its_message(inline):
     [
         ({"messages_per_connection": 10}, "more than 10 messages came"),
         ({"bytes_per_connection": 10_000}, "more than 10000 bytes came"),
-        ({"images_per_connection": 9}, "more than 9 images came"),
     ],
 )
 def test_more_than_a_connection_may_send_is_not_read_and_what_was_is_returned(inline, limits, reason):
@@ -434,6 +436,14 @@ def test_more_than_a_connection_may_send_is_not_read_and_what_was_is_returned(in
         images, texts = own.sorted_answers()
     assert 5 <= len(images) <= 10
     assert refused(texts, reason)
+
+
+def test_more_images_than_are_kept_go_straight_back(inline):
+    service = inline(ready=False, limits={"images_per_connection": 9})
+    with scanner(service) as own:
+        images, texts = own.scan(slices(noise(1)))
+    assert [image.image_index for image in images] == list(range(1, 19))
+    assert refused(texts, "more than 9 images came")
 
 
 def test_images_that_can_not_be_kept_go_straight_back(inline, monkeypatch):
@@ -452,6 +462,27 @@ def test_images_that_can_not_be_kept_go_straight_back(inline, monkeypatch):
         images, texts = own.scan(slices(noise(1)))
     assert [image.image_index for image in images] == list(range(1, 19))
     assert refused(texts, "there was no room to keep the images")
+
+
+def test_full_disk_sends_the_images_straight_back(start):
+    service = start(mrd={"port": free_port()}, disk={"keep_free_bytes": 2**60})
+    sent = slices(noise(1))
+    with scanner(service) as own:
+        images, texts = own.scan(sent)
+    assert [image.to_bytes() for image in images] == [image.to_bytes() for image in sent]
+    assert refused(texts, "there was no room to keep the images")
+
+
+def test_more_slices_or_orientations_than_a_scan_has_are_not_sorted(appliance):
+    thin = [block(slices(noise(1, 1500, 1, 1)))] * 3
+    turned = [
+        slices(noise(1, 1, 4, 4), rotate=rotation(0, 0, angle))[0] for angle in np.linspace(0, 360, 300, endpoint=False)
+    ]
+    for sent, reason in ((thin, "more than 4096 slices"), (turned, "more than 200 different sizes and orientations")):
+        with scanner(appliance) as own:
+            images, texts = own.scan(sent)
+        assert len(images) == len(sent)
+        assert refused(texts, reason)
 
 
 def test_unknown_host_is_not_talked_to(inline):

@@ -21,8 +21,6 @@ from tests.edge.certificates import Authority
 from tests.edge.conftest import needs
 from tests.edge.kit import config, free_port, wait_for, write_study
 
-client = pytest.importorskip("dicomweb_client", reason="dicomweb-client, which posts as others do, is not installed")
-
 BOUNDARY = "between-parts"
 TYPE = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
 TOKEN = "correct horse battery staple"
@@ -85,6 +83,9 @@ def appliance(tmp_path_factory):
 
 
 def test_study_that_a_client_posts_is_evaluated(start, study):
+    client = pytest.importorskip(
+        "dicomweb_client", reason="dicomweb-client, which posts as others do, is not installed"
+    )
     service = start(stow=stow())
     answer = client.DICOMwebClient(f"http://127.0.0.1:{service.config.stow.port}").store_instances(
         [pydicom.dcmread(path) for path in study]
