@@ -11,7 +11,7 @@ import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.retention import Cleaner
 
-from tests.edge.kit import archive_destination, get, store, wait_for, write_study
+from tests.edge.kit import archive_destination, free_port, get, store, wait_for, write_study
 
 
 def test_probes_tell_of_health_and_readiness(serve):
