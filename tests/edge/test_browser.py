@@ -195,7 +195,7 @@ def test_every_control_is_reached_by_tab_with_a_visible_focus_and_a_name(page):
     assert {"plane", "view", "canvas", "slice", "opacity", "structure", "button"} <= set(reached)
     nameless = page.evaluate(
         "[...document.querySelectorAll('a, button, input:not([type=hidden]), select, textarea, canvas, [tabindex]')]"
-        ".filter(one => !['innerText', 'ariaLabel'].some(name => one[name]?.trim()) && !one.labels?.length"
+        ".filter(one => !['textContent', 'ariaLabel'].some(name => one[name]?.trim()) && !one.labels?.length"
         " && !one.hasAttribute('aria-labelledby') && !one.querySelector('img[alt]')).map(one => one.outerHTML)"
     )
     assert nameless == []
