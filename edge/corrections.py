@@ -81,7 +81,7 @@ class Corrections:
         if given.plane is not None and given.plane not in tasks.PLANES:
             raise InputError("Choose the plane from the list.")
         for what, text, longest in (
-            ("What is wrong", given.text, LONGEST_TEXT),
+            ("How it should be", given.text, LONGEST_TEXT),
             ("Your name", given.who, LONGEST_NAME),
         ):
             if not text.strip():

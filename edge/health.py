@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,7 +44,8 @@ def destinations_health(database: Database, destinations: Sequence[Destination])
     """Every configured destination in the configuration's order, then others that deliveries still name."""
     with database.read() as connection:
         rows = connection.execute(
-            "SELECT destination, state, job, next_try_at FROM deliveries WHERE state IN ('waiting', 'dead') ORDER BY job"
+            "SELECT destination, state, job, next_try_at FROM deliveries WHERE state IN ('waiting', 'dead') "
+            "ORDER BY job"
         ).fetchall()
     names = [destination.name for destination in destinations]
     known = set(names)
@@ -53,7 +55,7 @@ def destinations_health(database: Database, destinations: Sequence[Destination])
     ]
 
 
-def _health(database: Database, name: str, configured: bool, owed: Sequence) -> Health:
+def _health(database: Database, name: str, configured: bool, owed: Sequence[sqlite3.Row]) -> Health:
     success, failure = (audit.latest(database, event, name) for event in ("delivered", "not delivered"))
     waiting = [row["next_try_at"] for row in owed if row["state"] == "waiting"]
     return Health(

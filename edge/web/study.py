@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from orthokernels.edge import audit, viewing
@@ -85,6 +86,6 @@ def _history(service: Service, job: Job) -> list[dict[str, Any]]:
         {**entry, "at": datetime.fromisoformat(entry["at"]).timestamp()}
         for entry in audit.of_subject(service.store.database, job.name)
     ]
-    for entry, following in zip(entries, entries[1:], strict=False):
+    for entry, following in pairwise(entries):
         entry["lasted"] = following["at"] - entry["at"]
     return entries

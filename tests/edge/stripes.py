@@ -1,4 +1,4 @@
-"""The threshold worker with a result that the page can show: each structure is a stripe of the image's brighter half."""
+"""The threshold worker with a result that the page can show: structures are stripes of the image's brighter half."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_correction_is_kept_listed_exported_and_noted_without_its_text(shown, tm
         ({"what": "structure:appendix"}, "Choose what is wrong"),
         ({"what": "other:femur"}, "Choose what is wrong"),
         ({"plane": "oblique"}, "Choose the plane"),
-        ({"text": "  "}, "What is wrong: please fill this in"),
+        ({"text": "  "}, "How it should be: please fill this in"),
         ({"who": ""}, "Your name: please fill this in"),
         ({"text": "x" * 2001}, "2001 characters; at most 2000"),
     ],
