@@ -20,6 +20,7 @@ import pydicom
 from orthokernels.edge.config import Config, load
 from orthokernels.edge.doctor.checkup import ask_page
 from orthokernels.edge.doctor.study import new_study
+from orthokernels.edge.objects.setting import NOTICE
 from orthokernels.edge.status import open_store
 from orthokernels.edge.store import Job
 from pydicom.uid import UID
@@ -80,6 +81,7 @@ def show(bundle: Path, folder: Path, *, keep: bool) -> None:
     images = golden_study(verify(bundle), "knee")
     if not images:
         raise InputError(f"{bundle}: carries no study of a knee. Export it again.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what it started ends with it
     config = _prepare(bundle, folder)
     study = _write_study(images, folder / "study")
     with _archive(config, folder / "archive"), _appliance(folder) as appliance:
@@ -206,7 +208,9 @@ def _show(job: Job, config: Config, folder: Path) -> None:
     for path in sorted((folder / "archive").iterdir()):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         kind = UID(header.SOPClassUID).name.removesuffix(" Storage")
-        print(f"  {path.stat().st_size / 1e3:9.1f} kB  {kind}: {header.get('SeriesDescription', '')}")
+        description = str(header.get("SeriesDescription", "")).removesuffix(f" - {NOTICE}")
+        print(f"  {path.stat().st_size / 1e3:9.1f} kB  {kind}: {description}")
+    print(f"Each says: {NOTICE}")
     print(f"Page:           http://127.0.0.1:{config.page.port}/")
     print(f"Configuration:  {folder / _FILE}")
     print(f"Log:            {folder / _LOG}")
