@@ -81,7 +81,6 @@ def show(bundle: Path, folder: Path, *, keep: bool) -> None:
     images = golden_study(verify(bundle), "knee")
     if not images:
         raise InputError(f"{bundle}: carries no study of a knee. Export it again.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what it started ends with it
     config = _prepare(bundle, folder)
     study = _write_study(images, folder / "study")
     with _archive(config, folder / "archive"), _appliance(folder) as appliance:
