@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -101,6 +102,7 @@ def demo(
     need("orthokernels edge demo", "pynetdicom", "edge")
     from orthokernels.edge.demo import show
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what it started ends with it
     show(bundle, out, keep=sys.stdin.isatty() if keep is None else keep)
 
 

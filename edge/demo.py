@@ -20,6 +20,7 @@ import pydicom
 from orthokernels.edge.config import Config, load
 from orthokernels.edge.doctor.checkup import ask_page
 from orthokernels.edge.doctor.study import new_study
+from orthokernels.edge.objects.setting import NOTICE
 from orthokernels.edge.status import open_store
 from orthokernels.edge.store import Job
 from pydicom.uid import UID
@@ -206,7 +207,9 @@ def _show(job: Job, config: Config, folder: Path) -> None:
     for path in sorted((folder / "archive").iterdir()):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         kind = UID(header.SOPClassUID).name.removesuffix(" Storage")
-        print(f"  {path.stat().st_size / 1e3:9.1f} kB  {kind}: {header.get('SeriesDescription', '')}")
+        description = str(header.get("SeriesDescription", "")).removesuffix(f" - {NOTICE}")
+        print(f"  {path.stat().st_size / 1e3:9.1f} kB  {kind}: {description}")
+    print(f"Each says: {NOTICE}")
     print(f"Page:           http://127.0.0.1:{config.page.port}/")
     print(f"Configuration:  {folder / _FILE}")
     print(f"Log:            {folder / _LOG}")

@@ -30,10 +30,19 @@ from orthokernels.edge.receive.intake import IMPLEMENTATION_UID
 from orthokernels.edge.store import Job, Store
 from orthokernels.edge.tls import client_context
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from pynetdicom import AE, evt
 
 _TITLE, _RECEIVER = "DOCTOR", "DOCTOR-ARCHIVE"
+_LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # newer than pydicom's dictionary
+_WRITTEN = (SegmentationStorage, _LABEL_MAP_STORAGE, Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
 _ENDS = ("sent", "committed", "rejected", "dead")
 _POLL_SECONDS = 0.2
 
@@ -125,7 +134,8 @@ def _receiver() -> Iterator[tuple[int, list[Dataset]]]:
         return 0x0000
 
     entity = AE(ae_title=_RECEIVER)
-    entity.supported_contexts = AllStoragePresentationContexts
+    for sop_class in _WRITTEN:
+        entity.add_supported_context(sop_class)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)])
     assert server is not None
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from orthokernels.bundle.manifest import GoldenCase
 from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
+from orthokernels.tasks import PLANES
 
 GOLDEN = "golden"
 
@@ -88,7 +89,7 @@ def check_golden(
     """
     case = bundle.manifest.golden[joint]
     recorded = _recorded(bundle, case)
-    planes = tuple(plane for plane in recorded if plane in labels)
+    planes = tuple(plane for plane in PLANES if plane in recorded and plane in labels)
     outcome = Outcome(
         planes,
         max((_differing(recorded[plane], labels[plane]) for plane in planes), default=0.0),
