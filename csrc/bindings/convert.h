@@ -11,7 +11,7 @@ namespace orthokernels::bindings {
 
 constexpr cpu::Algorithm kAlgorithms[] = {cpu::Algorithm::direct, cpu::Algorithm::winograd222,
                                           cpu::Algorithm::winograd144, cpu::Algorithm::winograd244,
-                                          cpu::Algorithm::winograd444};
+                                          cpu::Algorithm::winograd444, cpu::Algorithm::strided222};
 
 inline cpu::Algorithm algorithm_from(const std::string& name) {
   std::string allowed;

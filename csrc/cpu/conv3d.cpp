@@ -9,69 +9,106 @@
 namespace orthokernels::cpu {
 namespace {
 
-// How far F(m, 3) goes along one axis, and what the kernel's three taps become at each of its points.
-struct Axis {
-  std::int64_t made;                 // m
-  std::vector<std::vector<double>> g;  // [m + 2][3]
-};
+// What the kernel's three taps become at each of the places along one axis (winograd_lines.h).
+using Rows = std::vector<std::vector<double>>;
 
-// Row of a point p of a polynomial whose other roots are `others`: (1, p, p^2) over the product of (p - q).
-std::vector<double> row_of(double p, const std::vector<double>& others) {
-  double product = 1;
-  for (double q : others) product *= p - q;
-  return {1 / product, p / product, p * p / product};
-}
-
-Axis axis_of(std::int64_t made) {
-  if (made == 1) return {1, {{0, 1, 0}}};
-  const double a = made == 2 ? 1.0 : 2.0 / 3, b = 1.5;
-  const std::vector<double> points = made == 2 ? std::vector<double>{0, a, -a} : std::vector<double>{0, a, -a, b, -b};
-  Axis axis{made, {}};
+// F(m, 3): at a point p of a polynomial (1, p, p^2) over the product of (p - q), q the other points.
+Rows axis_of(std::int64_t made) {
+  if (made == 1) return {{0, 1, 0}};
+  if (made == 2) return {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  const std::vector<double> points{0, 2.0 / 3, -2.0 / 3, 1.5, -1.5};
+  Rows rows;
   for (double p : points) {
-    std::vector<double> others;
+    double product = 1;
     for (double q : points)
-      if (q != p) others.push_back(q);
-    axis.g.push_back(row_of(p, others));
+      if (q != p) product *= p - q;
+    rows.push_back({1 / product, p / product, p * p / product});
   }
-  if (made == 2) axis.g[0] = {1, 0, 0};  // Line<2> has that point's sign the other way round
-  axis.g.push_back({0, 0, 1});
-  return axis;
+  rows.push_back({0, 0, 1});
+  return rows;
 }
+
+// Stride 2: F(2, 2) of the outer taps, then the middle one, for each of both voxels.
+Rows strided_axis() { return {{1, 0, 0}, {1, 0, 1}, {0, 0, 1}, {0, 1, 0}, {0, 1, 0}}; }
 
 struct Variant {
   const char* name;
   std::int64_t depth, plane;  // voxels that a tile makes; 0 for direct
+  int stride;                 // that it takes; 0: any
 };
 
 Variant variant_of(Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::direct: return {"direct", 0, 0};
-    case Algorithm::winograd222: return {"F(2,2,2)", 2, 2};
-    case Algorithm::winograd144: return {"F(1,4,4)", 1, 4};
-    case Algorithm::winograd244: return {"F(2,4,4)", 2, 4};
-    case Algorithm::winograd444: return {"F(4,4,4)", 4, 4};
+    case Algorithm::direct: return {"direct", 0, 0, 0};
+    case Algorithm::winograd222: return {"F(2,2,2)", 2, 2, 1};
+    case Algorithm::winograd144: return {"F(1,4,4)", 1, 4, 1};
+    case Algorithm::winograd244: return {"F(2,4,4)", 2, 4, 1};
+    case Algorithm::winograd444: return {"F(4,4,4)", 4, 4, 1};
+    case Algorithm::strided222: return {"F(2,2,2)/2", 2, 2, 2};
   }
   throw std::invalid_argument("algorithm: unknown");
 }
 
 std::int64_t up(std::int64_t value, std::int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-constexpr std::int64_t kRowsOfPanel = 6;  // vector.h, kRows
-
 std::int64_t columns_of(Isa isa) { return isa == Isa::avx512 ? 4 : 2; }  // vector.h, kColumns
+
+// Places that a tile reads along an axis and is transformed to.
+std::int64_t places_along(std::int64_t made, int stride) { return made == 1 ? 1 : (made - 1) * stride + 3; }
 
 // Transformed places of a tile.
 std::int64_t places_of(Algorithm algorithm) {
   const Variant variant = variant_of(algorithm);
-  const std::int64_t deep = variant.depth == 1 ? 1 : variant.depth + 2, plane = variant.plane + 2;
-  return deep * plane * plane;
+  const std::int64_t plane = places_along(variant.plane, variant.stride);
+  return places_along(variant.depth, variant.stride) * plane * plane;
 }
 
-// Tiles of a block: enough products for each piece of weights that is fetched, few enough for the caches.
+// Tiles of a box: enough products for each piece of weights that is fetched, few enough for the caches.
 std::int64_t tiles_of(std::int64_t in, std::int64_t out, std::int64_t places) {
-  constexpr std::int64_t kBytes = std::int64_t{3} << 19;
-  const std::int64_t fit = kBytes / (places * (in + out) * 4);
-  return std::clamp(fit / kRowsOfPanel * kRowsOfPanel, kRowsOfPanel, std::int64_t{96});
+  constexpr std::int64_t kBytes = std::int64_t{3} << 18, kRows = 6;  // of which products are made at once (vector.h)
+  const std::int64_t fit = kBytes / (places * std::max(in, out) * 4);
+  return std::clamp(fit / kRows * kRows, kRows, std::int64_t{96});
+}
+
+// What boxes of so many tiles read along an axis of a volume of `grid` tiles.
+std::int64_t read_along(std::int64_t grid, std::int64_t tiles, std::int64_t made, int stride) {
+  return up(grid, tiles) * (std::min(tiles, grid) * made * stride + 2);
+}
+
+// The box of at most so many tiles for which the volume is read, and boxes fetch the weights, least often.
+Sides box_for(std::int64_t tiles, Sides grid, const Variant& variant, std::int64_t in, std::int64_t weights) {
+  constexpr double kRead = 1.5, kWeight = 0.05;  // cycles for a channel of a voxel, and for a weight
+  Sides best{1, 1, 1};
+  double least = INFINITY;
+  for (std::int64_t depth = 1; depth <= std::min(tiles, grid.depth); ++depth)
+    for (std::int64_t height = 1; height <= std::min(tiles / depth, grid.height); ++height) {
+      const Sides box{depth, height, std::min(tiles / (depth * height), grid.width)};
+      const double boxes = static_cast<double>(up(grid.depth, depth) * up(grid.height, height) *
+                                               up(grid.width, box.width));
+      const double read = static_cast<double>(read_along(grid.depth, depth, variant.depth, variant.stride) *
+                                              read_along(grid.height, height, variant.plane, variant.stride) *
+                                              read_along(grid.width, box.width, variant.plane, variant.stride));
+      const double cost = kRead * read * static_cast<double>(in) + kWeight * boxes * static_cast<double>(weights);
+      if (cost < least) least = cost, best = box;
+    }
+  return best;
+}
+
+WinogradRoom room_for(Sides box, Algorithm algorithm, std::int64_t in, std::int64_t out, Isa isa) {
+  const Variant variant = variant_of(algorithm);
+  const std::int64_t tiles = box.voxels(), lanes = lanes_of(isa);
+  const auto reach = [&](std::int64_t count, std::int64_t made) {
+    return (count - 1) * made * variant.stride + places_along(made, variant.stride);
+  };
+  const auto whole = [](std::int64_t floats) { return up(floats, 16) * 16; };  // cache lines
+  const std::int64_t rows = reach(box.depth, variant.depth) * reach(box.height, variant.plane);
+  WinogradRoom room{};
+  room.place_step = whole(tiles * std::max(in, out)) + 16;  // not all in one set of the cache
+  room.row = (places_of(algorithm) + 1) * room.place_step;
+  room.lines = room.row + whole(reach(box.width, variant.plane) * lanes);
+  room.gathered = room.lines + whole(rows * box.width * places_along(variant.plane, variant.stride) * lanes);
+  room.floats = room.gathered + whole(3 * out);
+  return room;
 }
 
 // Places where a weight of output k and input c goes: panels of columns, inside them c, inside it k.
@@ -85,10 +122,10 @@ struct Panels {
 };
 
 // Three taps along one axis to the axis' points, each a run of `count` values.
-void transform_taps(const Axis& axis, const double* taps, std::int64_t tap_step, std::int64_t count, double* made,
+void transform_taps(const Rows& axis, const double* taps, std::int64_t tap_step, std::int64_t count, double* made,
                     std::int64_t made_step) {
-  for (std::size_t at = 0; at < axis.g.size(); ++at) {
-    const double g0 = axis.g[at][0], g1 = axis.g[at][1], g2 = axis.g[at][2];
+  for (std::size_t at = 0; at < axis.size(); ++at) {
+    const double g0 = axis[at][0], g1 = axis[at][1], g2 = axis[at][2];
     double* to = made + static_cast<std::int64_t>(at) * made_step;
     for (std::int64_t n = 0; n < count; ++n)
       to[n] = g0 * taps[n] + g1 * taps[tap_step + n] + g2 * taps[2 * tap_step + n];
@@ -98,8 +135,9 @@ void transform_taps(const Axis& axis, const double* taps, std::int64_t tap_step,
 // A vector of outputs at a time: their weights lie side by side in every place, and are transformed side by side.
 Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, Algorithm algorithm, Isa isa) {
   const Variant variant = variant_of(algorithm);
-  const Axis deep = axis_of(variant.depth), plane = axis_of(variant.plane);
-  const std::int64_t lanes = lanes_of(isa), side = static_cast<std::int64_t>(plane.g.size());
+  const Rows deep = variant.stride == 1 ? axis_of(variant.depth) : strided_axis();
+  const Rows plane = variant.stride == 1 ? axis_of(variant.plane) : strided_axis();
+  const std::int64_t lanes = lanes_of(isa), side = static_cast<std::int64_t>(plane.size());
   const Panels panels{out, in, lanes, columns_of(isa)};
   const std::int64_t places = places_of(algorithm), row = side * lanes, slice = side * row;
   Floats packed(static_cast<std::size_t>(places * in * out));
@@ -143,7 +181,9 @@ const char* name_of(Algorithm algorithm) { return variant_of(algorithm).name; }
 const char* Conv3d::unfit(Algorithm algorithm, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
                           Isa isa) {
   if (algorithm == Algorithm::direct) return nullptr;
-  if (kernel != 3 || stride != 1) return "it takes 3 x 3 x 3 kernels of stride 1";
+  const bool strided = variant_of(algorithm).stride == 2;
+  if (kernel != 3 || stride != (strided ? 2 : 1))
+    return strided ? "it takes 3 x 3 x 3 kernels of stride 2" : "it takes 3 x 3 x 3 kernels of stride 1";
   if (out % lanes_of(isa) != 0 || in % lanes_of(isa) != 0) return "the vectors' lanes do not divide the channels";
   if (algorithm == Algorithm::winograd144 && sides.depth != 1) return "it takes volumes of one slice";
   return nullptr;
@@ -157,15 +197,14 @@ Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kerne
     throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
   out_ = {up(sides.depth, stride), up(sides.height, stride), up(sides.width, stride)};
   if (algorithm == Algorithm::direct) {
-    tiles_ = 0;
     if (weight != nullptr)
       weights_ = packed_taps(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
-  } else {
-    const std::int64_t wanted = tiles > 0 ? up(tiles, kRowsOfPanel) * kRowsOfPanel
-                                          : tiles_of(in, out, places_of(algorithm));
-    tiles_ = static_cast<int>(wanted);
-    if (weight != nullptr) weights_ = packed_winograd(weight, out, in, algorithm, isa);
+    return;
   }
+  const std::int64_t places = places_of(algorithm);
+  box_ = box_for(tiles > 0 ? tiles : tiles_of(in, out, places), grid(), variant_of(algorithm), in, places * in * out);
+  room_ = room_for(box_, algorithm, in, out, isa);
+  if (weight != nullptr) weights_ = packed_winograd(weight, out, in, algorithm, isa);
 }
 
 const char* Conv3d::unfit_input(const ConvInput& input) const {
@@ -176,18 +215,17 @@ const char* Conv3d::unfit_input(const ConvInput& input) const {
              : nullptr;
 }
 
-std::int64_t Conv3d::workspace_floats(int threads) const {
-  if (algorithm_ == Algorithm::direct) return 0;
-  return threads * places_of(algorithm_) * (tiles_ * (in_channels_ + out_channels_) + 32);
-}
+std::int64_t Conv3d::workspace_floats(int threads) const { return threads * room_.floats; }
 
 std::int64_t Conv3d::moment_blocks() const {
-  return algorithm_ == Algorithm::direct ? out_.depth * out_.height : up(tiles_of_volume(), tiles_);
+  if (algorithm_ == Algorithm::direct) return out_.depth * out_.height;
+  const Sides own = grid();
+  return up(own.depth, box_.depth) * up(own.height, box_.height) * up(own.width, box_.width);
 }
 
-std::int64_t Conv3d::tiles_of_volume() const {
+Sides Conv3d::grid() const {
   const Variant variant = variant_of(algorithm_);
-  return up(out_.depth, variant.depth) * up(out_.height, variant.plane) * up(out_.width, variant.plane);
+  return {up(out_.depth, variant.depth), up(out_.height, variant.plane), up(out_.width, variant.plane)};
 }
 
 double Conv3d::operations() const {
@@ -198,12 +236,12 @@ double Conv3d::operations() const {
 double Conv3d::operations_done() const {
   if (algorithm_ == Algorithm::direct) return operations();
   const double pairs = static_cast<double>(in_channels_) * static_cast<double>(out_channels_);
-  return 2.0 * pairs * static_cast<double>(places_of(algorithm_) * tiles_of_volume());
+  return 2.0 * pairs * static_cast<double>(places_of(algorithm_) * grid().voxels());
 }
 
 void Conv3d::run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const {
-  const ConvTask task{in_,    out_,    in_channels_,    out_channels_, kernel_, stride_,
-                      tiles_, threads, weights_.data(), workspace,     input,   output};
+  const ConvTask task{in_,   out_,    in_channels_,    out_channels_, kernel_, stride_, box_,
+                      room_, threads, weights_.data(), workspace,     input,   output};
   const ConvKernels& kernels = conv3d_for(isa_);
   if (algorithm_ == Algorithm::direct) kernels.direct(task);
   else kernels.winograd(algorithm_, task);

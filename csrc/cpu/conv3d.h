@@ -1,15 +1,17 @@
 // 3D convolution, channels last, float32: 3 x 3 x 3 or 1 x 1 x 1, stride 1 or 2, zeros around.
 //
-// Stride 1 and 3 x 3 x 3 can go by minimal multiplication in all three dimensions (Winograd's algorithm; Lavin & Gray,
-// arXiv 1509.09308; points after Barabasz et al., arXiv 1803.10986): F(d, h, w) makes d x h x w voxels at once from
-// (d + 2)(h + 2)(w + 2) products for each pair of channels instead of 27 d h w.
+// 3 x 3 x 3 can go by minimal multiplication in all three dimensions (Winograd's algorithm; Lavin & Gray, arXiv
+// 1509.09308; points after Barabasz et al., arXiv 1803.10986): F(d, h, w) makes d x h x w voxels at once from
+// (d + 2)(h + 2)(w + 2) products for each pair of channels instead of 27 d h w. F(2,2,2)/2 is of stride 2: along each
+// axis the outer taps go by F(2, 2) and the middle one as it is, 5 products for 2 voxels instead of 6.
 //
-//   variant    products a voxel   relative L2 error to float64, at most, for 64 channels of unit variance
-//   direct     27                 1e-6   (errors grow as the square root of the channels)
-//   F(2,2,2)   8                  8e-7
-//   F(1,4,4)   2.25 (of 9)        2e-6   volumes of one slice only: the outer taps see zeros
-//   F(2,4,4)   4.5                2e-6
-//   F(4,4,4)   3.375              4e-6
+//   variant      products a voxel   relative L2 error to float64, at most, for 64 channels of unit variance
+//   direct       27                 1e-6   (errors grow as the square root of the channels)
+//   F(2,2,2)     8                  8e-7
+//   F(1,4,4)     2.25 (of 9)        2e-6   volumes of one slice only: the outer taps see zeros
+//   F(2,4,4)     4.5                2e-6
+//   F(4,4,4)     3.375              4e-6
+//   F(2,2,2)/2   15.625             8e-7
 //
 // What surrounds a convolution in a residual block is part of it: group normalisation's affine map and SiLU are applied
 // as the input is read, a second volume is read as if concatenated, bias and residual are added as the output is
@@ -26,7 +28,7 @@
 
 namespace orthokernels::cpu {
 
-enum class Algorithm { direct, winograd222, winograd144, winograd244, winograd444 };
+enum class Algorithm { direct, winograd222, winograd144, winograd244, winograd444, strided222 };
 
 const char* name_of(Algorithm algorithm);
 
@@ -54,12 +56,23 @@ struct ConvOutput {
   float* moments = nullptr;         // [blocks][3][out]: count, mean, sum of squared distances to it
 };
 
+// A thread's workspace of Winograd's algorithm, in floats from its beginning. First come the transformed places, values
+// one place further than sums.
+struct WinogradRoom {
+  std::int64_t place_step;  // from one place to the next
+  std::int64_t row;         // a row of the input, kLanes channels of it
+  std::int64_t lines;       // all rows, transformed along width
+  std::int64_t gathered;    // moments
+  std::int64_t floats;      // of it all
+};
+
 // All that a kernel is told: the same for every instruction set.
 struct ConvTask {
   Sides in, out;
   std::int64_t in_channels, out_channels;  // of both inputs together
   int kernel, stride;
-  int tiles;     // Winograd: tiles of a block
+  Sides box;          // Winograd: tiles that are made together, along each axis
+  WinogradRoom room;  // and where
   int threads;
   const float* weights;  // packed for the algorithm and the instruction set
   float* workspace;      // workspace_floats() of them
@@ -106,11 +119,13 @@ class Conv3d {
   void run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const;
 
  private:
-  std::int64_t tiles_of_volume() const;
+  Sides grid() const;  // tiles along each axis
 
   Sides in_, out_;
   std::int64_t out_channels_, in_channels_;
-  int kernel_, stride_, tiles_;
+  int kernel_, stride_;
+  Sides box_{};
+  WinogradRoom room_{};
   Algorithm algorithm_;
   Isa isa_;
   Floats weights_;

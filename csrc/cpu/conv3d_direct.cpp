@@ -1,8 +1,12 @@
 // Direct convolution, compiled for each instruction set: one row of output voxels and one panel of output channels at a
 // time, kRows voxels of it in registers. Any number of channels on either side.
+//
+// Of a few input channels, a tap has too few products to be worth its addresses: what all taps of a voxel read is copied
+// side by side first, and multiplied as one row of a matrix.
 #include <cstdint>
 
 #include "cpu/conv3d.h"
+#include "cpu/products.h"
 #include "cpu/taps.h"
 #include "cpu/vector.h"
 
@@ -98,7 +102,64 @@ void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
   }
 }
 
+constexpr int kFew = 4;                // channels
+constexpr std::int64_t kPatches = 24;  // voxels whose taps lie side by side; a multiple of kRows
+
+bool of_few(const ConvTask& task) {
+  return task.kernel == 3 && task.in_channels <= kFew && task.out_channels % kLanes == 0 &&
+         task.input.skip == nullptr && task.output.residual == nullptr;
+}
+
+// What the 27 taps of `count` voxels of a row read, from `voxel` on: patches [count][taps][kChannels], zeros outside.
+template <int kChannels>
+void gather_patches(const ConvTask& task, std::int64_t row, std::int64_t voxel, std::int64_t count, float* patches) {
+  constexpr std::int64_t kTaps = 27 * kChannels;
+  const std::int64_t d = row / task.out.height, h = row % task.out.height;
+  for (std::int64_t n = 0; n < 9; ++n) {
+    const std::int64_t from_d = d * task.stride + n / 3 - 1, from_h = h * task.stride + n % 3 - 1;
+    const bool row_inside = from_d >= 0 && from_d < task.in.depth && from_h >= 0 && from_h < task.in.height;
+    const float* from = task.input.x + (from_d * task.in.height + from_h) * task.in.width * kChannels;
+    float* to = patches + n * 3 * kChannels;
+    for (std::int64_t v = 0; v < count; ++v, to += kTaps) {
+      const std::int64_t first = (voxel + v) * task.stride - 1;
+      for (std::int64_t k = 0; k < 3; ++k)
+        for (std::int64_t c = 0; c < kChannels; ++c) {
+          const bool inside = row_inside && first + k >= 0 && first + k < task.in.width;
+          to[k * kChannels + c] = inside ? from[(first + k) * kChannels + c] : 0.0f;
+        }
+    }
+  }
+}
+
+template <int kChannels>
+void make_row_of_few(const ConvTask& task, std::int64_t row) {
+  constexpr std::int64_t taps = 27 * kChannels;
+  const std::int64_t out = task.out_channels;
+  const ConvOutput& output = task.output;
+  alignas(64) float patches[kPatches * 27 * kChannels];
+  for (std::int64_t voxel = 0; voxel < task.out.width; voxel += kPatches) {
+    const std::int64_t left = task.out.width - voxel, count = left < kPatches ? left : kPatches;
+    gather_patches<kChannels>(task, row, voxel, count, patches);
+    float* y = output.y + (row * task.out.width + voxel) * out;
+    multiply({patches, taps}, task.weights, {y, out}, count, taps, out);
+    if (output.bias == nullptr) continue;
+    for (std::int64_t v = 0; v < count; ++v)
+      for (std::int64_t k = 0; k < out; k += kLanes)
+        store(y + v * out + k, load(y + v * out + k) + load(output.bias + k));
+  }
+  if (output.moments != nullptr) gather(task, row, 0, out);
+}
+
+void direct_of_few(const ConvTask& task) {
+  constexpr void (*kMakers[kFew])(const ConvTask&, std::int64_t) = {make_row_of_few<1>, make_row_of_few<2>,
+                                                                    make_row_of_few<3>, make_row_of_few<4>};
+  const auto make = kMakers[task.in_channels - 1];
+#pragma omp parallel for schedule(dynamic, 4) num_threads(task.threads)
+  for (std::int64_t row = 0; row < task.out.depth * task.out.height; ++row) make(task, row);
+}
+
 void direct(const ConvTask& task) {
+  if (of_few(task)) return direct_of_few(task);
   const std::int64_t rows = task.out.depth * task.out.height;
   const std::int64_t panels = (task.out_channels + kColumns * kLanes - 1) / (kColumns * kLanes);
 #pragma omp parallel for schedule(dynamic, 4) num_threads(task.threads)

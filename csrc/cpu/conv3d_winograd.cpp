@@ -1,249 +1,260 @@
 // Winograd's algorithm in one, two or three dimensions at once, compiled for each instruction set.
 //
-// A block of tiles goes through three steps in a workspace of its own: every tile's input is transformed along width,
-// height and depth; for each of the transformed places, tiles x channels times channels x outputs; every tile's sums
-// are transformed back, completed and written. The lines of `Line<M>` are the transforms along one axis.
+// A box of neighbouring tiles goes through three steps in a workspace of its own: its input is read, completed and
+// transformed along width row by row, each voxel once, then every tile along height and depth; for each of the
+// transformed places, tiles x channels times channels x outputs; every tile's sums are transformed back, completed and
+// written. The lines of winograd_lines.h are the transforms along one axis.
 //
-// Ladder, 64 to 64 channels at 16 x 256 x 256 with SiLU and moments, one thread of a Zen 4 with AVX-512, GFLOP/s of the
-// definition: as above 352; the next tile's input fetched ahead 440; its output and residual too 475. Direct: 115.
+// Ladder, 64 to 64 channels at 16 x 64 x 128 with SiLU, residual and moments, AVX2, one thread beside other work; time of
+// the first over that of each: a row of 12 tiles, each read and transformed alone 1; boxes, sums in registers from their
+// first to their last addition 1.15; sums over the values before them, bounds by min and max 1.2; input fetched ahead
+// 1.38; output and residual fetched ahead in the order of the tiles 1.66. bench/NOTES.md has what else was tried.
 #include "cpu/conv3d.h"
 #include "cpu/products.h"
 #include "cpu/threads.h"
 #include "cpu/vector.h"
+#include "cpu/winograd_lines.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
 namespace {
 
-// F(M, 3) along one axis: `input` makes M + 2 values of M + 2, `output` M of M + 2.
-template <int M>
-struct Line;
+constexpr std::int64_t kCacheLine = 16;  // floats
 
-// One slice: nothing to transform, and only the kernel's middle is met.
-template <>
-struct Line<1> {
-  static constexpr int kIn = 1, kBefore = 0;
-  static inline void input(const Vector* x, Vector* v, int step) { v[0] = x[0], void(step); }
-  static inline void output(const Vector* m, Vector* y, int step) { y[0] = m[0], void(step); }
+// A box of tiles: the first of them, and how many there are along each axis.
+struct Box {
+  Sides first, tiles;
 };
 
-// Points 0, 1, -1, infinity.
-template <>
-struct Line<2> {
-  static constexpr int kIn = 4, kBefore = 1;
-  static inline void input(const Vector* x, Vector* v, int step) {
-    const Vector x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
-    v[0] = x0 - x2;
-    v[step] = x1 + x2;
-    v[2 * step] = x2 - x1;
-    v[3 * step] = x3 - x1;
-  }
-  static inline void output(const Vector* m, Vector* y, int step) {
-    const Vector m1 = m[step], m2 = m[2 * step];
-    y[0] = m[0] + m1 + m2;
-    y[step] = m1 - m2 + m[3 * step];
-  }
-};
+std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// Points 0, a, -a, b, -b, infinity with a = 2 / 3, b = 1 / a: a third of the error of 0, 1, -1, 2, -2.
-template <>
-struct Line<4> {
-  static constexpr int kIn = 6, kBefore = 1;
-  static constexpr float a = 2.0f / 3, b = 1.5f, a2 = 4.0f / 9, b2 = 2.25f;
-  static inline void input(const Vector* x, Vector* v, int step) {
-    const Vector x1 = x[step], x2 = x[2 * step], x3 = x[3 * step], x4 = x[4 * step];
-    const Vector even_a = x4 - b2 * x2, odd_a = x3 - b2 * x1;
-    const Vector even_b = x4 - a2 * x2, odd_b = x3 - a2 * x1;
-    const Vector x0 = x[0], x5 = x[5 * step];
-    v[0] = x0 + x4 - (a2 + b2) * x2;
-    v[step] = even_a + a * odd_a;
-    v[2 * step] = even_a - a * odd_a;
-    v[3 * step] = even_b + b * odd_b;
-    v[4 * step] = even_b - b * odd_b;
-    v[5 * step] = x1 + x5 - (a2 + b2) * x3;
-  }
-  static inline void output(const Vector* m, Vector* y, int step) {
-    const Vector m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step];
-    const Vector sum_a = m1 + m2, sum_b = m3 + m4, apart_a = m1 - m2, apart_b = m3 - m4;
-    y[0] = m[0] + sum_a + sum_b;
-    y[step] = a * apart_a + b * apart_b;
-    y[2 * step] = a2 * sum_a + b2 * sum_b;
-    y[3 * step] = (a * a2) * apart_a + (b * b2) * apart_b + m[5 * step];
-  }
-};
+std::int64_t pieces(std::int64_t side, std::int64_t piece) { return (side + piece - 1) / piece; }
 
-// F(D, P, P): what a tile reads and writes.
-template <int D, int P>
-struct Tile {
-  static constexpr int kDepth = Line<D>::kIn, kPlane = Line<P>::kIn, kPlaces = kDepth * kPlane * kPlane;
-};
-
-// Where a tile begins in the output.
-struct Place {
-  std::int64_t d, h, w;
-};
-
-template <int D, int P>
-Place place_of(const ConvTask& task, std::int64_t tile) {
-  const std::int64_t across = (task.out.width + P - 1) / P, down = (task.out.height + P - 1) / P;
-  return {tile / (across * down) * D, tile / across % down * P, tile % across * P};
+// Tiles of the volume along each axis.
+template <typename Deep, typename Plane>
+Sides grid_of(const ConvTask& task) {
+  return {pieces(task.out.depth, Deep::kMade), pieces(task.out.height, Plane::kMade),
+          pieces(task.out.width, Plane::kMade)};
 }
 
-// The input's transform of one tile and kLanes channels, from a tile's table of addresses (null outside the volume).
-// `ahead` lies the same voxel of the next tile, whose fetch from memory begins here: no hardware sees these strides.
-template <int D, int P, bool kActivate>
-void transform_input(const float* const* sources, std::int64_t channel, Vector scale, Vector shift, float* v,
-                     std::int64_t place_step, std::int64_t ahead) {
-  constexpr int kDepth = Tile<D, P>::kDepth, kPlane = Tile<D, P>::kPlane;
-  Vector t[kDepth][kPlane][kPlane];
-  for (int i = 0; i < kDepth; ++i) {
-    for (int j = 0; j < kPlane; ++j) {
-      Vector row[kPlane];
-      for (int k = 0; k < kPlane; ++k) {
-        const float* source = *sources++;
-        Vector value = {};
-        if (source != nullptr) {
-          value = load(source + channel);
-          __builtin_prefetch(source + channel + ahead);
-          if (kActivate) value = silu(value * scale + shift);
-        }
-        row[k] = value;
+std::int64_t boxes_of(Sides grid, Sides box) {
+  return pieces(grid.depth, box.depth) * pieces(grid.height, box.height) * pieces(grid.width, box.width);
+}
+
+Box box_of(Sides grid, Sides box, std::int64_t number) {
+  const std::int64_t across = pieces(grid.width, box.width), down = pieces(grid.height, box.height);
+  const Sides first{number / (across * down) * box.depth, number / across % down * box.height,
+                    number % across * box.width};
+  return {first, {least(box.depth, grid.depth - first.depth), least(box.height, grid.height - first.height),
+                  least(box.width, grid.width - first.width)}};
+}
+
+// The places along an axis that some tiles read.
+struct Reach {
+  std::int64_t first, count;
+};
+
+template <typename Line>
+Reach reach_of(std::int64_t first_tile, std::int64_t tiles) {
+  constexpr std::int64_t kStep = Line::kMade * Line::kStride;
+  return {first_tile * kStep - Line::kBefore, (tiles - 1) * kStep + Line::kPlaces};
+}
+
+// kLanes channels of a volume, from `x` on; scale and shift where they are normalised and activated. `ahead` of each
+// voxel lies what is read after all these, whose fetch from memory begins here: no hardware sees these strides. 0: nothing.
+struct Source {
+  const float* x;
+  std::int64_t channels;
+  Vector scale, shift;
+  std::int64_t ahead;
+};
+
+// A row of the box's input, from the volume's voxel `first` on, zeros outside.
+template <bool kActivate>
+void read_row(const Source& source, const float* volume_row, Reach across, std::int64_t width, float* row) {
+  const std::int64_t before = across.first < 0 ? -across.first : 0;
+  const std::int64_t inside = least(across.count, width - across.first);
+  std::int64_t k = 0;
+  for (; k < before; ++k) store(row + k * kLanes, Vector{});
+  const float* from = volume_row + across.first * source.channels;
+  for (; k < inside; ++k) {
+    Vector value = load(from + k * source.channels);
+    if (source.ahead != 0) __builtin_prefetch(from + k * source.channels + source.ahead, 0, 2);
+    if (kActivate) value = silu(value * source.scale + source.shift);
+    store(row + k * kLanes, value);
+  }
+  for (; k < across.count; ++k) store(row + k * kLanes, Vector{});
+}
+
+// Every row of the box's input along width, for kLanes channels: lines [slices][rows][tiles across][places] of vectors.
+template <typename Deep, typename Plane, bool kActivate>
+void transform_rows(const ConvTask& task, const Box& box, const Source& source, float* row, float* lines) {
+  const Reach deep = reach_of<Deep>(box.first.depth, box.tiles.depth);
+  const Reach down = reach_of<Plane>(box.first.height, box.tiles.height);
+  const Reach across = reach_of<Plane>(box.first.width, box.tiles.width);
+  const std::int64_t line = box.tiles.width * Plane::kPlaces * kLanes;
+  for (std::int64_t d = deep.first; d < deep.first + deep.count; ++d) {
+    for (std::int64_t h = down.first; h < down.first + down.count; ++h, lines += line) {
+      if (d < 0 || d >= task.in.depth || h < 0 || h >= task.in.height) {
+        for (std::int64_t at = 0; at < line; at += kLanes) store(lines + at, Vector{});
+        continue;
       }
-      Line<P>::input(row, t[i][j], 1);
-    }
-    for (int k = 0; k < kPlane; ++k) Line<P>::input(&t[i][0][k], &t[i][0][k], kPlane);
-  }
-  for (int j = 0; j < kPlane; ++j) {
-    for (int k = 0; k < kPlane; ++k) {
-      Vector line[kDepth], out[kDepth];
-      for (int i = 0; i < kDepth; ++i) line[i] = t[i][j][k];
-      Line<D>::input(line, out, 1);
-      for (int i = 0; i < kDepth; ++i) store(v + ((i * kPlane + j) * kPlane + k) * place_step, out[i]);
-    }
-  }
-}
-
-// Addresses of a tile's input voxels in one volume.
-template <int D, int P>
-void addresses(const ConvTask& task, Place place, const float* x, std::int64_t channels, const float** sources) {
-  for (int i = 0; i < Tile<D, P>::kDepth; ++i) {
-    const std::int64_t d = place.d - Line<D>::kBefore + i;
-    for (int j = 0; j < Tile<D, P>::kPlane; ++j) {
-      const std::int64_t h = place.h - Line<P>::kBefore + j;
-      const bool row_inside = d >= 0 && d < task.in.depth && h >= 0 && h < task.in.height;
-      for (int k = 0; k < Tile<D, P>::kPlane; ++k) {
-        const std::int64_t w = place.w - Line<P>::kBefore + k;
-        const bool inside = row_inside && w >= 0 && w < task.in.width;
-        *sources++ = inside ? x + ((d * task.in.height + h) * task.in.width + w) * channels : nullptr;
+      read_row<kActivate>(source, source.x + (d * task.in.height + h) * task.in.width * source.channels, across,
+                          task.in.width, row);
+      for (std::int64_t t = 0; t < box.tiles.width; ++t) {
+        const float* from = row + t * Plane::kMade * Plane::kStride * kLanes;
+        float* to = lines + t * Plane::kPlaces * kLanes;
+        Vector x[Plane::kPlaces], v[Plane::kPlaces];
+        ORTHOKERNELS_UNROLLED
+        for (int k = 0; k < Plane::kPlaces; ++k) x[k] = load(from + k * kLanes);
+        Plane::input(x, v);
+        ORTHOKERNELS_UNROLLED
+        for (int k = 0; k < Plane::kPlaces; ++k) store(to + k * kLanes, v[k]);
       }
     }
   }
 }
 
-template <int D, int P>
-void transform_volume(const ConvTask& task, Place place, const float* x, std::int64_t channels, std::int64_t first,
-                      float* v, std::int64_t place_step) {
-  const float* sources[Tile<D, P>::kPlaces];
-  addresses<D, P>(task, place, x, channels, sources);
+// A tile's lines along height and depth, to places that lie `place_step` apart.
+template <typename Deep, typename Plane>
+void transform_tile(const float* lines, std::int64_t row_step, std::int64_t slice_step, float* v,
+                    std::int64_t place_step) {
+  for (int k = 0; k < Plane::kPlaces; ++k) {
+    Vector t[Deep::kPlaces][Plane::kPlaces];
+    for (int i = 0; i < Deep::kPlaces; ++i) {
+      const float* from = lines + i * slice_step + k * kLanes;
+      Vector x[Plane::kPlaces], made[Plane::kPlaces];
+      ORTHOKERNELS_UNROLLED
+      for (int j = 0; j < Plane::kPlaces; ++j) x[j] = load(from + j * row_step);
+      Plane::input(x, made);
+      ORTHOKERNELS_UNROLLED
+      for (int j = 0; j < Plane::kPlaces; ++j) t[i][j] = made[j];
+    }
+    for (int j = 0; j < Plane::kPlaces; ++j) {
+      Vector x[Deep::kPlaces], made[Deep::kPlaces];
+      ORTHOKERNELS_UNROLLED
+      for (int i = 0; i < Deep::kPlaces; ++i) x[i] = t[i][j];
+      Deep::input(x, made);
+      ORTHOKERNELS_UNROLLED
+      for (int i = 0; i < Deep::kPlaces; ++i)
+        store(v + ((i * Plane::kPlaces + j) * Plane::kPlaces + k) * place_step, made[i]);
+    }
+  }
+}
+
+// The input's transform of a box, of one volume whose channels are the convolution's from `first` on.
+template <typename Deep, typename Plane>
+void transform_volume(const ConvTask& task, const Box& box, const float* x, std::int64_t channels, std::int64_t first,
+                      float* workspace) {
+  const WinogradRoom& room = task.room;
+  float *row = workspace + room.row, *lines = workspace + room.lines;
+  const std::int64_t row_step = box.tiles.width * Plane::kPlaces * kLanes;
+  const std::int64_t slice_step = reach_of<Plane>(0, box.tiles.height).count * row_step;
   const ConvInput& input = task.input;
+  const std::int64_t next_box = box.tiles.width * Plane::kMade * Plane::kStride * channels;
   for (std::int64_t c = 0; c < channels; c += kLanes) {
+    Source source{x + c, channels, Vector{}, Vector{}, 0};
+    if (c % kCacheLine == 0) source.ahead = c + kCacheLine < channels ? kCacheLine : next_box - c;
     if (input.scale != nullptr) {
-      const Vector scale = load(input.scale + first + c), shift = load(input.shift + first + c);
-      transform_input<D, P, true>(sources, c, scale, shift, v + first + c, place_step, P * channels);
+      source.scale = load(input.scale + first + c), source.shift = load(input.shift + first + c);
+      transform_rows<Deep, Plane, true>(task, box, source, row, lines);
     } else {
-      transform_input<D, P, false>(sources, c, Vector{}, Vector{}, v + first + c, place_step, P * channels);
+      transform_rows<Deep, Plane, false>(task, box, source, row, lines);
     }
+    float* v = workspace + room.place_step + first + c;
+    for (std::int64_t d = 0; d < box.tiles.depth; ++d)
+      for (std::int64_t h = 0; h < box.tiles.height; ++h)
+        for (std::int64_t w = 0; w < box.tiles.width; ++w, v += task.in_channels)
+          transform_tile<Deep, Plane>(lines + d * Deep::kMade * Deep::kStride * slice_step +
+                                          h * Plane::kMade * Plane::kStride * row_step + w * Plane::kPlaces * kLanes,
+                                      row_step, slice_step, v, room.place_step);
   }
 }
 
-// Moments of a block's output for kLanes channels: values less a pivot, the first of them, so that a large mean costs
-// no digits.
+// Moments of a box's output for kLanes channels: values less a pivot, the first of them, so that a large mean costs no
+// digits.
 struct Gathered {
   Vector pivot, sum, squares;
 };
 
-template <int D, int P>
-void transform_output(const ConvTask& task, Place place, std::int64_t channel, const float* m, std::int64_t place_step,
-                      Gathered* gathered, bool first_of_block) {
-  constexpr int kDepth = Tile<D, P>::kDepth, kPlane = Tile<D, P>::kPlane;
-  Vector t[kDepth][P][P];
+// Where a tile begins in the output, and how much of it lies inside.
+struct Place {
+  Sides first, inside;
+};
+
+template <typename Deep, typename Plane>
+Place place_of(const ConvTask& task, const Box& box, std::int64_t tile) {
+  const std::int64_t across = box.tiles.width, down = box.tiles.height;
+  const std::int64_t d = tile / (across * down), h = tile / across % down, w = tile % across;
+  const Sides first{(box.first.depth + d) * Deep::kMade, (box.first.height + h) * Plane::kMade,
+                    (box.first.width + w) * Plane::kMade};
+  return {first, {least(Deep::kMade, task.out.depth - first.depth), least(Plane::kMade, task.out.height - first.height),
+                  least(Plane::kMade, task.out.width - first.width)}};
+}
+
+std::int64_t voxel_of(const ConvTask& task, const Place& place) {
+  return (place.first.depth * task.out.height + place.first.height) * task.out.width + place.first.width;
+}
+
+// `ahead` of each voxel lies what is read and written after this; 0: nothing.
+template <typename Deep, typename Plane>
+void transform_output(const ConvTask& task, const Place& place, std::int64_t channel, std::int64_t ahead,
+                      const float* m, Gathered* gathered, bool first_of_box) {
+  const std::int64_t place_step = task.room.place_step;
+  constexpr int kDepth = Deep::kPlaces, kPlane = Plane::kPlaces, kMade = Plane::kMade;
+  Vector t[kDepth][kMade][kMade];
   for (int i = 0; i < kDepth; ++i) {
-    Vector rows[kPlane][P];
+    Vector rows[kPlane][kMade];
     for (int j = 0; j < kPlane; ++j) {
-      Vector row[kPlane];
+      Vector row[kPlane], made[kMade];
+      ORTHOKERNELS_UNROLLED
       for (int k = 0; k < kPlane; ++k) row[k] = load(m + ((i * kPlane + j) * kPlane + k) * place_step);
-      Line<P>::output(row, rows[j], 1);
+      Plane::output(row, made);
+      ORTHOKERNELS_UNROLLED
+      for (int k = 0; k < kMade; ++k) rows[j][k] = made[k];
     }
-    for (int k = 0; k < P; ++k) {
-      Vector column[kPlane], made[P];
+    for (int k = 0; k < kMade; ++k) {
+      Vector column[kPlane], made[kMade];
+      ORTHOKERNELS_UNROLLED
       for (int j = 0; j < kPlane; ++j) column[j] = rows[j][k];
-      Line<P>::output(column, made, 1);
-      for (int j = 0; j < P; ++j) t[i][j][k] = made[j];
+      Plane::output(column, made);
+      ORTHOKERNELS_UNROLLED
+      for (int j = 0; j < kMade; ++j) t[i][j][k] = made[j];
     }
   }
   const ConvOutput& output = task.output;
   const Vector bias = output.bias != nullptr ? load(output.bias + channel) : Vector{};
-  const std::int64_t deep = task.out.depth - place.d, down = task.out.height - place.h;
-  const std::int64_t across = task.out.width - place.w;
-  const std::int64_t ahead = P * task.out_channels;  // the same voxel of the next tile
-  for (int j = 0; j < P && j < down; ++j) {
-    for (int k = 0; k < P && k < across; ++k) {
-      Vector line[kDepth], made[D];
+  const std::int64_t first = voxel_of(task, place) * task.out_channels + channel;
+  Gathered own = gathered != nullptr && !first_of_box ? *gathered : Gathered{};
+  for (int j = 0; j < place.inside.height; ++j) {
+    for (int k = 0; k < place.inside.width; ++k) {
+      Vector line[kDepth], made[Deep::kMade];
+      ORTHOKERNELS_UNROLLED
       for (int i = 0; i < kDepth; ++i) line[i] = t[i][j][k];
-      Line<D>::output(line, made, 1);
-      for (int i = 0; i < D && i < deep; ++i) {
-        const std::int64_t voxel = ((place.d + i) * task.out.height + place.h + j) * task.out.width + place.w + k;
-        const std::int64_t at = voxel * task.out_channels + channel;
+      Deep::output(line, made);
+      ORTHOKERNELS_UNROLLED
+      for (int i = 0; i < Deep::kMade; ++i) {
+        if (i >= place.inside.depth) break;
+        const std::int64_t at = first + ((i * task.out.height + j) * task.out.width + k) * task.out_channels;
         Vector value = made[i] + bias;
         if (output.residual != nullptr) {
           value += load(output.residual + at);
-          __builtin_prefetch(output.residual + at + ahead);
+          if (ahead != 0) __builtin_prefetch(output.residual + at + ahead);
         }
         store(output.y + at, value);
-        __builtin_prefetch(output.y + at + ahead, 1);
+        if (ahead != 0) __builtin_prefetch(output.y + at + ahead, 1);
         if (gathered == nullptr) continue;
-        if (first_of_block) *gathered = {value, Vector{}, Vector{}}, first_of_block = false;
-        const Vector apart = value - gathered->pivot;
-        gathered->sum += apart;
-        gathered->squares += apart * apart;
+        if (first_of_box) own.pivot = value, first_of_box = false;
+        const Vector apart = value - own.pivot;
+        own.sum += apart;
+        own.squares += apart * apart;
       }
     }
   }
+  if (gathered != nullptr) *gathered = own;
 }
 
-template <int D, int P>
-std::int64_t voxels_of(const ConvTask& task, Place place) {
-  const std::int64_t deep = task.out.depth - place.d, down = task.out.height - place.h;
-  const std::int64_t across = task.out.width - place.w;
-  return (deep < D ? deep : D) * (down < P ? down : P) * (across < P ? across : P);
-}
-
-template <int D, int P>
-void block(const ConvTask& task, std::int64_t number, std::int64_t first, std::int64_t count, float* workspace) {
-  constexpr int kPlaces = Tile<D, P>::kPlaces;
-  const std::int64_t in = task.in_channels, out = task.out_channels;
-  const std::int64_t v_step = task.tiles * in + 16, m_step = task.tiles * out + 16;  // not all in one set of the cache
-  float* v = workspace;
-  float* m = workspace + kPlaces * v_step;
-  const ConvInput& input = task.input;
-  for (std::int64_t t = 0; t < count; ++t) {
-    const Place place = place_of<D, P>(task, first + t);
-    transform_volume<D, P>(task, place, input.x, input.channels, 0, v + t * in, v_step);
-    if (input.skip != nullptr)
-      transform_volume<D, P>(task, place, input.skip, input.skip_channels, input.channels, v + t * in, v_step);
-  }
-  for (int place = 0; place < kPlaces; ++place)
-    multiply({v + place * v_step, in}, task.weights + place * in * out, {m + place * m_step, out}, count, in, out);
-  // The input's transform is done with: its place holds the moments.
-  Gathered* gathered = task.output.moments != nullptr ? reinterpret_cast<Gathered*>(v) : nullptr;
-  std::int64_t voxels = 0;
-  for (std::int64_t t = 0; t < count; ++t) {
-    const Place place = place_of<D, P>(task, first + t);
-    voxels += voxels_of<D, P>(task, place);
-    for (std::int64_t k = 0; k < out; k += kLanes)
-      transform_output<D, P>(task, place, k, m + t * out + k, m_step,
-                             gathered != nullptr ? gathered + k / kLanes : nullptr, t == 0);
-  }
-  if (gathered == nullptr) return;
+void store_moments(const ConvTask& task, const Gathered* gathered, std::int64_t number, std::int64_t voxels) {
+  const std::int64_t out = task.out_channels;
   float* moments = task.output.moments + number * 3 * out;
   const float n = static_cast<float>(voxels);
   for (std::int64_t k = 0; k < out; k += kLanes) {
@@ -254,28 +265,54 @@ void block(const ConvTask& task, std::int64_t number, std::int64_t first, std::i
   }
 }
 
-template <int D, int P>
-void run(const ConvTask& task) {
-  const std::int64_t tiles = ((task.out.depth + D - 1) / D) * ((task.out.height + P - 1) / P) *
-                             ((task.out.width + P - 1) / P);
-  const std::int64_t blocks = (tiles + task.tiles - 1) / task.tiles;
-  const std::int64_t own = Tile<D, P>::kPlaces * (task.tiles * (task.in_channels + task.out_channels) + 32);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(task.threads)
-  for (std::int64_t n = 0; n < blocks; ++n) {
-    const std::int64_t first = n * task.tiles;
-    const std::int64_t count = tiles - first < task.tiles ? tiles - first : task.tiles;
-    block<D, P>(task, n, first, count, task.workspace + thread_number() * own);
+template <typename Deep, typename Plane>
+void make_box(const ConvTask& task, const Box& box, std::int64_t number, float* workspace) {
+  constexpr int kPlaces = Deep::kPlaces * Plane::kPlaces * Plane::kPlaces;
+  const std::int64_t in = task.in_channels, out = task.out_channels, step = task.room.place_step;
+  const ConvInput& input = task.input;
+  transform_volume<Deep, Plane>(task, box, input.x, input.channels, 0, workspace);
+  if (input.skip != nullptr)
+    transform_volume<Deep, Plane>(task, box, input.skip, input.skip_channels, input.channels, workspace);
+  // A place's sums are written over the values of the place before it, so that half as much passes through the caches.
+  const std::int64_t tiles = box.tiles.voxels();
+  for (int place = 0; place < kPlaces; ++place)
+    multiply({workspace + (place + 1) * step, in}, task.weights + place * in * out, {workspace + place * step, out},
+             tiles, in, out);
+  Gathered* gathered =
+      task.output.moments != nullptr ? reinterpret_cast<Gathered*>(workspace + task.room.gathered) : nullptr;
+  std::int64_t voxels = 0;
+  for (std::int64_t t = 0; t < tiles; ++t) {
+    const Place place = place_of<Deep, Plane>(task, box, t);
+    const Place next = place_of<Deep, Plane>(task, box, t + 1 < tiles ? t + 1 : t);
+    const std::int64_t next_tile = (voxel_of(task, next) - voxel_of(task, place)) * out;
+    for (std::int64_t k = 0; k < out; k += kLanes) {
+      const std::int64_t ahead = k % kCacheLine != 0 ? 0 : k + kCacheLine < out ? kCacheLine : next_tile - k;
+      transform_output<Deep, Plane>(task, place, k, ahead, workspace + t * out + k,
+                                    gathered != nullptr ? gathered + k / kLanes : nullptr, t == 0);
+    }
+    voxels += place.inside.voxels();
   }
+  if (gathered != nullptr) store_moments(task, gathered, number, voxels);
+}
+
+template <typename Deep, typename Plane>
+void run(const ConvTask& task) {
+  const Sides grid = grid_of<Deep, Plane>(task);
+  const std::int64_t boxes = boxes_of(grid, task.box);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(task.threads)
+  for (std::int64_t n = 0; n < boxes; ++n)
+    make_box<Deep, Plane>(task, box_of(grid, task.box, n), n, task.workspace + thread_number() * task.room.floats);
 }
 
 }  // namespace
 
 void winograd(Algorithm algorithm, const ConvTask& task) {
   switch (algorithm) {
-    case Algorithm::winograd222: return run<2, 2>(task);
-    case Algorithm::winograd144: return run<1, 4>(task);
-    case Algorithm::winograd244: return run<2, 4>(task);
-    case Algorithm::winograd444: return run<4, 4>(task);
+    case Algorithm::winograd222: return run<Line<2>, Line<2>>(task);
+    case Algorithm::winograd144: return run<Line<1>, Line<4>>(task);
+    case Algorithm::winograd244: return run<Line<2>, Line<4>>(task);
+    case Algorithm::winograd444: return run<Line<4>, Line<4>>(task);
+    case Algorithm::strided222: return run<StridedLine, StridedLine>(task);
     case Algorithm::direct: return;
   }
 }

@@ -6,6 +6,13 @@
 
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// Before a loop over an array of vectors that must stay in registers: unrolled early, before GCC decides what does.
+#define ORTHOKERNELS_UNROLLED _Pragma("GCC unroll 16")
+
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
 
 #if defined(__AVX512F__)
@@ -57,11 +64,21 @@ static inline Vector select(Integers mask, Vector yes, Vector no) {
   return reinterpret_cast<Vector>((mask & reinterpret_cast<Integers>(yes)) | (~mask & reinterpret_cast<Integers>(no)));
 }
 
-// e^x within 2 units in the last place for x in [-87, 88]; beyond, the value at the bound.
-static inline Vector exponential(Vector x) {
-  const Vector low = splat(-87.0f), high = splat(88.0f);
-  x = select(x < low, low, x);
-  x = select(x > high, high, x);
+// x between two bounds; NaN stays. GCC makes compares and blends of the plain words.
+static inline Vector within(Vector x, float low, float high) {
+#if defined(__AVX512F__)
+  constexpr __mmask16 kAll = 0xffff;  // GCC 12 warns of the plain intrinsics' unused operand
+  return _mm512_maskz_min_ps(kAll, splat(high), _mm512_maskz_max_ps(kAll, splat(low), x));
+#elif defined(__AVX2__)
+  return _mm256_min_ps(splat(high), _mm256_max_ps(splat(low), x));
+#else
+  x = select(x < splat(low), splat(low), x);
+  return select(x > splat(high), splat(high), x);
+#endif
+}
+
+// e^x within 2 units in the last place for x in [-87, 88], and nothing else.
+static inline Vector exponential_inside(Vector x) {
   // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer.
   const Vector magic = splat(12582912.0f);
   const Vector shifted = x * 1.44269504088896341f + magic;
@@ -80,7 +97,10 @@ static inline Vector exponential(Vector x) {
   return p * reinterpret_cast<Vector>(power);
 }
 
-static inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+// e^x within 2 units in the last place for x in [-87, 88]; beyond, the value at the bound.
+static inline Vector exponential(Vector x) { return exponential_inside(within(x, -87.0f, 88.0f)); }
+
+static inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential_inside(-within(x, -88.0f, 87.0f))); }
 static inline Vector silu(Vector x) { return x * sigmoid(x); }
 static inline Vector relu(Vector x) { return select(x < Vector{}, Vector{}, x); }  // NaN stays
 

@@ -12,7 +12,9 @@ native = pytest.importorskip("orthokernels._native")
 
 # Relative L2 error to float64 of 64 channels of unit variance (csrc/cpu/conv3d.h). n products added one by one: the
 # k-th sum, of the size sqrt(k), is rounded by 2^-24 / sqrt(3) of itself, together 2^-24 sqrt(n / 6); 1e-6 for 27 x 64.
-BOUNDS = {"direct": 1e-6, "F(2,2,2)": 8e-7, "F(1,4,4)": 2e-6, "F(2,4,4)": 2e-6, "F(4,4,4)": 4e-6}
+BOUNDS = {
+    "direct": 1e-6, "F(2,2,2)": 8e-7, "F(1,4,4)": 2e-6, "F(2,4,4)": 2e-6, "F(4,4,4)": 4e-6, "F(2,2,2)/2": 8e-7,
+}  # fmt: skip
 
 SIDES = [(3, 5, 7), (1, 16, 16), (16, 9, 12), (4, 4, 4), (2, 1, 1), (5, 13, 6)]
 
@@ -54,14 +56,43 @@ def algorithms(out: int, channels: int, kernel: int, stride: int, sides) -> list
 
 
 @pytest.mark.parametrize("sides", SIDES, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("out", "channels"), [(16, 16), (64, 32), (48, 80)])
-def test_every_algorithm_is_within_its_bound(out, channels, sides):
+def test_every_algorithm_is_within_its_bound(out, channels, stride, sides):
     _, x, weight = inputs(out, channels, sides)
-    expected = definition(x, weight)
-    for algorithm in algorithms(out, channels, 3, 1, sides):
-        y = poisoned(*sides, out)
-        native.Conv3d(weight, 1, sides, algorithm).run(x, y)
+    expected = definition(x, weight, stride=stride)
+    for algorithm in algorithms(out, channels, 3, stride, sides):
+        conv = native.Conv3d(weight, stride, sides, algorithm)
+        y = poisoned(*conv.out_sides, out)
+        conv.run(x, y)
         assert relative(y, expected) < bound(algorithm, channels), algorithm
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 7, 60])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_any_box_of_tiles_makes_the_whole_volume(stride, tiles):
+    sides, channels = (9, 21, 30), 16
+    _, x, weight = inputs(channels, channels, sides)
+    expected = definition(x, weight, stride=stride)
+    for algorithm in algorithms(channels, channels, 3, stride, sides):
+        conv = native.Conv3d(weight, stride, sides, algorithm, tiles=tiles)
+        y = poisoned(*conv.out_sides, channels)
+        conv.run(x, y)
+        assert relative(y, expected) < bound(algorithm, channels), algorithm
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_few_channels_are_convolved_with_all_that_stands_around(channels, stride):
+    sides, out = (3, 5, 53), 32
+    rng, x, weight = inputs(out, channels, sides)
+    conv = native.Conv3d(weight, stride, sides, "direct")
+    bias, residual = rng.standard_normal(out, np.float32), rng.standard_normal((*conv.out_sides, out), np.float32)
+    for own in ({}, {"bias": bias}, {"bias": bias, "residual": residual}):
+        y, moments = poisoned(*conv.out_sides, out), poisoned(conv.moment_blocks, 3, out)
+        conv.run(x, y, moments=moments, threads=2, **own)
+        assert relative(y, definition(x, weight, stride=stride, **own)) < bound("direct", channels)
+        np.testing.assert_allclose(moments[:, 1], y.mean(2).reshape(-1, out), atol=1e-6)  # of each row, unit variance
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -78,23 +109,25 @@ def test_direct_takes_any_channels_kernel_and_stride(out, channels, kernel, stri
 
 
 @pytest.mark.parametrize("sides", SIDES, ids=str)
-def test_what_stands_around_a_convolution_in_a_block(sides):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_stands_around_a_convolution_in_a_block(stride, sides):
     out, channels, behind = 32, 16, 48
+    made = [-(-side // stride) for side in sides]
     rng, x, weight = inputs(out, channels, sides, skip=behind)
     given = {
         "skip": rng.standard_normal((*sides, behind), dtype=np.float32),
         "bias": rng.standard_normal(out, dtype=np.float32),
-        "residual": rng.standard_normal((*sides, out), dtype=np.float32),
+        "residual": rng.standard_normal((*made, out), dtype=np.float32),
     }
     film = {name: rng.standard_normal(channels + behind, dtype=np.float32) for name in ("scale", "shift")}
-    for algorithm in algorithms(out, channels, 3, 1, sides):
+    for algorithm in algorithms(out, channels, 3, stride, sides):
         own = given if algorithm == "direct" else {**given, **film}
-        conv = native.Conv3d(weight, 1, sides, algorithm, tiles=12)
-        y, moments = poisoned(*sides, out), poisoned(conv.moment_blocks, 3, out)
+        conv = native.Conv3d(weight, stride, sides, algorithm, tiles=12)
+        y, moments = poisoned(*made, out), poisoned(conv.moment_blocks, 3, out)
         conv.run(x, y, moments=moments, threads=2, **own)
-        assert relative(y, definition(x, weight, **own)) < 2 * bound(algorithm, channels + behind), algorithm
+        assert relative(y, definition(x, weight, stride=stride, **own)) < 2 * bound(algorithm, channels + behind), algorithm
         count, mean, squares = moments.astype(np.float64).swapaxes(0, 1)
-        assert (count.sum(0) == np.prod(sides)).all()
+        assert (count.sum(0) == np.prod(made)).all()
         whole = (count * mean).sum(0) / count.sum(0)
         variance = (squares + count * (mean - whole) ** 2).sum(0) / count.sum(0)
         np.testing.assert_allclose(whole, y.mean((0, 1, 2), dtype=np.float64), atol=1e-6)  # unit variance, 24 bits
@@ -116,14 +149,16 @@ def test_moments_of_a_large_mean_keep_their_digits():
         np.testing.assert_allclose(variance, y.astype(np.float64).var((0, 1, 2)), rtol=256 * 2**-24)
 
 
-def test_any_number_of_threads_gives_the_same_bytes():
-    sides, channels = (5, 13, 30), 32
-    _, x, weight = inputs(channels, channels, sides)
-    for algorithm in algorithms(channels, channels, 3, 1, sides):
-        conv = native.Conv3d(weight, 1, sides, algorithm)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [1, 32])
+def test_any_number_of_threads_gives_the_same_bytes(channels, stride):
+    sides, out = (5, 13, 30), 32
+    _, x, weight = inputs(out, channels, sides)
+    for algorithm in algorithms(out, channels, 3, stride, sides):
+        conv = native.Conv3d(weight, stride, sides, algorithm)
         made = set()
         for threads in (1, 2, 3, 7):
-            y, moments = poisoned(*sides, channels), poisoned(conv.moment_blocks, 3, channels)
+            y, moments = poisoned(*conv.out_sides, out), poisoned(conv.moment_blocks, 3, out)
             conv.run(x, y, moments=moments, threads=threads)
             made.add(y.tobytes() + moments.tobytes())
         assert len(made) == 1, algorithm
@@ -173,6 +208,7 @@ def test_bad_input_gets_a_sentence():
         ((weight, 1, (2**30, 2**30, 2**30), "direct"), "are too many"),
         ((weight, 1, sides, "F(9,9,9)"), "algorithm: 'F.9,9,9.'; there are direct"),
         ((weight, 2, sides, "F(4,4,4)"), "algorithm: F.4,4,4.: it takes 3 x 3 x 3 kernels of stride 1"),
+        ((weight, 1, sides, "F(2,2,2)/2"), "algorithm: F.2,2,2./2: it takes 3 x 3 x 3 kernels of stride 2"),
         ((weight[:5].copy(), 1, sides, "F(4,4,4)"), "the vectors' lanes do not divide the channels"),
     ]:
         with pytest.raises(ValueError, match=told):
@@ -183,10 +219,9 @@ def test_no_memory_is_told_with_the_size_that_was_asked_for():
     overcommit = Path("/proc/sys/vm/overcommit_memory")
     if overcommit.is_file() and overcommit.read_text().strip() == "1":
         pytest.skip("this system promises any amount of memory")
-    sides = (4, 6, 8)
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal((64, 64, 3, 3, 3), dtype=np.float32)
-    x = rng.standard_normal((*sides, 64), dtype=np.float32)
+    sides = (16, 128, 128)  # 4096 tiles
+    weight = np.zeros((64, 64, 3, 3, 3), dtype=np.float32)
+    x = np.zeros((*sides, 64), dtype=np.float32)
     conv = native.Conv3d(weight, 1, sides, "F(4,4,4)", tiles=4096)
     with pytest.raises(MemoryError, match=f"no memory for {conv.workspace_bytes(threads=1024)} bytes"):
-        conv.run(x, poisoned(*sides, 64), threads=1024)  # half a terabyte
+        conv.run(x, poisoned(*sides, 64), threads=1024)  # a quarter of a terabyte

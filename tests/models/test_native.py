@@ -173,6 +173,20 @@ def test_the_fastest_algorithm_is_kept_where_tuning_was_asked_for(tmp_path, monk
     assert algorithm.choose(*shape, exact=True) == "direct"
 
 
+def test_what_was_measured_for_one_stride_is_not_taken_for_the_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path))
+    monkeypatch.setenv("ORTHOKERNELS_TUNE", "1")
+    assert algorithm.choose(32, 32, 3, 1, (4, 8, 8)) != "F(2,2,2)/2"
+    assert algorithm.choose(32, 32, 3, 2, (4, 8, 8)) in ("direct", "F(2,2,2)/2")
+    (file,) = tmp_path.rglob("*.json")
+    assert len(algorithm.read_table(file)) == 2
+
+
+def test_wide_layers_of_stride_2_go_by_fewer_products_and_narrow_ones_do_not():
+    assert algorithm.choose(64, 64, 3, 2, (16, 256, 256)) == "F(2,2,2)/2"
+    assert algorithm.choose(8, 8, 3, 2, (16, 256, 256)) == "direct"
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_a_sample_is_the_reference_s(steps):
     arguments, sides = NETWORKS["three levels"]
