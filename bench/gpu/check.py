@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -107,8 +107,37 @@ def checks(setting: Setting) -> Iterator[Checked]:
             for last in (False, True):
                 for case in CASES[op](setting, dtype, last):
                     yield compare(op, case)
-    if setting.device.type == "cuda" and not setting.tiny:
-        yield from _large(setting)
+    if setting.device.type == "cuda":
+        yield _captured(setting)
+        if not setting.tiny:
+            yield from _large(setting)
+
+
+def _captured(setting: Setting) -> Checked:
+    """A sampler's step in a CUDA graph: replayed, it gives the bytes that it gives outside of one."""
+    from orthokernels.ops import denoise_step
+
+    what = "in a CUDA graph"
+    volumes = (torch.randn(2, 3, 7, 33, 65, device=setting.device) for _ in range(3))
+    given: dict[str, Any] = dict(zip(("x", "output", "previous"), volumes, strict=True))
+    given["coefficients"] = torch.randn(7, device=setting.device)
+    seed = torch.tensor([12345], device=setting.device)
+
+    def step() -> Tensor:
+        return denoise_step(**given, clip=0.9, seed=seed, step=3, backend=setting.backend)[0]
+
+    try:
+        with torch.no_grad():
+            want = step()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = step()
+            found.fill_(math.nan)
+            graph.replay()
+    except Exception as error:
+        return Checked("denoise_step", what, math.nan, math.nan, reason_of(error))
+    fault = None if torch.equal(found, want) else "the graph gave other bytes than the step outside of it"
+    return Checked("denoise_step", what, _distance(found, want.double()), 0.0, fault)
 
 
 def _large(setting: Setting) -> Iterator[Checked]:

@@ -112,13 +112,14 @@ def _attention3d(setting: Setting, dtype: torch.dtype, last: bool) -> Iterator[C
 
     grid, heads, d = ((2, 2, 3), 2, 16) if setting.tiny else ((5, 9, 11), 3, 40)
     windows: list[Any] = [None, (1, 2, 2)] if setting.tiny else [None, (1, 7, 7), (3, 4, 5)]
-    for window in windows:
+    wide = [] if setting.tiny else [(None, 1, 256), ((1, 7, 7), 2, 200)]
+    for window, heads, d in [*((window, heads, d) for window in windows), *wide]:
         joint = _normal(setting, 2, 3 * heads * d, math.prod(grid)).to(dtype)
         if last:
             joint = joint.transpose(1, 2).contiguous().transpose(1, 2)
         q, k, v = (part.unflatten(1, (heads, d)) for part in joint.chunk(3, dim=1))
         tensors = {"q": q, "k": k, "v": v, "bias": _normal(setting, heads, *(2 * side - 1 for side in grid)).to(dtype)}
-        yield Comparison(told(dtype, last, f"window {window}"),
+        yield Comparison(told(dtype, last, f"window {window}", f"{heads} heads of {d}"),
             lambda w=window, **t: attention(**t, grid=grid, window=w, backend=setting.backend),
             lambda w=window, **t: reference(**t, grid=grid, window=w), tensors,
         )  # fmt: skip

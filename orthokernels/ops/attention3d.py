@@ -51,7 +51,7 @@ def attention3d(
     Args:
         q, k, v: (N, heads, d, T), of any strides: views into one projection (N, heads x 3 x d, T) are read where they
             lie, and tokens-first memory is given as its transposed view. float32, float16 or bfloat16, and float64 in
-            plain PyTorch; the kernels take d up to 256 in half precision, 128 in float32.
+            plain PyTorch; the kernels take d up to 256.
         grid: D, H, W of the tokens; T is their product.
         bias: (heads, 2 D - 1, 2 H - 1, 2 W - 1), added to the scores by relative position; in q's dtype or float32.
         window: places that a query sees along each axis, at most the grid's; all by default.

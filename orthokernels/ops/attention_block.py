@@ -72,7 +72,7 @@ def attention_block(
 
     Returns:
         (N, C, *voxels) in x's dtype and memory format; sums are float32. Differentiable once in every tensor. Where
-        ``attention3d``'s kernels do not take a head's width (float32, more than 128), that part of the backward pass is
+        ``attention3d``'s kernels do not take a head's width (more than 256 channels), that part of the backward pass is
         plain PyTorch's.
 
     Raises:

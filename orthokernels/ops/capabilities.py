@@ -44,7 +44,7 @@ CAPABILITIES = (
     ),
     Capability(
         "attention3d", "attention over D x H x W tokens, relative-position bias, windows",
-        "(N, heads, d, T); d to 256 in half precision, 128 in float32",
+        "(N, heads, d, T); d to 256",
         "any strides; order of channels and tokens kept", _ALL, "q, k, v, bias", f"{_TWICE}; {_BYTES}",
     ),
     Capability(

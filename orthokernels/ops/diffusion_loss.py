@@ -63,9 +63,11 @@ def diffusion_loss(
     if prediction.shape != x0.shape or not prediction.is_floating_point() or prediction.device != x0.device:
         told = f"{prediction.dtype} of shape {tuple(prediction.shape)} on {prediction.device}"
         raise ValueError(f"prediction: {told}; must be floating point of shape {tuple(x0.shape)} on {x0.device}.")
-    if weight is not None and (tuple(weight.shape) != (len(x0),) or weight.dtype != torch.float32):
-        told = f"{weight.dtype} of shape {tuple(weight.shape)}"
-        raise ValueError(f"weight: {told}; must be torch.float32 of shape {(len(x0),)}.")
+    if weight is not None:
+        own, wanted = (weight.dtype, tuple(weight.shape), weight.device), (torch.float32, (len(x0),), x0.device)
+        if own != wanted:
+            told, allowed = (f"{dtype} of shape {shape} on {device}" for dtype, shape, device in (own, wanted))
+            raise ValueError(f"weight: {told}; must be {allowed}.")
     if norm not in ("l1", "l2"):
         raise ValueError(f'norm: {norm!r}; allowed are "l1" and "l2".')
     if torch.is_grad_enabled():

@@ -69,7 +69,7 @@ def group_norm_silu(
         ValueError: a shape, dtype or name that does not fit.
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
-    if skip is not None and skip.dtype != x.dtype:
+    if skip is not None and skip.dtype != x.dtype and skip.is_floating_point():
         joint = torch.promote_types(x.dtype, skip.dtype)  # as torch.cat under autocast
         x, skip = x.to(joint), skip.to(joint)
     _check(x, skip, groups, weight, bias, shift, scale_shift, activation)
@@ -141,6 +141,8 @@ def _check(
             continue
         if shape is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}; must be {shape}.")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}: {tensor.dtype}; must be floating point.")
         if tensor.device != x.device:
             raise ValueError(f"{name}: lies on {tensor.device}; x lies on {x.device}.")
 

@@ -126,7 +126,10 @@ def _check(volumes: Sequence[Tensor | None], gates: Tensor) -> list[Tensor]:
             told = f"{volume.dtype} of shape {tuple(volume.shape)}"
             raise ValueError(f"volumes[{n}]: {told}; allowed are floating point (N, C, D, H, W).")
         if volume.shape[:2] != first.shape[:2] or volume.dtype != first.dtype or volume.device != first.device:
-            raise ValueError(f"volumes[{n}]: differs from the first in batch, channels, dtype or device.")
+            told, wanted = (
+                f"{own.dtype} of shape ({own.shape[0]}, {own.shape[1]}, ...) on {own.device}" for own in (volume, first)
+            )
+            raise ValueError(f"volumes[{n}]: {told}; must be as the first, {wanted}.")
     if gates.ndim != 6 or gates.shape[:2] != (first.shape[0], PLANES) or first.shape[1] % max(1, gates.shape[2]):
         told = f"({first.shape[0]}, {PLANES}, groups, D, H, W), groups a divisor of {first.shape[1]}"
         raise ValueError(f"gates: shape {tuple(gates.shape)}; must be {told}.")

@@ -162,8 +162,8 @@ def test_gradients_pass_gradcheck(legacy):
 
 
 def test_heads_too_wide_for_attention3d_have_gradients_too():
-    shape = (1, 144, 4, 1, (1, 2, 2))
-    assert_as_exact_as_plain(made(shape), shape, backend="triton")
+    shape = (1, 288, 4, 1, (1, 2, 2))  # half precision: in float32 the block itself ends at 256 channels
+    assert_as_exact_as_plain(made(shape, dtype=torch.float16), shape, backend="triton")
 
 
 def test_bad_arguments_are_named():

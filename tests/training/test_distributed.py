@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,20 +14,6 @@ import torch
 from orthokernels.errors import InputError
 from orthokernels.training.checkpoint import Checkpoints
 from orthokernels.training.distributed import alone, joined
-
-_RUN = """
-import sys
-from orthokernels.training.config import PretrainConfig, load_config
-from orthokernels.training.distributed import joined
-from orthokernels.training.pretrain import pretrain
-from pathlib import Path
-
-data, out, *settings = sys.argv[1:]
-config = load_config(PretrainConfig, None, settings)
-with joined("cpu") as processes:
-    made = pretrain(Path(data), Path(out), config, processes=processes)
-    print(processes.rank, made[0].figures["validation/loss"])
-"""
 
 
 def start(code, arguments, rank=0, world=1, port=0):
@@ -51,13 +38,22 @@ def finish(processes):
     return [told[0] for told in results]
 
 
-def test_two_processes_train_as_one_with_the_double_batch(tmp_path, toy_settings, toy_data):
+def train(launcher, data, out, settings):
+    """``orthokernels train pretrain`` as a launcher starts it; its one JSON object."""
+    command = [sys.executable, *launcher, "-m", "orthokernels.cli", "train", "pretrain", "--data", str(data)]
+    command += ["--out", str(out), "--device", "cpu", "--json", *(part for own in settings for part in ("--set", own))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_two_processes_of_torchrun_train_as_one_with_the_double_batch(tmp_path, toy_settings, toy_data):
     common = [*toy_settings, "loop.steps=6", "loop.accumulate=2", "ema.start=2", "ema.every=2"]
-    finish([start(_RUN, [toy_data, tmp_path / "one", *common, "loop.batch=4"])])
-    port = free_port()
-    two = [start(_RUN, [toy_data, tmp_path / "two", *common, "loop.batch=2"], rank, 2, port) for rank in (0, 1)]
-    told = finish(two)
-    assert told[0].split()[1] == told[1].split()[1]  # the validation loss is everyone's
+    train([], toy_data, tmp_path / "one", [*common, "loop.batch=4"])
+    # The module that the command "torchrun" is.
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    train([*torchrun, "--master-port", str(free_port())], toy_data, tmp_path / "two", [*common, "loop.batch=2"])
     one, both = (
         Checkpoints(tmp_path / name / "training" / "axial" / "checkpoints").newest()[1] for name in ("one", "two")
     )

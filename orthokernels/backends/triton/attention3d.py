@@ -356,17 +356,21 @@ def _by_distance(part: Tensor, W: int) -> Tensor:
     return found[..., reach - W : reach + W - 1]
 
 
+_WIDEST = 256  # channels of a head; a wider one's tiles don't fit into the registers
+
 # Registers that a thread can have. Where a launch names no bound, the assembler aims at a number of programs side by
 # side, and spills to reach it with registers to spare.
 _ALL = 255
 
 # Queries, keys, warps, stages of loads and bound on registers by the kernel and the widest head. No target spills, with
 # Triton 3.9 not at a tenth fewer registers either. A bound of 128 lets two programs of 8 warps share a multiprocessor.
-# In float32 there are no matrix units, and a thread holds whole rows of its operands: fewer loads are kept in flight.
+# In float32 there are no matrix units, and a thread holds whole rows of its operands: fewer loads are kept in flight,
+# and heads of more than 128 channels leave room for the smallest tile alone. There the gradients of queries keep two
+# loads in flight: with one, both rows of a query are held in registers from the first key to the last, and spill.
 _TILES = {
-    ("attend", True): {64: (32, 32, 8, 1, 128), 128: (32, 16, 8, 1, _ALL)},
-    ("queries", True): {64: (32, 32, 8, 2, 128), 128: (32, 16, 8, 2, _ALL)},
-    ("keys", True): {64: (32, 32, 8, 1, _ALL), 128: (32, 16, 8, 1, _ALL)},
+    ("attend", True): {64: (32, 32, 8, 1, 128), 128: (32, 16, 8, 1, _ALL), 256: (16, 16, 8, 1, _ALL)},
+    ("queries", True): {64: (32, 32, 8, 2, 128), 128: (32, 16, 8, 2, _ALL), 256: (16, 16, 8, 2, _ALL)},
+    ("keys", True): {64: (32, 32, 8, 1, _ALL), 128: (32, 16, 8, 1, _ALL), 256: (16, 16, 8, 1, _ALL)},
     ("attend", False): {
         32: (64, 64, 8, 3, _ALL),
         128: (64, 32, 8, 3, _ALL),
@@ -410,17 +414,16 @@ def _width(d: int) -> int:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take tokens, or None."""
-    most = 128 if x.dtype == torch.float32 else 256  # a wider head's tiles don't fit into the registers
-    if x.ndim == 4 and x.shape[2] > most:
-        return f"its kernels take heads of up to {most} channels in {x.dtype}, not {x.shape[2]}"
+    if x.ndim == 4 and x.shape[2] > _WIDEST:
+        return f"its kernels take heads of up to {_WIDEST} channels, not {x.shape[2]}"
     return wrong_dtype(x)
 
 
 def configurations() -> Iterator[Configuration]:
-    """16 x 16 x 16 tokens with and without bias, 16 x 32 x 32 in windows of 1 x 7 x 7; narrow, usual, widest heads."""
+    """16 x 16 x 16 tokens with and without bias, 16 x 32 x 32 in windows of 1 x 7 x 7; narrow, usual, wide heads."""
     for pointer in ("*fp32", "*bf16"):
         single = pointer == "*fp32"
-        for d in (8, 64, 128 if single else 256):
+        for d in (8, 64, 128, 256) if single else (8, 64, 256):
             for grid, window, bias in (((16, 16, 16), None, True), ((16, 32, 32), (1, 7, 7), False)):
                 T = grid[0] * grid[1] * grid[2]
                 strides = {"n": 8 * d * T, "h": d * T, "d": T, "t": 1}
