@@ -265,7 +265,7 @@ def test_network_cut_in_mid_image_leaves_nothing_half_written(start, study):
         association.send_c_store(pydicom.dcmread(study[1]))
     assert echo(service)
     assert len(images(service)) == 1
-    wait_for(lambda: service.store.jobs(("settling",)))  # the association has ended, one way or the other
+    wait_for(lambda: service.store.jobs(("settling", "rejected")))  # the association has ended, one way or the other
 
 
 @pytest.fixture(scope="module")

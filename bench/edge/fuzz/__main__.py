@@ -9,7 +9,6 @@ as files, to be put into the corpus (``tests/edge/fuzz/corpus/KIND/``) once they
 from __future__ import annotations
 
 import json
-import queue
 import struct
 import subprocess
 import sys
@@ -101,8 +100,8 @@ def _process(
         [*command, str(again or ""), str(marker)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True)
+    lines: list[str] = []
+    reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
     reader.start()
     at, since, ended = marker.read_bytes(), time.monotonic(), None
     while process.poll() is None:
@@ -115,7 +114,7 @@ def _process(
             break
     status = process.wait()
     reader.join()
-    told = [json.loads(lines.get()) for _ in range(lines.qsize())]
+    told = [json.loads(line) for line in lines]
     if ended is None and (status or not any("done" in line for line in told)):
         ended = f"ended the process with status {status}"
     return told, ended
