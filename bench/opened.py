@@ -69,11 +69,11 @@ def _benchmark_app(path: Path, graph: Graph) -> float:
     shapes = ",".join(f"{name}[{','.join(map(str, _sides(sides)))}]" for name, sides in graph.inputs.items())
     command = [program, "-m", str(path), "-d", "CPU", "-hint", "none", "-nireq", "1", "-niter", "3", "-shape", shapes]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-    median = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+    median = re.search(r"Median:\s+([\d.]+) (ms|us)", done.stdout)
     if done.returncode or median is None:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
         raise InputError(f"{path}: benchmark_app does not open it ({last}).")
-    return float(median[1])
+    return float(median[1]) / (1000 if median[2] == "us" else 1)
 
 
 def _sides(sides: list[int | str]) -> list[int]:

@@ -32,7 +32,8 @@ from orthokernels.folders import cache_folder
 from orthokernels.progress import Progress
 from orthokernels.training.records import Record
 
-Prepared, Streams = dict[str, list[SeriesExample]], dict[str, Iterator[SeriesExample]]
+Prepared = dict[str, list[SeriesExample]]  # by joint, and so are
+Streams = dict[str, Iterator[SeriesExample]]
 
 JUDGED_SEED = 6_000_000  # of the phantoms that decide which forms are admitted
 CALIBRATION_STUDIES, VALIDATION_STUDIES = 4, 4  # phantoms of each joint

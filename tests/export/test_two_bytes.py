@@ -59,7 +59,7 @@ def test_every_product_of_a_head_is_of_bytes(tmp_path):
     model = in_two_bytes(onnx.load(fp32), known)
     made = {name: node for node in model.graph.node for name in node.output}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    assert len(products) == 3 * len(weighted_nodes(onnx.load(fp32)))
+    assert len(products) == 4 * len(weighted_nodes(onnx.load(fp32)))
     assert {made[name].op_type for node in products for name in node.input} == {"DequantizeLinear"}
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     weights = [made[node.input[1]].input[0] for node in products]
