@@ -1,8 +1,8 @@
 // Direct convolution, compiled for each instruction set: one row of output voxels and one panel of output channels at a
 // time, kRows voxels of it in registers. Any number of channels on either side.
 //
-// Of a few input channels, a tap has too few products to be worth its addresses: what all taps of a voxel read is copied
-// side by side first, and multiplied as one row of a matrix.
+// Of a few input channels, a tap has too few products to be worth its addresses: what all taps of a voxel read is
+// copied side by side first, and multiplied as one row of a matrix.
 #include <cstdint>
 
 #include "cpu/conv3d.h"

@@ -5,10 +5,10 @@
 // transformed places, tiles x channels times channels x outputs; every tile's sums are transformed back, completed and
 // written. The lines of winograd_lines.h are the transforms along one axis.
 //
-// Ladder, 64 to 64 channels at 16 x 64 x 128 with SiLU, residual and moments, AVX2, one thread beside other work; time of
-// the first over that of each: a row of 12 tiles, each read and transformed alone 1; boxes, sums in registers from their
-// first to their last addition 1.15; sums over the values before them, bounds by min and max 1.2; input fetched ahead
-// 1.38; output and residual fetched ahead in the order of the tiles 1.66. bench/NOTES.md has what else was tried.
+// Ladder, 64 to 64 channels at 16 x 64 x 128 with SiLU, residual and moments, AVX2, one thread beside other work; time
+// of the first over that of each: a row of 12 tiles, each read and transformed alone 1; boxes, sums in registers from
+// their first to their last addition 1.15; sums over the values before them, bounds by min and max 1.2; input fetched
+// ahead 1.38; output and residual fetched ahead in the order of the tiles 1.66. What else was tried: bench/NOTES.md.
 #include "cpu/conv3d.h"
 #include "cpu/products.h"
 #include "cpu/threads.h"
@@ -60,7 +60,8 @@ Reach reach_of(std::int64_t first_tile, std::int64_t tiles) {
 }
 
 // kLanes channels of a volume, from `x` on; scale and shift where they are normalised and activated. `ahead` of each
-// voxel lies what is read after all these, whose fetch from memory begins here: no hardware sees these strides. 0: nothing.
+// voxel lies what is read after all these, whose fetch from memory begins here: no hardware sees these strides. 0:
+// nothing.
 struct Source {
   const float* x;
   std::int64_t channels;
@@ -195,14 +196,12 @@ std::int64_t voxel_of(const ConvTask& task, const Place& place) {
   return (place.first.depth * task.out.height + place.first.height) * task.out.width + place.first.width;
 }
 
-// `ahead` of each voxel lies what is read and written after this; 0: nothing.
+// A tile's sums, `place_step` apart, made rows and columns of the output: t [places along depth][made][made].
 template <typename Deep, typename Plane>
-void transform_output(const ConvTask& task, const Place& place, std::int64_t channel, std::int64_t ahead,
-                      const float* m, Gathered* gathered, bool first_of_box) {
-  const std::int64_t place_step = task.room.place_step;
-  constexpr int kDepth = Deep::kPlaces, kPlane = Plane::kPlaces, kMade = Plane::kMade;
-  Vector t[kDepth][kMade][kMade];
-  for (int i = 0; i < kDepth; ++i) {
+void transform_planes(const float* m, std::int64_t place_step,
+                      Vector (&t)[Deep::kPlaces][Plane::kMade][Plane::kMade]) {
+  constexpr int kPlane = Plane::kPlaces, kMade = Plane::kMade;
+  for (int i = 0; i < Deep::kPlaces; ++i) {
     Vector rows[kPlane][kMade];
     for (int j = 0; j < kPlane; ++j) {
       Vector row[kPlane], made[kMade];
@@ -221,15 +220,23 @@ void transform_output(const ConvTask& task, const Place& place, std::int64_t cha
       for (int j = 0; j < kMade; ++j) t[i][j][k] = made[j];
     }
   }
+}
+
+// `ahead` of each voxel lies what is read and written after this; 0: nothing.
+template <typename Deep, typename Plane>
+void transform_output(const ConvTask& task, const Place& place, std::int64_t channel, std::int64_t ahead,
+                      const float* m, Gathered* gathered, bool first_of_box) {
+  Vector t[Deep::kPlaces][Plane::kMade][Plane::kMade];
+  transform_planes<Deep, Plane>(m, task.room.place_step, t);
   const ConvOutput& output = task.output;
   const Vector bias = output.bias != nullptr ? load(output.bias + channel) : Vector{};
   const std::int64_t first = voxel_of(task, place) * task.out_channels + channel;
   Gathered own = gathered != nullptr && !first_of_box ? *gathered : Gathered{};
   for (int j = 0; j < place.inside.height; ++j) {
     for (int k = 0; k < place.inside.width; ++k) {
-      Vector line[kDepth], made[Deep::kMade];
+      Vector line[Deep::kPlaces], made[Deep::kMade];
       ORTHOKERNELS_UNROLLED
-      for (int i = 0; i < kDepth; ++i) line[i] = t[i][j][k];
+      for (int i = 0; i < Deep::kPlaces; ++i) line[i] = t[i][j][k];
       Deep::output(line, made);
       ORTHOKERNELS_UNROLLED
       for (int i = 0; i < Deep::kMade; ++i) {

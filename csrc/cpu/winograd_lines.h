@@ -1,6 +1,6 @@
-// Winograd's transforms along one axis. A line's `input` makes kPlaces values of the kPlaces voxels that kMade outputs read,
-// the first of them kBefore voxels before the first output's own; `output` makes kMade voxels of kPlaces sums. What
-// becomes of the kernel's taps is in conv3d.cpp, axis_of and strided_axis: the points are the same.
+// Winograd's transforms along one axis. A line's `input` makes kPlaces values of the kPlaces voxels that kMade outputs
+// read, the first of them kBefore voxels before the first output's own; `output` makes kMade voxels of kPlaces sums.
+// What becomes of the kernel's taps is in conv3d.cpp, axis_of and strided_axis: the points are the same.
 #pragma once
 
 #include "cpu/vector.h"
@@ -59,9 +59,9 @@ struct Line<4> {
   }
 };
 
-// Stride 2: output o meets the outer taps at the voxels before and behind 2 o, which other outputs share, so that they go
-// by F(2, 2), points 0, -1 and infinity; and the middle tap at 2 o alone, where there is nothing to save: those voxels
-// come last as they are.
+// Stride 2: output o meets the outer taps at the voxels before and behind 2 o, which other outputs share, so that they
+// go by F(2, 2), points 0, -1 and infinity; and the middle tap at 2 o alone, where there is nothing to save: those
+// voxels come last as they are.
 struct StridedLine {
   static constexpr int kMade = 2, kPlaces = 5, kStride = 2, kBefore = 1;
   static inline void input(const Vector (&x)[5], Vector (&v)[5]) {
