@@ -63,7 +63,7 @@ def test_halving_a_lattices_blocks_finds_what_asking_at_every_point_finds(joint:
         found[whole] = lattice.parts
     asked = found[True] < 255
     assert asked.any()
-    np.testing.assert_array_equal(asked, found[False] < 255)
+    assert (found[False][asked] < 255).all()  # it fills whole blocks, and with them points that nobody asks about
     # Where the last blocks are filled on the narrower margin, a point that a sharp edge just cuts off may be missed.
     assert np.mean(found[True][asked] != found[False][asked]) < 2e-4
 

@@ -55,13 +55,16 @@ class Lattice(NamedTuple):
 
     Attributes:
         to_joint: (4, 4) float64, lattice indices to the joint's frame in mm.
-        parts: (i, j, k) uint8, what lies at each point; not written in bricks that no series meets.
+        parts: (i, j, k) uint8, what lies at each point; not written in bricks that no series meets, and in others only
+            where one does.
         bricks: (bricks, 3) int64, the first indices of those that are.
+        series: (grids, 3, 5) float64, a row for each axis of each grid: lattice indices to its own, and its voxels.
     """
 
     to_joint: np.ndarray
     parts: np.ndarray
     bricks: np.ndarray
+    series: np.ndarray
 
 
 def readings(count: int = READINGS) -> np.ndarray:
@@ -99,13 +102,16 @@ def plan_lattice(grids: Sequence[Grid], points: float = POINTS) -> Lattice:
     bricks = BRICK * np.indices(counts).reshape(3, -1).T
     centres = (bricks + 0.5 * (BRICK - 1)) @ to_joint[:3, :3].T + to_joint[:3, 3]
     met = np.zeros(len(bricks), bool)
-    for grid in grids:
+    series = np.empty((len(grids), 3, 5))
+    for number, grid in enumerate(grids):
         to_grid = np.linalg.inv(grid.to_joint)
+        series[number, :, :4] = (to_grid @ to_joint)[:3]
+        series[number, :, 4] = grid.shape
         indices = centres @ to_grid[:3, :3].T + to_grid[:3, 3]
         # A ball around a brick and half a step, as a box in the grid's indices.
         reach = 0.5 + 0.5 * math.sqrt(3.0) * (BRICK + 1) * spacing * np.linalg.norm(to_grid[:3, :3], axis=1)
         met |= ((indices > -reach) & (indices < np.array(grid.shape) - 1.0 + reach)).all(axis=1)
-    return Lattice(to_joint, np.empty(counts * BRICK, np.uint8), bricks[met])
+    return Lattice(to_joint, np.empty(counts * BRICK, np.uint8), bricks[met], series)
 
 
 @compiled
@@ -119,11 +125,29 @@ def point_of(i: float, j: float, k: float, m: np.ndarray) -> tuple[float, float,
 
 
 @compiled
+def met(i: float, j: float, k: float, side: int, series: np.ndarray) -> bool:
+    """Whether a series may be read in a block of ``side`` points along each axis around (i, j, k)."""
+    for n in range(len(series)):
+        inside = True
+        for axis in range(3):
+            a, b, c = series[n, axis, 0], series[n, axis, 1], series[n, axis, 2]
+            at = a * i + b * j + c * k + series[n, axis, 3]
+            # Half a voxel around the grid, and half a step around the block, whose nearest point is what is read.
+            reach = 0.5 + 0.5 * (side + 1) * (abs(a) + abs(b) + abs(c))
+            inside &= -reach < at < series[n, axis, 4] - 1.0 + reach
+        if inside:
+            return True
+    return False
+
+
+@compiled
 def fill_brick(
     i0: int, j0: int, k0: int, lattice: Lattice, joint: np.ndarray, anatomy: int, whole: bool, flags: np.ndarray,
     waiting: np.ndarray,
 ) -> None:  # fmt: skip
     """The parts of one brick, in blocks that are halved as long as a border may cross them; all points if ``whole``.
+
+    Blocks that no series meets are left as they are.
 
     Blocks wait on a stack, so that all of a block's eighths are done before its neighbour: ``flags[level]`` belongs to
     the block that is being divided at that level.
@@ -137,6 +161,8 @@ def fill_brick(
         left -= 1
         i, j, k, side = waiting[left, 0], waiting[left, 1], waiting[left, 2], waiting[left, 3]
         half = 0.5 * (side - 1)
+        if _PRUNED_DOWN_TO <= side < BRICK and not met(i + half, j + half, k + half, side, lattice.series):
+            continue
         radius = 2.0 * half_cell * half * math.sqrt(3.0)
         x, y, z = point_of(i + half, j + half, k + half, m)
         if side >= _PRUNED_DOWN_TO:
