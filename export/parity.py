@@ -228,7 +228,7 @@ def sizes_of(bundle: Bundle) -> dict[str, dict[str, int]]:
     def size(graphs: Sequence[Graph], form: Form) -> int:
         return sum(bundle.manifest.files[file].bytes for graph in graphs for file in graph.forms[form])
 
-    found = {}
+    found: dict[str, dict[str, int]] = {}
     for form in FORMS:
         graphs = [graph for graph in bundle.manifest.graphs.values() if form in graph.forms]
         if graphs:
@@ -293,11 +293,11 @@ def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bo
         found["mean_dice"] = mean_of(mean_of(own.values()) for own in found["dice"].values())
     truths = {record.study: record.findings for record in records if record.findings is not None}
     scored = {study: logits for study, own in run.vectors.items() if (logits := study_logits(model, own)) is not None}
-    studies = [study for study in scored if study in truths and np.isfinite(truths[study]).all()]
-    if studies and model.trained:
+    known = [study for study in scored if study in truths and np.isfinite(truths[study]).all()]
+    if known and model.trained:
         keys = [label.key for label in LABELS[model.joint]]
-        probability = expit(np.stack([scored[study] for study in studies]).astype(np.float64))
-        truth = np.array([truths[study] for study in studies]).astype(int)
+        probability = expit(np.stack([scored[study] for study in known]).astype(np.float64))
+        truth = np.array([truths[study] for study in known]).astype(int)
         thresholds = [model.thresholds.get(key, 0.5) for key in keys]
         own = diagnosis_metrics(truth, probability, keys, thresholds)
         found |= {name: own[name] for name in ("auroc", "macro_auroc", "calibration_error", "ece")}

@@ -171,7 +171,7 @@ def run(
     if bundle is not None:
         from orthokernels.bundle.novelty_tables import unlike_the_known
 
-        more = tuple(unlike_the_known(Path(bundle), joint, vectors))
+        more = tuple(unlike_the_known(bundle.result(), joint, vectors))
         result = result.model_copy(update={"warnings": (*result.warnings, *more)})
     made = StudyRun(result, *_arrays(runs, model), frames, vectors)
     if folder is not None:

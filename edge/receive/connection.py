@@ -77,7 +77,8 @@ class CountedSocket(AssociationSocket):
             return False
         if not (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
             with suppress(OSError, ValueError):  # closed meanwhile, which pynetdicom finds out itself
-                readable, _, _ = select.select([self.socket, self._woken], [], [], _LISTENING_SECONDS)
+                heard: list[Any] = [self.socket, self._woken]
+                readable, _, _ = select.select(heard, [], [], _LISTENING_SECONDS)
                 if self._woken in readable:
                     self._woken.read(len(_ONE))
         return super().ready
@@ -134,7 +135,7 @@ class ConnectionHandler(RequestHandler):
         association.dul.event_queue.get_nowait()  # the socket that it replaces has announced the connection too
         association.dul.socket = counted
         shorten(association, counted.wake)
-        association.run = partial(self._run, association, counted)
+        association.run = partial(self._run, association, counted)  # type: ignore[method-assign]
         return association
 
     def _run(self, association: Any, counted: CountedSocket) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from orthokernels.bundle.manifest import MANIFEST, Known, Manifest
+from orthokernels.bundle.manifest import Known, Manifest
+from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
 from orthokernels.models.study_model import Array
 from orthokernels.novelty import Novelty
@@ -31,7 +32,7 @@ def read_tables(folder: Path, manifest: Manifest, joint: str) -> dict[str, Novel
     """What is known of each plane of a joint; planes of which nothing is known are not in it.
 
     Args:
-        folder: of a bundle that was verified.
+        bundle: that was verified.
         manifest: its own.
 
     Raises:
@@ -49,19 +50,18 @@ def _read(folder: Path, known: Known) -> Novelty:
         raise InputError(f"{path}: is no table of known studies ({error}). Make the bundle again.") from error
 
 
-def unlike_the_known(folder: Path, joint: str, vectors: Mapping[str, Array]) -> Iterator[str]:
+def unlike_the_known(bundle: Bundle, joint: str, vectors: Mapping[str, Array]) -> Iterator[str]:
     """A sentence for each plane that is more unlike the known studies than nearly all of these.
 
     Args:
-        folder: of a bundle that was verified.
+        bundle: that was verified.
         joint: that the study shows.
         vectors: of its planes, [width] each.
 
     Raises:
         InputError: as ``read_tables``.
     """
-    manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    for plane, novelty in read_tables(folder, manifest, joint).items():
+    for plane, novelty in read_tables(bundle.folder, bundle.manifest, joint).items():
         if plane in vectors and novelty.score(vectors[plane]) > DOUBTFUL_ABOVE:
             yield (
                 f"the {plane} volume is unlike the studies that the model is known to read: "

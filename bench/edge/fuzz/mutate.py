@@ -79,17 +79,17 @@ def _repeat(content: bytearray, given: Material, noise: np.random.Generator) -> 
 
 def _splice(content: bytearray, given: Material, noise: np.random.Generator) -> None:
     """Go on as another seed does."""
-    other = given.seeds[noise.integers(len(given.seeds))]
+    other = given.seeds[int(noise.integers(len(given.seeds)))]
     content[int(noise.integers(len(content) + 1)) :] = other[int(noise.integers(len(other) + 1)) :]
 
 
 def _insert(content: bytearray, given: Material, noise: np.random.Generator) -> None:
     at = int(noise.integers(len(content) + 1))
-    content[at:at] = given.fragments[noise.integers(len(given.fragments))]
+    content[at:at] = given.fragments[int(noise.integers(len(given.fragments)))]
 
 
 def _overwrite(content: bytearray, given: Material, noise: np.random.Generator) -> None:
-    at, fragment = int(noise.integers(len(content) + 1)), given.fragments[noise.integers(len(given.fragments))]
+    at, fragment = int(noise.integers(len(content) + 1)), given.fragments[int(noise.integers(len(given.fragments)))]
     content[at : at + len(fragment)] = fragment
 
 

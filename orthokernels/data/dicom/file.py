@@ -9,7 +9,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -59,7 +59,7 @@ class BoundedReader(io.BufferedReader):
         return super().read(size)
 
 
-def read(path: Path, defer: int | None = None, only: Sequence[str] | None = None) -> Dataset:
+def read(path: Path, defer: int | None = None, only: list[str] | None = None) -> Dataset:
     """The file's dataset.
 
     Args:
