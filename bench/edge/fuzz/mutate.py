@@ -37,7 +37,7 @@ def mutated(seeds: Sequence[bytes], fragments: Sequence[bytes], seed: int, index
     """Input ``index`` of the run with this ``seed``: one of ``seeds`` after one to four mutations."""
     noise = np.random.default_rng([seed, index])
     given = Material(seeds, (*_FRAGMENTS, *fragments))
-    content = bytearray(seeds[noise.integers(len(seeds))])
+    content = bytearray(seeds[int(noise.integers(len(seeds)))])
     for _ in range(noise.integers(1, 5)):
         _MUTATIONS[noise.integers(len(_MUTATIONS))](content, given, noise)
     return bytes(content)
