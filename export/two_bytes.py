@@ -40,7 +40,7 @@ def in_two_bytes(model: onnx.ModelProto, inputs: Sequence[Mapping[str, Array]]) 
 
     Args:
         model: whose weighted nodes are linear layers (Gemm, MatMul).
-        inputs: of the graph, that tell means and deviations. Numbers that never change keep their scale.
+        inputs: of the graph, that tell means and deviations.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -78,6 +78,19 @@ def _values(
     return {name: np.concatenate([own[name].reshape(-1, own[name].shape[-1]) for own in rows]) for name in names}
 
 
+def _deviations(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Of each input, [inputs]; of one that never changed, that at which its weights are as large as others' are.
+
+    Left as they are, they could be the largest by far, and the bytes of all others would end at their scale.
+    """
+    found = rows.std(axis=0, dtype=np.float64)
+    changes = found > 1e-6 * np.abs(rows.mean(axis=0, dtype=np.float64)) + 1e-12
+    largest = np.abs(weight).max(axis=1)
+    sizes = (largest * found)[changes & (largest > 0)]
+    usual = float(np.median(sizes)) if len(sizes) else 1.0
+    return np.where(changes, found, np.divide(usual, largest, out=np.ones_like(largest), where=largest > 0))
+
+
 def _rewritten(model: onnx.ModelProto, node: onnx.NodeProto, rows: np.ndarray) -> list[onnx.NodeProto]:
     """The nodes that stand for a layer; their constants go into the model."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -85,8 +98,7 @@ def _rewritten(model: onnx.ModelProto, node: onnx.NodeProto, rows: np.ndarray) -
     if any(own.name == "transB" and own.i for own in node.attribute):
         weight = weight.T  # [inputs, outputs]
     bias = numpy_helper.to_array(constants[node.input[2]]).astype(np.float64) if len(node.input) > 2 else 0.0
-    mean, deviation = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
-    deviation = np.where(deviation <= 1e-6 * np.abs(mean) + 1e-12, 1.0, deviation)
+    mean, deviation = rows.mean(axis=0, dtype=np.float64), _deviations(rows, weight)
     name, source, made = node.name, node.input[0], node.output[0]
 
     def constant(suffix: str, value: np.ndarray | float, dtype: type = np.float32) -> str:

@@ -21,6 +21,10 @@ class OpenStudies:
         with self._lock:
             self._of.setdefault(connection, set()).add(study_uid)
 
+    def any(self) -> bool:
+        """Whether any connection that has brought images is open."""
+        return bool(self._of)
+
     def closed(self, connection: Hashable) -> None:
         """The connection has ended; studies that no other one brings begin to settle."""
         with self._lock:

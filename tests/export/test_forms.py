@@ -112,4 +112,4 @@ def test_the_allowance_is_used_up_at_the_gate():
     assert dice_used([None, 0.9], [None, 0.9]) == 0
     assert auroc_used({"ACL": 0.9, "PCL": None}, {"ACL": 0.905, "PCL": None}) == pytest.approx(1)
     logits = np.array([[-1.0, 3.0], [1.0, 5.0]])
-    assert logits_used(logits + np.array([0.2, 0.0]), logits) == pytest.approx(1)  # a fifth of a spread of 1
+    assert logits_used(logits + np.array([0.1, 0.0]), logits) == pytest.approx(1)  # a tenth of a spread of 1

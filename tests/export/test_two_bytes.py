@@ -81,7 +81,7 @@ def test_fusions_with_layers_between_are_kept_too(fusion, tmp_path):
         assert error(run, tmp_path / "two.onnx", tmp_path / "fusion.onnx", given[STUDIES:]) < 5e-3  # layers add up
 
 
-def test_a_number_that_never_changed_keeps_its_scale(tmp_path):
+def test_a_number_that_never_changed_takes_no_room_from_others(tmp_path):
     fp32, known, others = head_on_vectors(tmp_path)
     for row in (*known, *others):
         row["vector"][:, 3] = 0.0

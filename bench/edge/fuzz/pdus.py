@@ -30,6 +30,7 @@ from orthokernels.bench.edge.wire import (
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.store import Store
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
@@ -74,7 +75,9 @@ class Pdus(Target):
             }
         )
         self._database = Database(self._config.appliance.data)
-        self._receiver = Receiver(self._config, Intake(self._config, Store(self._database)), lambda *_: False)
+        store = Store(self._database)
+        self._studies = OpenStudies(store)
+        self._receiver = Receiver(self._config, Intake(self._config, store), self._studies, lambda *_: False)
 
     def __enter__(self) -> Self:
         self._hook, threading.excepthook = threading.excepthook, self._note
@@ -124,7 +127,7 @@ class Pdus(Target):
             time.sleep(0.05)
         assert left <= self._threads, f"{left - self._threads} threads are left: {threading.enumerate()}"
         self._echo()
-        assert not self._receiver._studies, "studies of associations that have ended are remembered"
+        assert not self._studies.any(), "studies of associations that have ended are remembered"
         if self._uncaught:
             raise self._uncaught.pop()
         assert not self._logged.records, self._logged.records.pop()
