@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +27,13 @@ def vectors(weights, study):
     return run(study, weights=str(weights)).vectors
 
 
-def bundle_that_knows(weights, out, middle):
+@pytest.fixture(scope="module")
+def drafted(weights, tmp_path_factory):
+    with BundleFolder(tmp_path_factory.mktemp("drafted") / "bundle") as folder:
+        yield draft(str(weights), folder.draft)
+
+
+def bundle_that_knows(drafted, out, middle):
     """60 studies of each plane around given vectors."""
     rng = np.random.default_rng(0)
     known = {}
@@ -33,16 +41,14 @@ def bundle_that_knows(weights, out, middle):
         spread = 0.05 * np.abs(vector) + 0.01
         rows = (vector + spread * rng.standard_normal((60, len(vector)))).astype(np.float32)
         known["knee", plane] = {f"study {n}": row for n, row in enumerate(rows)}
-    with BundleFolder(out) as folder:
-        made = draft(str(weights), folder.draft)
-        know(made, known, "own studies")
-        finish(made)
-        folder.publish(None)
+    made = replace(drafted, folder=shutil.copytree(drafted.folder, out), known={})
+    know(made, known, "own studies")
+    finish(made)
     return out
 
 
-def test_a_study_like_the_known_ones_passes_on_every_engine(weights, vectors, study, tmp_path):
-    bundle = bundle_that_knows(weights, tmp_path / "bundle", vectors)
+def test_a_study_like_the_known_ones_passes_on_every_engine(drafted, vectors, study, tmp_path):
+    bundle = bundle_that_knows(drafted, tmp_path / "bundle", vectors)
     found = verify(bundle)
     assert found.manifest.joints["knee"].planes["axial"].known.studies == 60
     assert "known studies, knee" in (bundle / "MODEL_CARD.md").read_text()
@@ -53,11 +59,11 @@ def test_a_study_like_the_known_ones_passes_on_every_engine(weights, vectors, st
         assert [(own.plane, own.verdict) for own in checks] == [(plane, "passed") for plane in made.vectors]
 
 
-def test_a_study_unlike_the_known_ones_is_told_of_and_one_far_off_is_refused(weights, vectors, study, tmp_path):
+def test_a_study_unlike_the_known_ones_is_told_of_and_one_far_off_is_refused(drafted, vectors, study, tmp_path):
     strange = {
         plane: vector + (1 if plane == "axial" else 100) * (np.abs(vector) + 1) for plane, vector in vectors.items()
     }
-    bundle = bundle_that_knows(weights, tmp_path / "bundle", strange)
+    bundle = bundle_that_knows(drafted, tmp_path / "bundle", strange)
     made = run(study, bundle=bundle)
     warnings = [own for own in made.result.warnings if "unlike the studies that the model is known to read" in own]
     assert len(warnings) == len(PLANES)
@@ -66,8 +72,8 @@ def test_a_study_unlike_the_known_ones_is_told_of_and_one_far_off_is_refused(wei
     assert "times as unlike the known studies" in checks["sagittal"].reason
 
 
-def test_a_table_that_is_missing_or_none_is_refused(weights, vectors, tmp_path):
-    bundle = bundle_that_knows(weights, tmp_path / "bundle", vectors)
+def test_a_table_that_is_missing_or_none_is_refused(drafted, vectors, tmp_path):
+    bundle = bundle_that_knows(drafted, tmp_path / "bundle", vectors)
     manifest = verify(bundle).manifest
     table = bundle / "novelty" / "knee.axial.safetensors"
     table.write_bytes(b"\0" * table.stat().st_size)
