@@ -45,13 +45,15 @@ import logging, sys
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.service import quiet_libraries
 from orthokernels.edge.store import Store
 config = Config.model_validate_json(sys.stdin.readline())
 quiet_libraries()
 logging.disable()
-receiver = Receiver(config, Intake(config, Store(Database(config.appliance.data))), lambda *_: False)
+store = Store(Database(config.appliance.data))
+receiver = Receiver(config, Intake(config, store), OpenStudies(store), lambda *_: False)
 receiver.start()
 print("listening", flush=True)
 sys.stdin.read()

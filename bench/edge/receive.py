@@ -27,6 +27,7 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.durable import write_durably
 from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.store import Store
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -115,7 +116,8 @@ def _received(series: Path, data: Path, port: int, environment: dict[str, str]) 
 @contextmanager
 def _receiving(config: Config) -> Iterator[None]:
     database = Database(config.appliance.data)
-    receiver = Receiver(config, Intake(config, Store(database)), lambda transaction, missing: False)
+    store = Store(database)
+    receiver = Receiver(config, Intake(config, store), OpenStudies(store), lambda transaction, missing: False)
     receiver.start()
     try:
         yield
