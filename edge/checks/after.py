@@ -9,6 +9,7 @@ from orthokernels.edge.checks.check import Check, Verdict, within
 from orthokernels.edge.checks.measures import StructureMeasures, lateral_offset, measure
 from orthokernels.edge.checks.ranges import StructureRange, read_ranges, widened
 
+from orthokernels.bundle.novelty_tables import DOUBTFUL_ABOVE
 from orthokernels.novelty import Novelty
 from orthokernels.pipeline import StudyRun
 
@@ -44,7 +45,9 @@ def check_result(run: StudyRun) -> list[Check]:
     return checks
 
 
-def check_novelty(run: StudyRun, known: Mapping[str, Novelty], *, doubtful_above: float = 99.0) -> list[Check]:
+def check_novelty(
+    run: StudyRun, known: Mapping[str, Novelty], *, doubtful_above: float = DOUBTFUL_ABOVE
+) -> list[Check]:
     """Check how unlike the known studies each plane's pooled features are.
 
     Args:
