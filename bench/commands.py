@@ -66,7 +66,9 @@ def compile_kernels(
 
 @app.command("cpu")
 def cpu(
-    suite: Annotated[str, typer.Option(help="features, layer, denoiser, sampling, heads or sweep.")] = "features",
+    suite: Annotated[
+        str, typer.Option(help="features, layer, denoiser, sampling, finetuning, heads or sweep.")
+    ] = "features",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the suite's JSON, Markdown and plot.")
     ] = None,

@@ -115,11 +115,13 @@ PEERS: dict[str, tuple[Make, tuple[str, ...]]] = {
 def made_ready(
     module: nn.Module, inputs: Inputs, threads: int, left_out: dict[str, str], *, exported: bool = True
 ) -> Iterator[tuple[str, Call]]:
-    """Every peer that can take a module; the others go into ``left_out`` with the reason.
+    """Every peer that can take a module; the others go into ``left_out`` with the reason, where they have none yet.
 
     ``exported`` is False for what is no network, such as a sampler's loop: PyTorch alone runs it.
     """
     for name, (make, needed) in PEERS.items():
+        if name in left_out:
+            continue
         if needed and not exported:
             left_out[name] = "it takes networks, and this is a loop or a single op in PyTorch"
             continue

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from typing import Any
@@ -35,6 +35,7 @@ SIDES = (16, 256, 256)
 TINY = (8, 32, 32)
 TIMESTEP = 100
 WIDTH = 64
+UNCALIBRATED = "NNCF was seen to need more than 24 GB to calibrate it"
 STEPS, TINY_STEPS = 50, 3  # of a sample
 
 # Of the sweep; a volume of more bytes is left out.
@@ -54,6 +55,8 @@ class Subject:
         exported: whether the module is a network, which the others' exporters take.
         exact: whether errors are told against the module in float64; else against eager PyTorch, where float64 would
             take longer than the measurement.
+        peers: where they are no calls of the module.
+        without: peers that can not take it, and why.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Subject:
     layers: Callable[[], list[dict[str, Any]]] = list
     exported: bool = True
     exact: bool = True
+    peers: Mapping[str, Call] | None = None
+    without: Mapping[str, str] = field(default_factory=dict)
 
 
 class FeaturePass(nn.Module):
@@ -99,7 +104,10 @@ def unet_pass(suite: str, threads: int, tiny: bool) -> Subject:
     plan = native_plan(unet, name, sides)
     x = _normal(1, 1, *sides)
     module = FeaturePass(unet, name)
-    return Subject(suite, lambda: plan.run(x[0], threads=threads)[name][None], module, (x,), plan.describe)
+    return Subject(
+        suite, lambda: plan.run(x[0], threads=threads)[name][None], module, (x,), plan.describe,
+        without={} if suite == "features" or tiny else {"openvino_int8": UNCALIBRATED},
+    )  # fmt: skip
 
 
 def layer(threads: int, tiny: bool) -> Subject:
@@ -141,7 +149,7 @@ class _Maps(nn.Module):
         return self.head({str(n): own for n, own in enumerate(maps)}, volume)
 
 
-class _Diagnosis(nn.Module):
+class Diagnosis(nn.Module):
     """A plane's pooling and its own head."""
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -164,7 +172,7 @@ def heads(threads: int, tiny: bool) -> Iterator[Subject]:
 
 
 def _published_head(width: int, small: tuple[int, ...], threads: int) -> Subject:
-    module = _varied(SegmentationHead(width))
+    module = varied(SegmentationHead(width))
     own = SEGMENTATIONS["segmentation_head"](state_of(module), {"in_channels": width})
     x, volume = _normal(1, width, *small), np.zeros((16 * small[0], 16 * small[1], 16 * small[2]), np.float32)
 
@@ -176,7 +184,7 @@ def _published_head(width: int, small: tuple[int, ...], threads: int) -> Subject
 
 def _multiscale_head(widths: tuple[int, ...], sides: tuple[int, ...], threads: int) -> Subject:
     arguments = {"widths": list(widths)}
-    module = _varied(MultiscaleSegmentationHead(widths))
+    module = varied(MultiscaleSegmentationHead(widths))
     own = SEGMENTATIONS["multiscale_segmentation_head"](state_of(module), arguments)
     halvings = [min(level, len(widths) - 2) for level in range(len(widths))]
     maps = [
@@ -193,7 +201,7 @@ def _multiscale_head(widths: tuple[int, ...], sides: tuple[int, ...], threads: i
 
 
 def _diagnosis(width: int, small: tuple[int, ...], threads: int) -> Subject:
-    module = _varied(_Diagnosis(width, 16))
+    module = varied(Diagnosis(width, 16))
     state = state_of(module)
     inner = {name.removeprefix("pooling."): own for name, own in state.items() if name.startswith("pooling.")}
     pooling, head = NativePool(inner, {"channels": width, "heads": 16}), linear(state, "head")
@@ -207,7 +215,7 @@ def _diagnosis(width: int, small: tuple[int, ...], threads: int) -> Subject:
 
 def _fusion(width: int) -> Subject:
     arguments = {"width": width, "labels": 8, "out_width": width}
-    module = _varied(FUSIONS["crossattn"](**arguments))
+    module = varied(FUSIONS["crossattn"](**arguments))
     fusion, planes = make_fusion("crossattn", state_of(module), arguments), _normal(3, 1, width)
     return Subject("fusion with cross-attention", lambda: fusion(planes[:, 0])[0][None], module, tuple(planes))
 
@@ -268,14 +276,14 @@ def _swept(name: str, width: int, sides: tuple[int, ...], threads: int) -> Subje
 def network(tiny: bool) -> UNet:
     """The published network with weights that keep the signal's size, zero-initialised layers included."""
     unet = UNet(base_channels=32, channel_mults=(1, 2), groups=8) if tiny else UNet()
-    return _varied(unet)
+    return varied(unet)
 
 
 def native_plan(unet: UNet, name: str, sides: tuple[int, int, int]) -> UNetPlan:
     return UNetPlan(state_of(unet), sides=sides, names=(name,), timestep=TIMESTEP, groups=unet.groups)
 
 
-def _varied(module: Any) -> Any:
+def varied(module: Any) -> Any:
     """With weights that keep the signal's size."""
     for parameter in module.parameters():
         if parameter.ndim < 2:

@@ -4,6 +4,7 @@
 - ``layer``: the convolution that it spends its time in, 64 to 64 channels at that size, bias included.
 - ``denoiser``: the whole network once.
 - ``sampling``: 50 steps of DDIM with it; rounds are not warmed up, since each has 50 passes.
+- ``finetuning``: forward, backward and Adam of a diagnosis head, the encoder and the middle, one volume a step.
 - ``heads``: both segmentation heads, a diagnosis head with its pooling, and a fusion.
 - ``sweep``: single ops as ``backend="auto"`` runs them, widths 16 to 128, planes 128 to 512, depths 8 to 32.
 
@@ -26,6 +27,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from orthokernels.bench.cpu.finetuning import finetuning
 from orthokernels.bench.cpu.peers import Call, Inputs, made_ready
 from orthokernels.bench.cpu.subjects import (
     SIDES,
@@ -44,7 +46,7 @@ from torch import nn
 
 from orthokernels import _native
 
-Suite = Literal["features", "layer", "denoiser", "sampling", "heads", "sweep"]
+Suite = Literal["features", "layer", "denoiser", "sampling", "finetuning", "heads", "sweep"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
 HALF_GIBIBYTE = 2**29
 LIMITS = ("ORTHOKERNELS_ISA", "ONEDNN_MAX_CPU_ISA")  # of our instruction set, and of PyTorch's and OpenVINO's
@@ -88,17 +90,18 @@ def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:
     """The suite's cases, each made when the one before it is measured."""
     if suite in ("heads", "sweep"):
         yield from {"heads": heads, "sweep": sweep}[suite](threads, tiny)
-    elif suite in ("layer", "sampling"):
-        yield {"layer": layer, "sampling": sampling}[suite](threads, tiny)
+    elif suite in ("layer", "sampling", "finetuning"):
+        yield {"layer": layer, "sampling": sampling, "finetuning": finetuning}[suite](threads, tiny)
     else:
         yield unet_pass(suite, threads, tiny)
 
 
 def _measured(subject: Subject, threads: int, rounds: int, rates: dict[str, float], *, warm: bool) -> dict[str, Any]:
     """Every contender in turn, round by round."""
-    left_out: dict[str, str] = {}
-    peers = made_ready(subject.module, subject.inputs, threads, left_out, exported=subject.exported)
-    calls: dict[str, Call] = {"orthokernels": subject.ours, **dict(peers)}
+    left_out, peers = dict(subject.without), subject.peers
+    if peers is None:
+        peers = dict(made_ready(subject.module, subject.inputs, threads, left_out, exported=subject.exported))
+    calls: dict[str, Call] = {"orthokernels": subject.ours, **peers}
     made: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)

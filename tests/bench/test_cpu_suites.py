@@ -88,3 +88,10 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch):
     assert (tmp_path / "features.md").read_text() == markdown(facts)
     assert (tmp_path / "features.png").is_file()
     assert CliRunner().invoke(app, ["bench", "cpu", "--suite", "head"]).exit_code != 0
+
+
+def test_a_step_of_fine_tuning_learns_what_eager_s_does(plain_peers):
+    facts = run_suite("finetuning", threads=1, rounds=2, tiny=True)
+    assert set(facts["ratios"]) == {"orthokernels", *plain_peers}
+    # Losses after three steps, which an encoder that does not learn changes by 2e-2; float32's rounding is 1e-7.
+    assert all(error < 1e-5 for error in facts["errors"].values()), facts["errors"]
