@@ -37,7 +37,7 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
 
     Args:
         q, k, v: (N, heads, T, d), of any strides: views into one projection are read where they lie. float32, float16
-            or bfloat16, and float64 in plain PyTorch; for the kernels d up to 128 in float32, 256 in half precision.
+            or bfloat16, and float64 in plain PyTorch; for the kernels d up to 256.
         scale: of the scores; 1 / sqrt(d) by default.
         backend: "auto", "torch", "cpu", "triton" or "cuda".
 

@@ -23,7 +23,7 @@ from tests.runtime.bundles import write_weights
 
 def weights_folder(tmp_path, **facts):
     (tmp_path / "weights").mkdir()
-    return write_weights(tmp_path / "weights", **facts)
+    return write_weights(tmp_path / "weights", planes=("axial",), **facts)  # exporting a plane's graphs takes a while
 
 
 def test_trained_weights_become_a_signed_bundle_without_the_forms_that_too_few_studies_judged(tmp_path):

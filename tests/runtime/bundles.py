@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,12 +20,12 @@ HEAD = {"widths": [8, 16, 16, 16], "patch": [1, 2, 2], "input_skip": True}
 POOLING = {"channels": 16, "cells": [4, 4], "kept": 24, "classes": 12}
 
 
-def write_weights(folder: Path, *, trained: bool = False) -> Path:
-    """Three planes for the knee, with the demo weights' kinds of heads: nothing in them is zero."""
+def write_weights(folder: Path, *, trained: bool = False, planes: Sequence[str] = tuple(PLANES)) -> Path:
+    """Planes for the knee, with the demo weights' kinds of heads: nothing in them is zero."""
     torch.manual_seed(0)
     labels = len(LABELS["knee"])
     modules: list[tuple[str, str, nn.Module, dict]] = []
-    for plane in PLANES:
+    for plane in planes:
         pooling = POOLINGS["structures"](**POOLING)
         pooling.places.copy_(torch.randperm(2 * 16 * 4 * 4 + 11 * 14 + 11 * 33)[:24])
         linear = {"in_features": 24, "out_features": labels}

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from orthokernels.data.phantom.dataset import Recipe, write_single
-from tests.runtime.bundles import make_bundle, write_weights
+from tests.once import once
+from tests.runtime.bundles import write_weights
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("small") / "weights")
+    return once(tmp_path_factory, "small-weights", write_weights)
 
 
 @pytest.fixture(scope="session")
-def bundle(weights, tmp_path_factory):
-    return make_bundle(weights, tmp_path_factory.mktemp("made") / "bundle")
+def drafted(weights, tmp_path_factory):
+    """Every graph and no manifest: exporting them takes a minute, so that tests finish copies of it."""
+    from orthokernels.export.bundle import BundleFolder, draft
+
+    def make(out):
+        out.mkdir()
+        with BundleFolder(out / "bundle") as folder:
+            made = draft(str(weights), folder.draft)
+            shutil.copytree(folder.draft, out / "draft")
+        (out / "draft.pickle").write_bytes(pickle.dumps(made))
+
+    out = once(tmp_path_factory, "small-draft", make)
+    return replace(pickle.loads((out / "draft.pickle").read_bytes()), folder=out / "draft")
+
+
+@pytest.fixture(scope="session")
+def bundle(drafted, tmp_path_factory):
+    from orthokernels.export.bundle import finish
+
+    def make(out):
+        finish(replace(drafted, folder=shutil.copytree(drafted.folder, out)))
+
+    return once(tmp_path_factory, "small-bundle", make)
 
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantom") / "study"
-    write_single(folder, 3, Recipe(joint="knee", matrix=64))
-    return folder
+    return once(tmp_path_factory, "small-study", lambda out: write_single(out, 3, Recipe(joint="knee", matrix=64)))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("onnxscript")
 
 from orthokernels.edge.checks import check_novelty
-from orthokernels.export.bundle import BundleFolder, draft, finish
+from orthokernels.export.bundle import finish
 from orthokernels.export.known import know
 
 from orthokernels.bundle.novelty_tables import read_tables
@@ -25,12 +25,6 @@ from orthokernels.tasks import PLANES
 @pytest.fixture(scope="module")
 def vectors(weights, study):
     return run(study, weights=str(weights)).vectors
-
-
-@pytest.fixture(scope="module")
-def drafted(weights, tmp_path_factory):
-    with BundleFolder(tmp_path_factory.mktemp("drafted") / "bundle") as folder:
-        yield draft(str(weights), folder.draft)
 
 
 def bundle_that_knows(drafted, out, middle):

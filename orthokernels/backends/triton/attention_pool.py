@@ -19,7 +19,8 @@ from torch import Tensor
 from orthokernels.backends.triton.configuration import Configuration
 from orthokernels.backends.triton.volumes import wrong_dtype
 
-_AT_ONCE = 256
+_AT_ONCE = 256  # tokens
+_WIDEST = 256  # channels of a head: a tile of tokens lies in the registers whole
 
 
 @triton.jit
@@ -163,7 +164,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, looked_a
     """Write the pooled tokens, w and the logarithms of the softmax's denominators."""
     N, heads, T, d = q.shape
     strides = *q.stride(), *k.stride(), *v.stride()
-    if T <= _AT_ONCE:
+    if _at_once(T, d, q.dtype == torch.float32):
         _whole[(N * heads,)](
             q, k, v, out, looked_at, log_sum, *strides, heads, T, d, scale,
             BK=max(16, triton.next_power_of_2(T)), BD=_width(d), **_whole_cut(q.dtype == torch.float32),
@@ -197,6 +198,11 @@ def tile_of(d: int, single: bool) -> tuple[dict[str, int], int]:
     return {"BQ": rows, "BK": keys, "BD": width}, warps
 
 
+def _at_once(T: int, d: int, single: bool) -> bool:
+    """Whether a program's registers hold all keys of a head."""
+    return T <= _AT_ONCE and not (single and _width(d) > 128)
+
+
 def _whole_cut(single: bool) -> dict[str, int]:
     """Queries at once, and warps, where a program has all keys."""
     return {"BQ": 16, "num_warps": 8} if single else {"BQ": 32, "num_warps": 4}
@@ -209,9 +215,8 @@ def _width(d: int) -> int:
 
 def can_run(x: Tensor) -> str | None:
     """Why the kernels can not take tokens, or None."""
-    most = 128 if x.dtype == torch.float32 else 256  # a wider head's keys don't fit into the registers
-    if x.ndim == 4 and x.shape[-1] > most:
-        return f"its kernels take heads of up to {most} channels in {x.dtype}, not {x.shape[-1]}"
+    if x.ndim == 4 and x.shape[-1] > _WIDEST:
+        return f"its kernels take heads of up to {_WIDEST} channels, not {x.shape[-1]}"
     return wrong_dtype(x)
 
 
@@ -219,8 +224,7 @@ def configurations() -> Iterator[Configuration]:
     """The published pooling (16 heads of 16 channels, 256 tokens), and 4,096 tokens with heads of 64 and the widest."""
     several = (_rows, _columns, _row_gradients, _column_gradients)
     for pointer in ("*fp32", "*bf16"):
-        widest = 128 if pointer == "*fp32" else 256
-        for d, T, kernels in ((16, 256, (_whole,)), (64, 4096, several), (widest, 4096, several)):
+        for d, T, kernels in ((16, 256, (_whole,)), (64, 4096, several), (_WIDEST, 4096, several)):
             tile, warps = tile_of(d, pointer == "*fp32")
             strides = {"n": 16 * T * d, "h": d, "t": 16 * d, "d": 1}
             named: dict[str, object] = {
