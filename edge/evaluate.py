@@ -68,6 +68,7 @@ class PipelineEvaluator:
             model_digest=self._bundle.digest,
             configuration_digest=self._results.digest(),
             labelmap=self._results.label_map,
+            remarks=doubts(checks),
             supersedes=request.supersedes,
         )
         keep_result(made, checks, objects, request.out)

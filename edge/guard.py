@@ -161,3 +161,29 @@ class Guard:
                 with contextlib.suppress(OSError):
                     pipe.close()
         self._process = None
+
+
+class Guarded:
+    """Keeps a process of the model running: what is told of it, and how it is ended from another thread.
+
+    Attributes:
+        unusable: why there is no model, where there is none.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._guard = Guard(config)
+        self.unusable: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the process has said that its model is ready."""
+        return self._guard.ready
+
+    @property
+    def verified(self) -> str | None:
+        """How the process's model came through its golden case; None where there was none to try it on."""
+        return self._guard.verified
+
+    def stop(self) -> None:
+        """End the process; the thread, which waits for it, goes on to see that it is told to stop."""
+        self._guard.kill()

@@ -13,7 +13,7 @@ from orthokernels.edge import metrics
 from orthokernels.edge.config import Config
 from orthokernels.edge.deliveries import Deliveries, Made
 from orthokernels.edge.durable import make_folder, sync_folder, sync_tree
-from orthokernels.edge.guard import Guard, WorkerDiedError
+from orthokernels.edge.guard import Guarded, WorkerDiedError
 from orthokernels.edge.store import Job, LostLeaseError, Store
 from pydicom.uid import Comprehensive3DSRStorage
 
@@ -29,27 +29,16 @@ _IDLE_SECONDS = 0.2
 _UNUSABLE_SECONDS = 30.0
 
 
-class Worker:
+class Worker(Guarded):
     """One worker process and the thread that feeds it."""
 
     def __init__(self, config: Config, store: Store, deliveries: Deliveries, name: str) -> None:
+        super().__init__(config)
         self._config = config
         self._store = store
         self._deliveries = deliveries
-        self._guard = Guard(config)
         self._name = name
         self._stopping = False
-        self.unusable: str | None = None
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the process has said that its model is ready."""
-        return self._guard.ready
-
-    @property
-    def verified(self) -> str | None:
-        """How the process's model came through its golden case; None where there was none to try it on."""
-        return self._guard.verified
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop."""
@@ -72,9 +61,9 @@ class Worker:
         self._guard.stop()
 
     def stop(self) -> None:
-        """End the process; the thread, which waits for it, goes on to see that it is told to stop."""
+        """End the process, for no fault of the job that it works on."""
         self._stopping = True
-        self._guard.kill()
+        super().stop()
 
     def step(self) -> bool:
         """Do the most urgent thing; whether there was any.

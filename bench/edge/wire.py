@@ -98,6 +98,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def exchange(port: int, content: bytes, *, then_end: bool, seconds: float = 8.0) -> bytes:
+    """Send all of ``content``, say that nothing more comes where ``then_end``, and read until the other side closes.
+
+    Raises:
+        TimeoutError: it does not go on for so many seconds.
+        ConnectionError: it cuts the connection.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        connection.sendall(content)
+        if then_end:
+            connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := connection.recv(2**16):
+            received += part
+        return received
+
+
 class Peer:
     """A connection to the appliance."""
 

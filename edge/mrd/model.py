@@ -11,7 +11,7 @@ from typing import Any
 
 from orthokernels.edge import metrics
 from orthokernels.edge.config import Config
-from orthokernels.edge.guard import Guard, WorkerDiedError
+from orthokernels.edge.guard import Guarded, WorkerDiedError
 
 from orthokernels.errors import InputError
 
@@ -25,23 +25,12 @@ class NoLabelsError(Exception):
     """The images get no labels; the message says why."""
 
 
-class InlineModel:
+class InlineModel(Guarded):
     """Keeps the process running, and asks it for one scanner at a time."""
 
     def __init__(self, config: Config) -> None:
-        self._guard = Guard(config)
+        super().__init__(config)
         self._free = threading.Lock()
-        self.unusable: str | None = None
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the process has said that its model is ready."""
-        return self._guard.ready
-
-    @property
-    def verified(self) -> str | None:
-        """How the process's model came through its golden case; None where there was none to try it on."""
-        return self._guard.verified
 
     def run(self, stop: threading.Event) -> None:
         """Start the process, and again after each death, until told to stop."""
@@ -59,10 +48,6 @@ class InlineModel:
             stop.wait(pause)
         with self._free:
             self._guard.stop()
-
-    def stop(self) -> None:
-        """End the process; the thread, which waits for it, goes on to see that it is told to stop."""
-        self._guard.kill()
 
     def label(self, sources: Sequence[Path], out: Path, until: float) -> dict[str, Any]:
         """Label volumes before ``until``, by the monotonic clock; what the process answers, checked by who asked.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
-from defusedxml import DefusedXmlException
 
 # DICOM's terms of ScanningSequence, by what vendors write into sequence_type.
 _SEQUENCES = (("SE", ("spinecho", "tse", "fse", "spin")), ("GR", ("gradient", "flash", "gre", "dess", "trufi")))
@@ -33,7 +32,8 @@ def read_scan(xml: bytes) -> Scan:
     """
     try:
         root = defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, UnicodeError, RecursionError) as error:
+    except (ParseError, ValueError, LookupError, RecursionError) as error:
+        # ValueErrors are defusedxml's own too; a LookupError is raised for an encoding that there is not.
         raise ValueError("the MRD header is not readable XML") from error
     found = _texts(root)
     told = "".join(c for c in next(iter(found.get("sequence_type", ())), "").lower() if c.isalpha())

@@ -135,7 +135,10 @@ def _write(stack: DicomStack, originals: Originals, scan: Scan, path: Path) -> V
     for image in dict.fromkeys(frame.path for frame in stack.frames):
         for index, plane in enumerate(originals.pixels(int(image.name))[0]):
             pixels[image, index] = plane
-    nibabel.save(nibabel.Nifti1Image(assemble(stack.frames, pixels), stack.affine), path)
+    voxels = assemble(stack.frames, pixels)
+    if voxels.dtype == np.int64:  # signed and unsigned images of 32 bits together; nibabel writes no such
+        voxels = voxels.astype(np.float64)
+    nibabel.save(nibabel.Nifti1Image(voxels, stack.affine), path)
     source = stack.source
     facts = {
         "SeriesDescription": source.description,

@@ -72,13 +72,13 @@ class CountedSocket(AssociationSocket):
 
     @property
     def ready(self) -> bool:
-        """Whether data can be read; waits for it a moment."""
+        """Whether data can be read; waits for it a moment, unless the state machine has an event to act on first."""
         if self.socket is None or not self._is_connected:
             return False
         if not (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
             with suppress(OSError, ValueError):  # closed meanwhile, which pynetdicom finds out itself
                 heard: list[Any] = [self.socket, self._woken]
-                readable, _, _ = select.select(heard, [], [], _LISTENING_SECONDS)
+                readable, _, _ = select.select(heard, [], [], _LISTENING_SECONDS if self.event_queue.empty() else 0.0)
                 if self._woken in readable:
                     self._woken.read(len(_ONE))
         return super().ready

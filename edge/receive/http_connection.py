@@ -37,6 +37,16 @@ def limited_protocol(allowed: Callable[[str], bool], connections: int, header_se
             self._deadline.cancel()
             super().connection_lost(exc)
 
+        def send_400_response(self, msg: str) -> None:
+            """What came is no HTTP. A request that it was to be the body of has one answer all the same: its own where
+            that has begun, and otherwise this one, so that whoever waits for the body hears that the sender left."""
+            if self.cycle is not None and self.cycle.response_started:
+                return
+            if self.cycle is not None:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            super().send_400_response(msg)
+
         def _give_up(self) -> None:
             if self.cycle is None:
                 self._close("failed", "closed a connection whose request did not begin in time")

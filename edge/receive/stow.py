@@ -68,8 +68,10 @@ class StowServer:
     def run(self, stop: threading.Event) -> None:
         """Serve until told to stop."""
         paths = ("/studies", "/studies/{study}")
+        application = Starlette(routes=[Route(path, self._store, methods=["POST"]) for path in paths])
+        application.router.redirect_slashes = False  # it would send a sender to the host that its own header names
         settings = uvicorn.Config(
-            Starlette(routes=[Route(path, self._store, methods=["POST"]) for path in paths]),
+            application,
             http=limited_protocol(self._allowed, self._stow.limits.requests + _SPARE, self._stow.limits.header_seconds),
             headers=[("Connection", "close")],
             proxy_headers=False,  # who connects is who connects, whatever a header says
@@ -77,6 +79,7 @@ class StowServer:
             access_log=False,
             server_header=False,
             lifespan="off",
+            ws="none",  # a connection that became a web socket's would have none of the deadlines
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
         settings.load()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from orthokernels import tasks
 from orthokernels.data.geometry import plane_of, spacing
@@ -84,3 +85,9 @@ def _plane(plane: str, volume: Volume, labels: np.ndarray) -> PlaneResult:
             if n
         ),
     )
+
+
+def comments_of(report: Dataset) -> list[str]:
+    """What a structured report says beside its measurements."""
+    items = [item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeMeaning == "Comment"]
+    return [item.TextValue for item in items]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import html
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 import orthokernels.models
@@ -18,6 +21,7 @@ from orthokernels.pipeline import StudyRun, run
 from orthokernels.result import StudyResult
 from tests.edge.conftest import needs, starting, with_page
 from tests.edge.kit import Archive, archive_destination, ask, config, free_port, get, store, wait_for
+from tests.edge.results import comments_of
 
 pytest.importorskip("torch", reason="PyTorch, which makes bundles, is not installed")
 
@@ -74,6 +78,12 @@ def service(bundle, knee, tmp_path_factory):
     archive.stop()
 
 
+def doubts_on_the_study(service) -> list[str]:
+    """What the checks before and after the model found doubtful, as it was kept."""
+    checks = json.loads(next(service.config.appliance.data.glob("results/*/view/checks.json")).read_text())
+    return [check["reason"] for check in checks if check["verdict"] == "doubtful"]
+
+
 def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(
     service, bundle, knee, offline, tmp_path
 ):
@@ -87,12 +97,23 @@ def test_delivered_objects_are_to_the_byte_those_of_the_pipeline_run_by_itself(
         tmp_path / "offline",
         model_digest=verify(bundle).digest,
         configuration_digest=service.config.results.digest(),
+        remarks=doubts_on_the_study(service),
     )
     made = {Path(made.file).name: made for made in service.deliveries.objects(1)}
     assert sorted(made) == sorted(path.name for path in written)
     for path in written:
         assert (service.config.appliance.data / made[path.name].file).read_bytes() == path.read_bytes()
     assert service.archive.objects() == sorted(one.sop_uid for one in made.values())
+
+
+def test_doubts_on_a_study_are_in_its_report_and_on_its_page(service):
+    """In the archive they are seen as on the appliance. The picture of a page has them too, as its bytes say above."""
+    doubts = doubts_on_the_study(service)
+    assert {"coronal: there is no volume", "axial: there is no volume"} <= set(doubts)
+    (report,) = (made.file for made in service.deliveries.objects(1) if Path(made.file).name == "findings.dcm")
+    assert set(doubts) <= set(comments_of(pydicom.dcmread(service.config.appliance.data / report)))
+    page = html.unescape(get(service, "/study/1")[1])
+    assert all(doubt in page for doubt in doubts)
 
 
 def test_labels_that_go_back_to_a_scanner_are_to_the_byte_those_of_the_pipeline_run_by_itself(
@@ -155,7 +176,6 @@ def test_worker_tries_its_model_on_the_golden_case_before_it_works(bundle, tmp_p
 
 def test_model_that_gives_something_else_is_not_ready_and_evaluates_nothing(start, bundle, knee, tmp_path):
     import hashlib
-    import json
 
     import numpy as np
     from orthokernels.edge.web import Page

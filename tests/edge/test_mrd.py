@@ -167,6 +167,24 @@ def test_volume_lies_where_the_headers_say(inline, tmp_path, plane):
     assert np.allclose(found.affine, expected.affine, atol=1e-4)
 
 
+def test_signed_and_unsigned_images_of_32_bits_make_one_volume(tmp_path):
+    """No type of 32 bits holds both."""
+    from orthokernels.edge.config import Disk
+    from orthokernels.edge.mrd.messages import Image
+    from orthokernels.edge.mrd.originals import Originals
+    from orthokernels.edge.mrd.scan import Scan
+    from orthokernels.edge.mrd.volumes import write_volumes
+
+    pixels = noise(4).astype(np.uint32)
+    with Originals(tmp_path, Disk(keep_free_bytes=0, refuse_above=1.0)) as originals:
+        for number, image in enumerate(slices(pixels)):
+            header, content = image.getHead(), image.to_bytes()
+            header.data_type = ismrmrd.DATATYPE_INT if number % 2 else ismrmrd.DATATYPE_UINT
+            originals.keep(Image(header, content, len(content) - image.data.nbytes))
+        (made,) = write_volumes(originals, Scan(), tmp_path, 100)
+    assert np.array_equal(np.sort(np.asanyarray(nibabel.load(made.path).dataobj).ravel()), np.sort(pixels.ravel()))
+
+
 @pytest.mark.parametrize(
     ("kind", "values"),
     [(np.uint16, 1), (np.int16, 1), (np.uint32, 1), (np.float32, 0.25), (np.float64, 0.25)],
@@ -365,6 +383,9 @@ def test_length_that_lies_ends_the_connection_after_the_originals(appliance, lie
         '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]><a>&c;</a>',
         '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a><protocolName>&b;</protocolName></a>',
         "<a><TE>NaN</TE><TR>1e999</TR><sequence_type/></a>",
+        '<?xml version="1.0" encoding="klingon"?><a/>',
+        '<?xml version="1.0" encoding="utf-7"?><a/>',
+        '<?xml version="1.0" encoding="hex"?><a/>',
     ],
 )
 def test_header_that_can_not_be_read_costs_nothing_but_what_it_said(appliance, xml):

@@ -26,7 +26,7 @@ from orthokernels.data.phantom import make_study, write_dicom
 from orthokernels.errors import InputError
 from orthokernels.montage import AMBER
 from tests.data.series import noise, write_series
-from tests.edge.results import DIGESTS, phantom_labels, true_run
+from tests.edge.results import DIGESTS, comments_of, phantom_labels, true_run
 from tests.edge.standard import faults
 from tests.test_tasks import check_digit_holds
 
@@ -202,11 +202,6 @@ def test_report_is_preliminary_unverified_partial_and_not_for_diagnosis(objects)
     assert "Joint effusion: no head scores it" in texts
     parameters = report.to_json()
     assert all(digest in parameters for digest in DIGESTS.values())
-
-
-def comments_of(report) -> list[str]:
-    items = [item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeMeaning == "Comment"]
-    return [item.TextValue for item in items]
 
 
 def test_report_on_everything_is_complete(phantom, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import runpy
@@ -112,3 +113,16 @@ def test_committed_bill_of_materials_is_valid_and_holds_what_the_appliance_requi
     assert {"pynetdicom", "pydicom", "highdicom", "numpy", "orthokernels native module"} <= names
     assert "torch" not in names
     assert bill["metadata"]["component"]["name"] == "orthokernels"
+
+
+def test_committed_bill_of_materials_names_each_vendored_file_by_what_it_is_pinned_to():
+    components = json.loads((PACKAGING / "sbom.json").read_text(encoding="utf-8"))["components"]
+    vendor = PACKAGING.parent / "web" / "static" / "vendor"
+    pinned = [line.split() for line in (vendor / "SHA256SUMS").read_text().splitlines()]
+    assert sorted(name for _, name in pinned) == sorted(path.name for path in vendor.glob("*.js"))
+    for digest, name in pinned:
+        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest
+        (found,) = (one for one in components if {"alg": "SHA-256", "content": digest} in one.get("hashes", ()))
+        assert found["purl"] == f"pkg:npm/{found['name'].replace('@', '%40')}@{found['version']}"
+        assert name.startswith(f"{found['name'].rpartition('/')[2]}-{found['version']}.")
+        assert found["licenses"] == [{"license": {"id": "BSD-2-Clause"}}]

@@ -242,6 +242,18 @@ def test_connections_that_come_and_go_leave_no_thread(start):
     assert echo(service)
 
 
+def test_association_waits_for_no_data_while_it_has_something_to_do(start, monkeypatch):
+    from orthokernels.bench.edge.wire import ASSOCIATE_AC, Peer, associate_request
+
+    monkeypatch.setattr("orthokernels.edge.receive.connection._LISTENING_SECONDS", 10.0)
+    service = start()
+    with Peer(service.config.receive.port) as peer:
+        began = time.monotonic()
+        peer.send(associate_request())
+        assert peer.receive()[0] == ASSOCIATE_AC
+    assert time.monotonic() - began < 5  # half of one such wait
+
+
 def test_more_associations_than_allowed_are_told_to_come_back(start):
     service = start(receive={"limits": {"associations": 2}, "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]})
     held = [associate(service) for _ in range(2)]

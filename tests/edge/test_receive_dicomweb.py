@@ -223,6 +223,7 @@ def test_unknown_host_is_not_talked_to(start, study, tmp_path):
         ({"Accept": "application/dicom+xml"}, 406),
         ({"Content_Encoding": "gzip"}, 415),
         ({"path": "/studies/1.2.3/series"}, 404),
+        ({"path": "/studies/"}, 404),
         ({"path": "/studies/..%2F..%2Fetc%2Fpasswd"}, 404),
         ({"path": "/studies/.."}, 400),
         ({"path": "/studies/$(reboot)"}, 400),
@@ -296,6 +297,17 @@ def test_length_that_is_claimed_is_not_waited_for(appliance):
             f"POST /studies HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPE}\r\nContent-Length: {2**62}\r\n\r\n".encode()
         )
         assert peer.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("path", ["/studies", "/studies/0", "/nothing"])
+def test_body_that_turns_out_to_be_no_http_is_answered_once(appliance, caplog, path):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPE}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", appliance.config.stow.port), timeout=20) as peer:
+        peer.sendall(head.encode() + b"5\r\n--bet\r\nno chunk\r\n")
+        answer = b"".join(iter(lambda: peer.recv(1000), b""))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_chunked_body_without_end_is_cut_off_at_its_bytes(start, study):

@@ -27,6 +27,17 @@ CASES = [
     ((1, 2, 9), 130, None),
     ((1, 2, 5), 256, (1, 1, 3)),
 ]
+# The same with a bias, on smaller grids: its gradient has a program for each pair of a row and a row of the table.
+BIASED = [
+    ((2, 3, 7), 16, None),
+    ((2, 3, 5), 8, (2, 2, 4)),
+    ((1, 3, 11), 20, (1, 2, 7)),
+    ((1, 1, 1), 8, None),
+    ((1, 2, 19), 5, (1, 1, 1)),
+    ((2, 2, 6), 33, (1, 2, 6)),
+    ((1, 2, 9), 130, None),
+    ((1, 2, 5), 256, (1, 1, 3)),
+]
 
 
 def made(grid, d, dtype=torch.float32, *, layout="channels_first", batch=2, heads=2, bias=True) -> list[Tensor]:
@@ -62,15 +73,20 @@ def assert_as_exact_as_plain(parts: list[Tensor], grid, window, **options) -> No
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("grid", "d", "window"), CASES, ids=str)
-def test_tokens_and_gradients_are_as_exact_as_plain_pytorch_s(grid, d, window, bias, backend):
-    assert_as_exact_as_plain(made(grid, d, bias=bias), grid, window, backend=backend)
+def test_tokens_and_gradients_are_as_exact_as_plain_pytorch_s(grid, d, window, backend):
+    assert_as_exact_as_plain(made(grid, d, bias=False), grid, window, backend=backend)
 
 
-@pytest.mark.parametrize("window", [None, (2, 3, 4)])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
+@pytest.mark.parametrize(("grid", "d", "window"), BIASED, ids=str)
+def test_a_bias_and_its_gradient_are_as_exact_as_plain_pytorch_s(grid, d, window, backend):
+    assert_as_exact_as_plain(made(grid, d), grid, window, backend=backend)
+
+
+@pytest.mark.parametrize("window", [None, (2, 2, 4)])
 def test_half_precision_sums_in_float32(window):
-    assert_as_exact_as_plain(made((3, 5, 7), 16, torch.float16), (3, 5, 7), window, backend="triton")
+    assert_as_exact_as_plain(made((2, 3, 5), 16, torch.float16), (2, 3, 5), window, backend="triton")
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
@@ -115,7 +131,7 @@ def test_scores_of_hundreds_do_not_overflow(backend):
 
 
 def test_two_runs_give_the_same_bytes():
-    runs = [both_ways(attention3d, made((3, 5, 7), 8), (3, 5, 7), (2, 3, 4), backend="triton") for _ in range(2)]
+    runs = [both_ways(attention3d, made((2, 3, 5), 8), (2, 3, 5), (2, 2, 4), backend="triton") for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

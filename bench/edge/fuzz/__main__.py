@@ -114,6 +114,7 @@ def _process(
             break
     status = process.wait()
     reader.join()
+    process.stdout.close()
     told = [json.loads(line) for line in lines]
     if ended is None and (status or not any("done" in line for line in told)):
         ended = f"ended the process with status {status}"

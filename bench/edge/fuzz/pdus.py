@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +11,7 @@ from typing import Self
 
 from orthokernels.bench.edge.fuzz.files import seeds as files
 from orthokernels.bench.edge.fuzz.target import Target
+from orthokernels.bench.edge.fuzz.watch import Watch, settled
 from orthokernels.bench.edge.wire import (
     ASSOCIATE_AC,
     P_DATA,
@@ -37,7 +36,6 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 _CLASS, _UID = str(MRImageStorage), "1.2.3.1.1"
 _CONTEXTS = ((1, _CLASS, (str(ExplicitVRLittleEndian),)), (3, "1.2.840.10008.1.1", (str(ExplicitVRLittleEndian),)))
-_SETTLE_SECONDS = 10.0
 _ANSWER_SECONDS = 0.1  # for what is answered at all before the other side hangs up
 
 
@@ -61,15 +59,14 @@ class Pdus(Target):
 
     def __init__(self, folder: Path) -> None:
         self.seeds = list(_conversations())
-        self._uncaught: list[BaseException] = []
-        self._logged = _Errors()
+        self._watch = Watch("orthokernels")
         self._config = Config.model_validate(
             {
                 "appliance": {"data": folder / "data"},
                 "receive": {
                     "port": free_port(),
                     "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}],
-                    "limits": {"idle_seconds": 5.0, "pdu_seconds": 5.0},
+                    "limits": {"idle_seconds": 5.0, "pdu_seconds": 5.0, "waiting_studies": 10**6},
                 },
                 "disk": {"keep_free_bytes": 0, "refuse_above": 1.0},
             }
@@ -80,8 +77,7 @@ class Pdus(Target):
         self._receiver = Receiver(self._config, Intake(self._config, store), self._studies, lambda *_: False)
 
     def __enter__(self) -> Self:
-        self._hook, threading.excepthook = threading.excepthook, self._note
-        logging.getLogger("orthokernels").addHandler(self._logged)
+        self._watch.start()
         self._receiver.start()
         self._echo()
         self._threads = threading.active_count()
@@ -91,12 +87,7 @@ class Pdus(Target):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._receiver.stop()
-        threading.excepthook = self._hook
-        logging.getLogger("orthokernels").removeHandler(self._logged)
-
-    def _note(self, told: threading.ExceptHookArgs) -> None:
-        if told.exc_value is not None:
-            self._uncaught.append(told.exc_value)
+        self._watch.stop()
 
     def take(self, content: bytes) -> str:
         request, rest = _spoken(content)
@@ -122,15 +113,10 @@ class Pdus(Target):
 
     def check(self) -> None:
         """No thread of ours ended by an exception, none is left, and a good association is served."""
-        until = time.monotonic() + _SETTLE_SECONDS
-        while (left := threading.active_count()) > self._threads and time.monotonic() < until:
-            time.sleep(0.05)
-        assert left <= self._threads, f"{left - self._threads} threads are left: {threading.enumerate()}"
+        assert settled(lambda: threading.active_count() <= self._threads), f"are left: {threading.enumerate()}"
         self._echo()
         assert not self._studies.any(), "studies of associations that have ended are remembered"
-        if self._uncaught:
-            raise self._uncaught.pop()
-        assert not self._logged.records, self._logged.records.pop()
+        self._watch.check()
         data = self._config.appliance.data
         strange = [path for path in data.parent.rglob("*.dcm") if data / "images" not in path.parents]
         assert not strange, f"files outside of their place: {strange}"
@@ -144,17 +130,6 @@ class Pdus(Target):
             assert (answer or (0,))[0] == P_DATA, "a good C-ECHO was not answered"
             peer.send(release_request())
             assert (peer.receive() or (0,))[0] == RELEASE_RP, "a good release was not answered"
-
-
-class _Errors(logging.Handler):
-    """Keeps what is logged as an error: tracebacks that were caught."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.records: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(self.format(record))
 
 
 _REQUEST = associate_request(contexts=_CONTEXTS)

@@ -28,7 +28,7 @@ _CHECK_EVERY = 200
 
 
 def corpus(folder: Path, target: str) -> list[Path]:
-    """Inputs that once failed."""
+    """Inputs that once failed, and some that are the first to try."""
     return sorted((folder / target).glob("*.bin"))
 
 

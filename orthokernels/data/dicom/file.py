@@ -89,7 +89,7 @@ def _unzip(path: Path) -> BinaryIO:
 
 def _check_deflated(path: Path) -> None:
     """pydicom inflates a deflated data set whatever it grows to."""
-    with path.open("rb") as file:
+    with BoundedReader(str(path)) as file:
         read_preamble(file, force=False)
         if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return

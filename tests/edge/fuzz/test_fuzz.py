@@ -1,4 +1,4 @@
-"""Inputs that once failed, and two thousand mutations of good ones: each is taken or refused, and no more happens."""
+"""Inputs that once failed, and three thousand mutations of good ones: each is taken or refused, and no more happens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orthokernels.bench.edge.fuzz.mutate import mutated
 from orthokernels.bench.edge.fuzz.run import corpus
 
 CORPUS = Path(__file__).with_name("corpus")
-COUNTS = {"files": 600, "pdus": 150, "configurations": 1250}
+COUNTS = {"files": 600, "pdus": 300, "messages": 500, "multiparts": 500, "configurations": 1250}
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -75,4 +75,4 @@ def test_input_that_ends_the_process_is_a_finding_and_the_run_goes_on(tmp_path, 
 
 def test_corpus_holds_inputs_of_kinds_that_are_known():
     assert {folder.name for folder in CORPUS.iterdir()} <= set(TARGETS)
-    assert corpus(CORPUS, "files")
+    assert all(corpus(CORPUS, kind) for kind in ("files", "messages", "multiparts"))
