@@ -238,13 +238,14 @@ def test_on_a_cpu_every_native_kernel_is_called_where_it_is_asked_for():
         torch.testing.assert_close(model(*inputs), before, rtol=1e-4, atol=1e-5)
 
 
-def test_on_a_cpu_a_convolution_is_native_where_no_gradient_is_recorded(monkeypatch):
-    conv, x = nn.Conv3d(16, 16, 3, padding=1), torch.randn(1, 16, 4, 8, 8)
+@pytest.mark.parametrize("sides", [(4, 8, 8), (4, 64, 64)])
+def test_on_a_cpu_a_convolution_learns_natively_where_the_volume_is_large(sides, monkeypatch):
+    conv, x = nn.Conv3d(16, 16, 3, padding=1), torch.randn(1, 16, *sides)
     assert accelerate(nn.Sequential(conv)).replaced
     called = []
     monkeypatch.setattr(blocks, "conv3d", lambda *given, **options: called.append(given) or conv3d(*given, **options))
     learnt = conv(x)
-    assert not called
+    assert bool(called) == (sides == (4, 64, 64))
     with torch.no_grad():
         torch.testing.assert_close(conv(x), learnt)
     assert called

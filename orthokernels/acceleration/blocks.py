@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orthokernels.backends.cpu.gains import plain_learns_faster
 from orthokernels.backends.registry import ops_of
 from orthokernels.ops.attention3d import attention3d
 from orthokernels.ops.attention_block import attention_block as whole_block
@@ -115,14 +116,13 @@ def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def convolution(self: Any, x: Tensor) -> Tensor:
-    """``nn.Conv3d`` of 3 x 3 x 3 or 1 x 1 x 1 with zeros around; PyTorch's where a gradient is recorded.
-
-    (In training the weights change with every step, and would be packed anew.)
-    """
+    """``nn.Conv3d`` of 3 x 3 x 3 or 1 x 1 x 1 with zeros around; PyTorch's where learning gains nothing by ours."""
+    backend, stride = self._orthokernels_backend, self.stride[0]
     learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-    if learns or x.ndim != 5 or x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
+    plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
+    if plain or x.ndim != 5 or x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return self._orthokernels_original.forward(self, x)
-    return conv3d(x, self.weight, self.bias, stride=self.stride[0], backend=self._orthokernels_backend)
+    return conv3d(x, self.weight, self.bias, stride=stride, backend=backend)
 
 
 def doubling(self: Any, x: Tensor) -> Tensor:

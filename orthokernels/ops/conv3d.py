@@ -151,7 +151,7 @@ def _backward(
     ours = wanted[0] and stride == 1
     if ours:
         reversed_taps = weight.transpose(0, 1).flip(2, 3, 4).contiguous()
-        choose(NAME, backend, x).forward(dy, reversed_taps, None, 1, exact, found[0])
+        choose(NAME, backend, x).forward(dy, reversed_taps, None, 1, exact, found[0], keep=False)
     rest = [wanted[0] and not ours, *wanted[1:]]
     if any(rest):
         padding = [weight.shape[-1] // 2] * 3

@@ -29,9 +29,12 @@ _packed: OrderedDict[tuple[Any, ...], _Packed] = OrderedDict()
 _guard = threading.Lock()
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: bool, y: Tensor) -> None:
-    """Write y, of any dense layout; the kernels' own is channels last."""
-    convolution = _convolution(weight, stride, tuple(x.shape[2:]), exact)
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: bool, y: Tensor, *, keep: bool = True
+) -> None:
+    """Write y, of any dense layout; the kernels' own is channels last. ``keep`` packed weights for another call."""
+    sides = tuple(x.shape[2:])
+    convolution = _kept(weight, stride, sides, exact) if keep else _packed_anew(weight, stride, sides, exact)
     own = None if bias is None else array(bias.contiguous())
     source = x.movedim(1, -1).contiguous()
     last = y.movedim(1, -1).is_contiguous()
@@ -42,22 +45,26 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: 
         y.copy_(target.movedim(-1, 1))
 
 
-def _convolution(weight: Tensor, stride: int, sides: tuple[int, ...], exact: bool) -> Any:
+def _kept(weight: Tensor, stride: int, sides: tuple[int, ...], exact: bool) -> Any:
     key = (weight.data_ptr(), tuple(weight.shape), stride, sides, exact)
     with _guard:
         found = _packed.get(key)
         if found is not None and torch.equal(found.weight, weight):
             _packed.move_to_end(key)
             return found.convolution
-    out, channels, kernel = weight.shape[:3]
-    algorithm = choose(out, channels, kernel, stride, sides, exact=exact)
     own = weight.detach().contiguous().clone()
-    made = _native.Conv3d(array(own), stride, sides, algorithm)
+    made = _packed_anew(own, stride, sides, exact)
     with _guard:
         _packed[key] = _Packed(own, made, made.weight_bytes + own.numel() * own.element_size())
         while sum(kept.bytes for kept in _packed.values()) > KEPT_BYTES and len(_packed) > 1:
             _packed.popitem(last=False)
     return made
+
+
+def _packed_anew(weight: Tensor, stride: int, sides: tuple[int, ...], exact: bool) -> Any:
+    out, channels, kernel = weight.shape[:3]
+    algorithm = choose(out, channels, kernel, stride, sides, exact=exact)
+    return _native.Conv3d(array(weight.detach().contiguous()), stride, sides, algorithm)
 
 
 def can_run(x: Tensor) -> str | None:

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: bool, y: Tensor) -> None:
-    """Write y; PyTorch's sums are always of plain products."""
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: bool, y: Tensor, *, keep: bool = True
+) -> None:
+    """Write y; PyTorch's sums are always of plain products, and there is nothing to ``keep``."""
     y.copy_(F.conv3d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2))
