@@ -81,6 +81,9 @@ def _onnxruntime(path: Path) -> Session:
     options.intra_op_num_threads = threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
+    # Its arena keeps what a call needed and adds to it with the next: two feature passes at full size leave 2.3 GB
+    # with it and 1.2 GB without, in the same time (bench/NOTES.md).
+    options.enable_cpu_mem_arena = False
     session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 

@@ -3,8 +3,9 @@
 Of T tokens and d channels a head: 3 T d numbers read, d + 2 T written, 4 T^2 d operations (the scores are made twice:
 once for the softmax's denominators, once for the columns' means; the weighted sum is 2 T d). Backward 8 T^2 d.
 
-Up to 256 tokens one program has all of a head's keys before it, and the whole is one launch: the published pooling at
-its 16 x 16 map. Beyond, rows and columns take a launch each, and the blocks' sums are added in their order.
+Up to 256 tokens of narrow heads one program has all of a head's keys before it, and the whole is one launch: the
+published pooling at its 16 x 16 map. Beyond, rows and columns take a launch each, and the blocks' sums are added in
+their order.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from orthokernels.backends.triton.configuration import Configuration
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _AT_ONCE = 256  # tokens
+_WIDEST_AT_ONCE = {True: 32, False: 128}  # channels of a head beside that many; for single precision, for half
 _WIDEST = 256  # channels of a head: a tile of tokens lies in the registers whole
 
 
@@ -170,10 +172,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, looked_a
             BK=max(16, triton.next_power_of_2(T)), BD=_width(d), **_whole_cut(q.dtype == torch.float32),
         )  # fmt: skip
         return
-    tile, warps = tile_of(d, q.dtype == torch.float32)
-    cut, blocks = {**tile, "num_warps": warps}, triton.cdiv(T, tile["BK"])
+    cut = tile_of(d, q.dtype == torch.float32)
+    blocks = triton.cdiv(T, cut["BK"])
     part = torch.empty(N, heads, blocks, d, dtype=torch.float32, device=q.device)
-    _rows[(triton.cdiv(T, tile["BQ"]), N * heads)](q, k, log_sum, *strides[:8], heads, T, d, scale, **cut)
+    _rows[(triton.cdiv(T, cut["BQ"]), N * heads)](q, k, log_sum, *strides[:8], heads, T, d, scale, **cut)
     _columns[(blocks, N * heads)](q, k, v, part, looked_at, log_sum, *strides, heads, T, d, scale, **cut)
     out.copy_(part.sum(dim=2))
 
@@ -182,25 +184,27 @@ def backward(gain: Tensor, q: Tensor, k: Tensor, log_sum: Tensor, scale: float, 
     """Write dq and dk, contiguous; ``gain`` is g of the formulas, (N, heads, T)."""
     N, heads, T, d = q.shape
     seen = torch.empty_like(log_sum)
-    tile, warps = tile_of(d, q.dtype == torch.float32)
-    cut, rest = {**tile, "num_warps": warps}, (*q.stride(), *k.stride(), heads, T, d, scale)
-    _row_gradients[(triton.cdiv(T, tile["BQ"]), N * heads)](q, k, gain, log_sum, seen, dq, *rest, **cut)
-    _column_gradients[(triton.cdiv(T, tile["BK"]), N * heads)](q, k, gain, log_sum, seen, dk, *rest, **cut)
+    cut, rest = tile_of(d, q.dtype == torch.float32), (*q.stride(), *k.stride(), heads, T, d, scale)
+    _row_gradients[(triton.cdiv(T, cut["BQ"]), N * heads)](q, k, gain, log_sum, seen, dq, *rest, **cut)
+    _column_gradients[(triton.cdiv(T, cut["BK"]), N * heads)](q, k, gain, log_sum, seen, dk, *rest, **cut)
 
 
-def tile_of(d: int, single: bool) -> tuple[dict[str, int], int]:
-    """Sides of a tile and warps, the largest at which nothing is spilled; single precision has no matrix units."""
+def tile_of(d: int, single: bool) -> dict[str, int]:
+    """Sides of a tile and options of the launch, the largest at which nothing is spilled.
+
+    Single precision has no matrix units; of its widest heads no tile is loaded ahead of the one at hand.
+    """
     width = _width(d)
     if single:
-        rows, keys, warps = (32, 32, 8) if width <= 64 else (16, 16, 8)
+        rows, keys, warps, stages = (32, 32, 8, 3) if width <= 64 else (16, 16, 8, 3 if width <= 128 else 1)
     else:
-        rows, keys, warps = (32, 64, 4) if width <= 128 else (32, 32, 8)
-    return {"BQ": rows, "BK": keys, "BD": width}, warps
+        rows, keys, warps, stages = (32, 64, 4, 3) if width <= 128 else (32, 32, 8, 3)
+    return {"BQ": rows, "BK": keys, "BD": width, "num_warps": warps, "num_stages": stages}
 
 
 def _at_once(T: int, d: int, single: bool) -> bool:
-    """Whether a program's registers hold all keys of a head."""
-    return T <= _AT_ONCE and not (single and _width(d) > 128)
+    """Whether a program's registers hold all keys of a head, with nothing spilled."""
+    return T <= _AT_ONCE and d <= _WIDEST_AT_ONCE[single]
 
 
 def _whole_cut(single: bool) -> dict[str, int]:
@@ -221,21 +225,24 @@ def can_run(x: Tensor) -> str | None:
 
 
 def configurations() -> Iterator[Configuration]:
-    """The published pooling (16 heads of 16 channels, 256 tokens), and 4,096 tokens with heads of 64 and the widest."""
+    """The published pooling (16 heads of 16 channels, 256 tokens), 4,096 tokens, and the widest heads of either."""
     several = (_rows, _columns, _row_gradients, _column_gradients)
     for pointer in ("*fp32", "*bf16"):
-        for d, T, kernels in ((16, 256, (_whole,)), (64, 4096, several), (_WIDEST, 4096, several)):
-            tile, warps = tile_of(d, pointer == "*fp32")
+        single = pointer == "*fp32"
+        for d, T, kernels in (
+            (16, 256, (_whole,)), (_WIDEST_AT_ONCE[single], 256, (_whole,)), (64, 4096, several),
+            (_WIDEST, 4096, several),
+        ):  # fmt: skip
+            cut = tile_of(d, single)
             strides = {"n": 16 * T * d, "h": d, "t": 16 * d, "d": 1}
             named: dict[str, object] = {
                 f"{tensor}{axis}": stride for tensor in "qkv" for axis, stride in strides.items()
             }
             named |= dict.fromkeys(("p_looked_at", "p_log_sum", "p_gain", "p_seen", "p_part"), "*fp32")
-            named |= {"heads": 16, "T": T, "d": d, "scale": d**-0.5, **tile}
+            named |= {"heads": 16, "T": T, "d": d, "scale": d**-0.5, **cut}
             if kernels == (_whole,):
-                cut = _whole_cut(pointer == "*fp32")
-                warps = cut.pop("num_warps")
+                cut |= _whole_cut(single)
                 named |= {**cut, "BK": T}
             for kernel in kernels:
                 arguments = {name: named.get(name, pointer) for name in kernel.arg_names}
-                yield Configuration("attention_pool", kernel, arguments, warps)
+                yield Configuration("attention_pool", kernel, arguments, cut["num_warps"], cut["num_stages"])
