@@ -103,6 +103,8 @@ void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
 }
 
 constexpr int kFew = 4;                // channels
+constexpr std::int64_t kMostStreamed = 128;            // output channels
+constexpr std::int64_t kLargeBytes = std::int64_t{64} << 20;  // of a volume that no cache keeps for the layer behind
 constexpr std::int64_t kPatches = 24;  // voxels whose taps lie side by side; a multiple of kRows
 
 bool of_few(const ConvTask& task) {
@@ -113,21 +115,59 @@ bool of_few(const ConvTask& task) {
 // What the 27 taps of `count` voxels of a row read, from `voxel` on: patches [count][taps][kChannels], zeros outside.
 template <int kChannels>
 void gather_patches(const ConvTask& task, std::int64_t row, std::int64_t voxel, std::int64_t count, float* patches) {
-  constexpr std::int64_t kTaps = 27 * kChannels;
-  const std::int64_t d = row / task.out.height, h = row % task.out.height;
+  constexpr std::int64_t kTaps = 27 * kChannels, kThree = 3 * kChannels;
+  const std::int64_t d = row / task.out.height, h = row % task.out.height, width = task.in.width;
   for (std::int64_t n = 0; n < 9; ++n) {
     const std::int64_t from_d = d * task.stride + n / 3 - 1, from_h = h * task.stride + n % 3 - 1;
     const bool row_inside = from_d >= 0 && from_d < task.in.depth && from_h >= 0 && from_h < task.in.height;
-    const float* from = task.input.x + (from_d * task.in.height + from_h) * task.in.width * kChannels;
-    float* to = patches + n * 3 * kChannels;
+    const float* from = task.input.x + (from_d * task.in.height + from_h) * width * kChannels;
+    float* to = patches + n * kThree;
     for (std::int64_t v = 0; v < count; ++v, to += kTaps) {
       const std::int64_t first = (voxel + v) * task.stride - 1;
+      if (row_inside && first >= 0 && first + 3 <= width) {
+        for (std::int64_t i = 0; i < kThree; ++i) to[i] = from[first * kChannels + i];
+        continue;
+      }
       for (std::int64_t k = 0; k < 3; ++k)
         for (std::int64_t c = 0; c < kChannels; ++c) {
-          const bool inside = row_inside && first + k >= 0 && first + k < task.in.width;
+          const bool inside = row_inside && first + k >= 0 && first + k < width;
           to[k * kChannels + c] = inside ? from[(first + k) * kChannels + c] : 0.0f;
         }
     }
+  }
+}
+
+// Adds the bias to `count` voxels of a row, from `voxel` on, and gathers what `end_moments` makes moments of: pivot, sum
+// and squares of the row so far, [3][channels], or null.
+void finish_voxels(const ConvTask& task, float* y, std::int64_t voxel, std::int64_t count, float* gathered) {
+  const std::int64_t out = task.out_channels;
+  const float* bias = task.output.bias;
+  for (std::int64_t k = 0; k < out; k += kLanes) {
+    const Vector added = bias != nullptr ? load(bias + k) : Vector{};
+    const Vector pivot = gathered == nullptr ? Vector{} : voxel == 0 ? load(y + k) + added : load(gathered + k);
+    const bool goes_on = gathered != nullptr && voxel > 0;
+    Vector sum = goes_on ? load(gathered + out + k) : Vector{};
+    Vector squares = goes_on ? load(gathered + 2 * out + k) : Vector{};
+    for (std::int64_t v = 0; v < count; ++v) {
+      const Vector value = load(y + v * out + k) + added, apart = value - pivot;
+      store(y + v * out + k, value);
+      sum += apart;
+      squares += apart * apart;
+    }
+    if (gathered == nullptr) continue;
+    store(gathered + k, pivot);
+    store(gathered + out + k, sum);
+    store(gathered + 2 * out + k, squares);
+  }
+}
+
+void end_moments(float* gathered, std::int64_t out, std::int64_t width) {
+  const float n = static_cast<float>(width);
+  for (std::int64_t k = 0; k < out; k += kLanes) {
+    const Vector pivot = load(gathered + k), sum = load(gathered + out + k), squares = load(gathered + 2 * out + k);
+    store(gathered + k, splat(n));
+    store(gathered + out + k, pivot + sum / n);
+    store(gathered + 2 * out + k, squares - sum * sum / n);
   }
 }
 
@@ -136,18 +176,23 @@ void make_row_of_few(const ConvTask& task, std::int64_t row) {
   constexpr std::int64_t taps = 27 * kChannels;
   const std::int64_t out = task.out_channels;
   const ConvOutput& output = task.output;
-  alignas(64) float patches[kPatches * 27 * kChannels];
+  float* gathered = output.moments != nullptr ? output.moments + row * 3 * out : nullptr;
+  const std::int64_t bytes = task.out.depth * task.out.height * task.out.width * out * 4;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(output.y) % sizeof(Vector) == 0;
+  const bool streamed = bytes >= kLargeBytes && out <= kMostStreamed && aligned;
+  alignas(64) float patches[kPatches * 27 * kChannels], block[kPatches * kMostStreamed];
   for (std::int64_t voxel = 0; voxel < task.out.width; voxel += kPatches) {
     const std::int64_t left = task.out.width - voxel, count = left < kPatches ? left : kPatches;
     gather_patches<kChannels>(task, row, voxel, count, patches);
     float* y = output.y + (row * task.out.width + voxel) * out;
-    multiply({patches, taps}, task.weights, {y, out}, count, taps, out);
-    if (output.bias == nullptr) continue;
-    for (std::int64_t v = 0; v < count; ++v)
-      for (std::int64_t k = 0; k < out; k += kLanes)
-        store(y + v * out + k, load(y + v * out + k) + load(output.bias + k));
+    float* made = streamed ? block : y;
+    multiply({patches, taps}, task.weights, {made, out}, count, taps, out);
+    if (output.bias != nullptr || gathered != nullptr) finish_voxels(task, made, voxel, count, gathered);
+    if (!streamed) continue;
+    for (std::int64_t i = 0; i < count * out; i += kLanes) stream(y + i, load(block + i));
   }
-  if (output.moments != nullptr) gather(task, row, 0, out);
+  if (streamed) end_streams();
+  if (gathered != nullptr) end_moments(gathered, out, task.out.width);
 }
 
 void direct_of_few(const ConvTask& task) {

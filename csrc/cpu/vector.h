@@ -33,6 +33,25 @@ typedef std::int32_t Integers __attribute__((vector_size(kLanes * 4)));
 
 static inline Vector load(const float* p) { return *reinterpret_cast<const UnalignedVector*>(p); }
 static inline void store(float* p, Vector v) { *reinterpret_cast<UnalignedVector*>(p) = v; }
+
+// Past the caches, to a multiple of the vector's bytes: nobody reads it soon, and the line is not fetched to be written.
+// Before another thread reads it, end_streams().
+static inline void stream(float* p, Vector v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+
+static inline void end_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 static inline Vector splat(float value) { return value - Vector{}; }
 
 // The first `count` lanes; the others are zero, and are not read.

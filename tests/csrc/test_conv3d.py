@@ -137,6 +137,26 @@ def test_what_stands_around_a_convolution_in_a_block(stride, sides):
         np.testing.assert_allclose(variance, y.var((0, 1, 2), dtype=np.float64), rtol=1e-5, atol=1e-7)
 
 
+def test_a_volume_that_no_cache_keeps_is_the_same_as_in_parts():
+    rng, x, weight = inputs(64, 1, (4, 261, 258))
+    bias = rng.standard_normal(64, dtype=np.float32)
+
+    def made(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        conv = native.Conv3d(weight, 1, part.shape[:3], "direct")
+        room = poisoned(part[..., 0].size * 64 + 16)
+        first = -room.ctypes.data % 64 // 4  # as a plan's arena has its volumes: only these are written past the caches
+        y = room[first : first + part[..., 0].size * 64].reshape(*part.shape[:3], 64)
+        moments = poisoned(conv.moment_blocks, 3, 64)
+        conv.run(part, y, bias=bias, moments=moments, threads=2)
+        return y, moments.reshape(*part.shape[:2], 3, 64)
+
+    whole, upper = made(x), made(np.ascontiguousarray(x[:, :100]))
+    assert whole[0].nbytes >= 2**26 > upper[0].nbytes  # kLargeBytes, csrc/cpu/conv3d_direct.cpp
+    for own, other in zip(whole, upper, strict=True):
+        assert np.array_equal(own[:, :99], other[:, :99])  # the last row has another below it
+    assert relative(whole[0], definition(x, weight, bias=bias)) < bound("direct", 64)
+
+
 def test_moments_of_a_large_mean_keep_their_digits():
     sides, out = (4, 8, 8), 16
     _, x, weight = inputs(out, 16, sides)
