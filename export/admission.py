@@ -6,7 +6,7 @@ at: the diagnosis features, whose maxima and percentiles feel single voxels; the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orthokernels.export.bundle import Draft, finish
@@ -25,12 +25,16 @@ _ORDER = (("diagnosis_features", "pooling"), ("head",), ("segmentation_features"
 Records = Mapping[str, Sequence[Record]]
 
 
-def admit(made: Draft, records: Records, *, workers: int, tell: Progress) -> tuple[Checked, list[Refusal]]:
+def admit(
+    made: Draft, records: Records, *, workers: int, tell: Progress,
+    judged: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> tuple[Checked, list[Refusal]]:  # fmt: skip
     """Check every form, and take back or drop what loses too much.
 
     Args:
         made: finished once; what is dropped is gone from it, and its manifest is of before.
         records: series by joint that decide.
+        judged: called with the check of all forms, before any goes back.
 
     Returns:
         The check, with the figures of what is left; and the forms that were dropped.
@@ -40,6 +44,7 @@ def admit(made: Draft, records: Records, *, workers: int, tell: Progress) -> tup
     """
     checked = check(verify(made.folder), records, workers=workers, tell=tell)
     found = checked.result
+    judged(found)
     for form in FORMS:
         if form != "fp32" and form in found["forms"] and not found["forms"][form]["admitted"]:
             _take_back(made, found, form, records, workers, tell)

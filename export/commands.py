@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,15 +47,25 @@ def bundle(
 
     options = Options(forms=wanted, studies=studies, calibration=tuple(calibrate or ()), key=key)
     with progress(quiet or as_json) as tell:
-        made = make_bundle(weights, out, options, tell)
-    if report is not None and made.parity is not None:
-        from orthokernels.export.parity_page import write_parity
-
-        write_parity(made.parity, report)
+        made = make_bundle(weights, out, options, tell, _writer(report))
+    if made.parity is not None:
+        _writer(report)(made.parity)
     if as_json:
         print(json.dumps(_record(made, out)))
     elif not quiet:
         _print_made(made, out)
+
+
+def _writer(report: Path | None) -> Callable[[dict[str, Any]], None]:
+    """What writes a parity check into ``report``, where it is wanted."""
+
+    def write(parity: dict[str, Any]) -> None:
+        if report is not None:
+            from orthokernels.export.parity_page import write_parity
+
+            write_parity(parity, report)
+
+    return write
 
 
 def _forms(names: str) -> tuple[Form, ...]:

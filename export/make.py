@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -34,6 +34,7 @@ from orthokernels.training.records import Record
 
 Prepared = dict[str, list[SeriesExample]]  # by joint, and so are
 Streams = dict[str, Iterator[SeriesExample]]
+Judged = Callable[[dict[str, Any]], None]
 
 JUDGED_SEED = 6_000_000  # of the phantoms that decide which forms are admitted
 CALIBRATION_STUDIES, VALIDATION_STUDIES = 4, 4  # phantoms of each joint
@@ -69,7 +70,10 @@ class Made:
     parity: dict[str, Any] | None
 
 
-def make_bundle(weights: str, out: Path, options: Options, tell: Progress = lambda what, done, total: None) -> Made:
+def make_bundle(
+    weights: str, out: Path, options: Options, tell: Progress = lambda what, done, total: None,
+    judged: Judged = lambda parity: None,
+) -> Made:  # fmt: skip
     """Make a bundle of weights.
 
     Untrained weights have no accuracy to lose: their forms are kept unjudged, and the card says that they mean nothing.
@@ -77,6 +81,8 @@ def make_bundle(weights: str, out: Path, options: Options, tell: Progress = lamb
     Args:
         weights: "demo", "published", "random:SEED", or a weights folder.
         out: new folder.
+        judged: called with the parity check as soon as it is made, which takes an hour: also where fp32 then turns out
+            not to agree.
 
     Raises:
         InputError: weights or ``out`` can not be used, fp32 itself does not agree with the reference, or a study to
@@ -92,7 +98,7 @@ def make_bundle(weights: str, out: Path, options: Options, tell: Progress = lamb
         finish(made)
         parity = None
         if next(iter(made.weights.values())).trained:
-            parity = _judge(made, known, options, tell)
+            parity = _judge(made, known, options, tell, judged)
         bundle = folder.publish(options.key)
     if parity is not None:
         parity["bundle"] = bundle.digest
@@ -147,12 +153,11 @@ def judged_records(joints: Collection[str], size: int, options: Options, tell: P
     return found
 
 
-def _judge(made: Draft, known: Vectors, options: Options, tell: Progress) -> dict[str, Any]:
+def _judge(made: Draft, known: Vectors, options: Options, tell: Progress, judged: Judged) -> dict[str, Any]:
     """Judge every form, know the studies, and write what was found into the manifest."""
     size = next(iter(made.weights.values())).size
-    checked, refused = admit(
-        made, judged_records(made.weights, size, options, tell), workers=options.workers, tell=tell
-    )  # fmt: skip
+    records = judged_records(made.weights, size, options, tell)
+    checked, refused = admit(made, records, workers=options.workers, tell=tell, judged=judged)
     if options.calibration and len(made.weights) == 1:  # else nothing says which joint a study shows
         know(made, known, "own studies")
     elif made.packaged:  # weights from elsewhere were not trained on phantoms: their patients would all look strange
