@@ -13,6 +13,14 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
+# Files with tests of minutes. They are begun first, so that at the end no process waits for another.
+LONG = ("csrc/test_sanitizers.py", "bench/test_compile.py", "runtime/test_fresh_environment.py", "export/test_make.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {item.path: item.path.as_posix() for item in items}
+    items.sort(key=lambda item: next((n for n, own in enumerate(LONG) if names[item.path].endswith(own)), len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
