@@ -18,9 +18,9 @@ from orthokernels.export.bundle import BundleFolder, draft, finish  # noqa: E402
 from orthokernels.export.examples import phantom_records  # noqa: E402
 
 from orthokernels.bundle.verify import verify  # noqa: E402
+from orthokernels.tasks import PLANES  # noqa: E402
 from tests.runtime.bundles import SIZE, write_weights  # noqa: E402
 
-PLANES = ("axial", "sagittal")  # exporting a plane's graphs takes a while
 STUDIES = 4  # enough for the order of logits to turn round
 
 
@@ -37,7 +37,7 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     for module in (admission, parity):
         monkeypatch.setattr(module, "LEAST_STUDIES", STUDIES)
     (tmp_path / "weights").mkdir()
-    weights = write_weights(tmp_path / "weights", trained=True, planes=PLANES)
+    weights = write_weights(tmp_path / "weights", trained=True)
     records = {"knee": phantom_records(tmp_path / "phantoms", "knee", SIZE, range(STUDIES))}
     with BundleFolder(tmp_path / "bundle") as folder:
         made = draft(str(weights), folder.draft)
@@ -65,13 +65,14 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
 
 def test_two_processes_find_what_one_does(tmp_path):
     (tmp_path / "weights").mkdir()
-    weights = write_weights(tmp_path / "weights", planes=PLANES)
+    planes = ("axial", "sagittal")  # exporting a plane's graphs takes a while
+    weights = write_weights(tmp_path / "weights", planes=planes)
     records = {"knee": phantom_records(tmp_path / "phantoms", "knee", SIZE, range(1))}
     with BundleFolder(tmp_path / "bundle") as folder:
         finish(draft(str(weights), folder.draft))
         folder.publish(None)
     one, two = (parity.check(verify(tmp_path / "bundle"), records, workers=workers) for workers in (1, 2))
-    assert one.vectors.keys() == {("knee", plane) for plane in PLANES}
+    assert one.vectors.keys() == {("knee", plane) for plane in planes}
     assert list(one.result["joints"]["knee"]) == list(two.result["joints"]["knee"])
     for name, own in one.result["joints"]["knee"].items():
         for output, error in own["errors"].items():

@@ -23,11 +23,12 @@ from tests.runtime.bundles import write_weights
 
 def weights_folder(tmp_path, **facts):
     (tmp_path / "weights").mkdir()
-    return write_weights(tmp_path / "weights", planes=("axial",), **facts)  # exporting a plane's graphs takes a while
+    return write_weights(tmp_path / "weights", **facts)
 
 
 def test_trained_weights_become_a_signed_bundle_without_the_forms_that_too_few_studies_judged(tmp_path):
-    weights, key = weights_folder(tmp_path, trained=True), tmp_path / "own.pem"
+    weights = weights_folder(tmp_path, trained=True, planes=("axial",))  # exporting a plane's graphs takes a while
+    key = tmp_path / "own.pem"
     signer = make_keys(key, tmp_path / "own.pub")
     options = Options(forms=("fp32", "fp16"), studies=2, key=key, phantoms=tmp_path / "phantoms", workers=1)
     made = make_bundle(str(weights), tmp_path / "bundle", options)
