@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Layout = Literal["channels_first", "channels_last"]
@@ -26,12 +27,18 @@ def conform(x: Tensor, layout: Layout) -> Tensor:
 def empty_volume(
     x: Tensor, *, channels: int | None = None, sides: Sequence[int] | None = None, layout: Layout | None = None
 ) -> Tensor:
-    """A new volume like x in batch, dtype and device, and in what is not given."""
+    """A new volume like x in batch, dtype and device, and in what is not given.
+
+    With three sides it is no view: autograd lets nobody add in place to a view that an op returned.
+    """
     channels = x.shape[1] if channels is None else channels
     sides = x.shape[2:] if sides is None else sides
     if (layout or layout_of(x)) == "channels_first":
         return x.new_empty((x.shape[0], channels, *sides))
-    return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
+    if len(sides) != 3:  # PyTorch has no name for the layout
+        return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
+    shape = (x.shape[0], channels, *sides)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
 
 
 def check_alike(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -137,3 +137,15 @@ def test_what_auto_leaves_to_pytorch_keeps_the_memory_format():
         assert conv3d(x, weight).is_contiguous()
         last = conv3d(x.contiguous(memory_format=torch.channels_last_3d), weight)
         assert last.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_output_may_be_added_to_in_place(channels_last, backend):
+    x, weight, bias = inputs(SHAPES[0], channels_last=channels_last)
+    weight.requires_grad_()
+    y = conv3d(x, weight, bias, backend=backend)
+    want = y.detach() + 1
+    y.add_(1).sum().backward()
+    assert torch.equal(y, want)
+    assert weight.grad is not None
