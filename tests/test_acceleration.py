@@ -251,6 +251,15 @@ def test_on_a_cpu_a_convolution_learns_natively_where_the_volume_is_large(sides,
     assert called
 
 
+def test_on_a_cpu_a_network_learns_natively_what_it_learned_before():
+    model = randomised(UNet(base_channels=16, channel_mults=(1, 2), groups=4, attention_rates=()))
+    inputs = volume(1, 1, 4, 64, 64), torch.tensor([10])  # 2^14 voxels, from which convolutions learn natively
+    want = outcome(copy.deepcopy(model), inputs)
+    accelerate(model)
+    for own, other in zip(outcome(model, inputs), want, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=2e-5 * float(other.abs().max()) + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("conv", "reason"),
     [
