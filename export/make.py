@@ -81,8 +81,8 @@ def make_bundle(
     Args:
         weights: "demo", "published", "random:SEED", or a weights folder.
         out: new folder.
-        judged: called with the parity check as soon as it is made, which takes an hour: also where fp32 then turns out
-            not to agree.
+        judged: called with the parity check as soon as it is made, which takes long: also where fp32 then turns out not
+            to agree.
 
     Raises:
         InputError: weights or ``out`` can not be used, fp32 itself does not agree with the reference, or a study to

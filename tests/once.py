@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
     with FileLock(root / f"{folder.name}.lock"):
         if not folder.exists():
             part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of a process that could not
             make(part)
             part.rename(folder)
     return folder

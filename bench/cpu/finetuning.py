@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from orthokernels.acceleration import accelerate
 from orthokernels.models.orthodiffusion import UNet
+from orthokernels.training.segmentation_task import FeatureNetwork
 
-RATE, ENCODER_SHARE = 1e-4, 0.05
+BLOCK, RATE, ENCODER_SHARE = "mid_2", 1e-4, 0.05
 
 
 class FineTuned(nn.Module):
@@ -26,15 +27,12 @@ class FineTuned(nn.Module):
 
     def __init__(self, unet: UNet, width: int, heads: int) -> None:
         super().__init__()
-        self.unet, self.diagnosis = unet, varied(Diagnosis(width, heads))
-        unet.requires_grad_(False)
-        for name, block in unet._blocks():
-            if name.startswith(("in_", "mid_")):
-                block.requires_grad_(True)
+        self.features = FeatureNetwork(unet, (BLOCK,), trainable=True)
+        self.diagnosis = varied(Diagnosis(width, heads))
 
     def forward(self, x: Tensor) -> Tensor:
         timesteps = torch.full((1,), TIMESTEP, dtype=torch.int64)
-        return self.diagnosis(self.unet.features(x, timesteps, ("mid_2",))["mid_2"])
+        return self.diagnosis(self.features(x, timesteps)[BLOCK])
 
 
 def finetuning(threads: int, tiny: bool) -> Subject:
@@ -58,10 +56,8 @@ def _step(
     own, volume = copy.deepcopy(module).to(memory_format=layout), x.contiguous(memory_format=layout)  # type: ignore[call-overload]
     if accelerated:
         accelerate(own, memory_format=layout)
-    encoder = [parameter for parameter in own.unet.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(
-        [{"params": own.diagnosis.parameters()}, {"params": encoder, "lr": RATE * ENCODER_SHARE}], lr=RATE
-    )
+    encoder = {"params": own.features.parameters_that_learn(), "lr": RATE * ENCODER_SHARE}
+    optimiser = torch.optim.Adam([{"params": own.diagnosis.parameters()}, encoder], lr=RATE)
     findings = torch.tensor([[1.0, 0.0] * 4])
 
     def step() -> np.ndarray:

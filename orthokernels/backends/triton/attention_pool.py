@@ -225,13 +225,13 @@ def can_run(x: Tensor) -> str | None:
 
 
 def configurations() -> Iterator[Configuration]:
-    """The published pooling (16 heads of 16 channels, 256 tokens), 4,096 tokens, and the widest heads of either."""
+    """The published pooling (16 heads of 16 channels, 256 tokens), 4,096 tokens, and the widest head of each tile."""
     several = (_rows, _columns, _row_gradients, _column_gradients)
     for pointer in ("*fp32", "*bf16"):
         single = pointer == "*fp32"
         for d, T, kernels in (
             (16, 256, (_whole,)), (_WIDEST_AT_ONCE[single], 256, (_whole,)), (64, 4096, several),
-            (_WIDEST, 4096, several),
+            *(((128, 4096, several),) if single else ()), (_WIDEST, 4096, several),
         ):  # fmt: skip
             cut = tile_of(d, single)
             strides = {"n": 16 * T * d, "h": d, "t": 16 * d, "d": 1}
