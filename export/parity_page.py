@@ -58,7 +58,7 @@ def rows_of(result: Result) -> Iterator[dict[str, Any]]:
                 "contender": name,
                 "studies": own["studies"],
                 "relative error": max((e["relative"] for e in own["errors"].values()), default=None),
-                "typical error": max((e["typical"] for e in own["errors"].values()), default=None),
+                "nine tenths": max((e["nine_tenths"] for e in own["errors"].values()), default=None),
                 "largest error": max((e["largest"] for e in own["errors"].values()), default=None),
                 "mean Dice": dice,
                 "of fp32": dice / of if dice and of else None,
@@ -85,7 +85,7 @@ def _changes(own: Mapping[str, float | None], fp32: Mapping[str, float | None]) 
 
 
 _FORMATS = {
-    "relative error": ".1e", "typical error": ".1e", "largest error": ".1e", "mean Dice": ".4f", "of fp32": ".3%",
+    "relative error": ".1e", "nine tenths": ".1e", "largest error": ".1e", "mean Dice": ".4f", "of fp32": ".3%",
     "worst structure": "+.4f",
     "macro AUROC": ".4f", "worst finding": "+.4f", "calibration error": ".4f",
 }  # fmt: skip
