@@ -7,13 +7,11 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from ismrmrd import IMTYPE_COMPLEX, IMTYPE_MAGNITUDE, AcquisitionHeader, ImageHeader, WaveformHeader
-from orthokernels.bench.edge.fuzz.target import Target
-from orthokernels.bench.edge.fuzz.watch import Watch, settled
+from orthokernels.bench.edge.fuzz.watch import Served, settled
 from orthokernels.bench.edge.wire import exchange, free_port
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
@@ -68,7 +66,7 @@ def image(pixels: np.ndarray, place: float = 0.0, attributes: bytes = b"", **fie
 _DTD = b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a><protocolName>&b;</protocolName></a>'
 
 
-class Messages(Target):
+class Messages(Served):
     """All that a scanner sends on one connection, before it says that nothing more comes."""
 
     fragments = (
@@ -94,7 +92,6 @@ class Messages(Target):
     def __init__(self, folder: Path) -> None:
         self.seeds = list(_measurements())
         self._data = folder / "data"
-        self._watch = Watch("orthokernels")
 
     def __enter__(self) -> Self:
         limits = {
@@ -108,20 +105,11 @@ class Messages(Target):
             }
         )
         assert config.mrd is not None
-        self._port, self._stop = config.mrd.port, threading.Event()
+        self._port = config.mrd.port
         server = MrdServer(config, config.mrd, _Threshold(config), Database(self._data))
-        self._watch.start()
-        self._thread = threading.Thread(target=server.run, args=(self._stop,))
-        self._thread.start()
+        self.serve(server.run, "orthokernels")
         self._threads = threading.active_count()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._watch.stop()
 
     def take(self, content: bytes) -> str:
         """It is answered, by its own whole images first and to the byte, then by ours, words on them, and the end."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import h11
 from orthokernels.bench.edge.fuzz.files import seeds as files
-from orthokernels.bench.edge.fuzz.target import Target
-from orthokernels.bench.edge.fuzz.watch import Watch, settled
+from orthokernels.bench.edge.fuzz.watch import Served, settled
 from orthokernels.bench.edge.wire import exchange, free_port
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
@@ -51,7 +48,7 @@ def request(body: bytes, path: bytes = b"/studies", more: bytes = b"", chunk: in
     return head + b"\r\n\r\n" + body
 
 
-class Multiparts(Target):
+class Multiparts(Served):
     """The first byte of an input says what the rest is (its remainder by three).
 
     0: a request from its first line on; 1: a body, which is posted under a good head; 2: a file, likewise in a good
@@ -89,7 +86,6 @@ class Multiparts(Target):
     def __init__(self, folder: Path) -> None:
         self.seeds = list(_requests())
         self._data = folder / "data"
-        self._watch = Watch("orthokernels", "uvicorn", "asyncio")
 
     def __enter__(self) -> Self:
         config = Config.model_validate(
@@ -101,21 +97,12 @@ class Multiparts(Target):
             }
         )
         assert config.stow is not None
-        self._port, self._stop = config.stow.port, threading.Event()
+        self._port = config.stow.port
         self._store = Store(Database(self._data))
         self._studies = OpenStudies(self._store)
         server = StowServer(config, config.stow, Intake(config, self._store), self._studies)
-        self._watch.start()
-        self._thread = threading.Thread(target=server.run, args=(self._stop,))
-        self._thread.start()
+        self.serve(server.run, "orthokernels", "uvicorn", "asyncio")
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._watch.stop()
 
     def take(self, content: bytes) -> str:
         """What is whole is answered as documented, and what is acknowledged is there."""

@@ -6,6 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
+
+from orthokernels.bench.edge.fuzz.target import Target
 
 _SETTLE_SECONDS = 10.0
 
@@ -41,6 +44,24 @@ class Watch:
         if self._uncaught:
             raise self._uncaught.pop()
         assert not self._logged.records, self._logged.records.pop()
+
+
+class Served(Target):
+    """A target that is a server's ``run`` in a thread, under a watch until the end."""
+
+    def serve(self, run: Callable[[threading.Event], None], *loggers: str) -> None:
+        """Begin; ``loggers`` as of ``Watch``."""
+        self._watch, self._stop = Watch(*loggers), threading.Event()
+        self._watch.start()
+        self._thread = threading.Thread(target=run, args=(self._stop,))
+        self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._watch.stop()
 
 
 class _Errors(logging.Handler):
