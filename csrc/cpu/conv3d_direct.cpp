@@ -102,8 +102,8 @@ void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
   }
 }
 
-constexpr int kFew = 4;                // channels
-constexpr std::int64_t kMostStreamed = 128;            // output channels
+constexpr int kFew = 4;                      // channels
+constexpr std::int64_t kMostStreamed = 128;  // output channels
 constexpr std::int64_t kLargeBytes = std::int64_t{64} << 20;  // of a volume that no cache keeps for the layer behind
 constexpr std::int64_t kPatches = 24;  // voxels whose taps lie side by side; a multiple of kRows
 

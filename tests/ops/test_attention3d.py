@@ -84,9 +84,18 @@ def test_a_bias_and_its_gradient_are_as_exact_as_plain_pytorch_s(grid, d, window
     assert_as_exact_as_plain(made(grid, d), grid, window, backend=backend)
 
 
-@pytest.mark.parametrize("window", [None, (2, 2, 4)])
-def test_half_precision_sums_in_float32(window):
-    assert_as_exact_as_plain(made((2, 3, 5), 16, torch.float16), (2, 3, 5), window, backend="triton")
+# Several blocks without a bias, and fewer tokens with one.
+SEVERAL = [
+    ((3, 5, 7), None, False),
+    ((3, 5, 7), (2, 3, 4), False),
+    ((2, 3, 5), None, True),
+    ((2, 3, 5), (2, 2, 4), True),
+]
+
+
+@pytest.mark.parametrize(("grid", "window", "bias"), SEVERAL, ids=str)
+def test_half_precision_sums_in_float32(grid, window, bias):
+    assert_as_exact_as_plain(made(grid, 16, torch.float16, bias=bias), grid, window, backend="triton")
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
@@ -130,8 +139,9 @@ def test_scores_of_hundreds_do_not_overflow(backend):
     torch.testing.assert_close(found.double(), want, rtol=0, atol=3e-4)
 
 
-def test_two_runs_give_the_same_bytes():
-    runs = [both_ways(attention3d, made((2, 3, 5), 8), (2, 3, 5), (2, 2, 4), backend="triton") for _ in range(2)]
+@pytest.mark.parametrize(("grid", "window", "bias"), SEVERAL[1::2], ids=str)
+def test_two_runs_give_the_same_bytes(grid, window, bias):
+    runs = [both_ways(attention3d, made(grid, 8, bias=bias), grid, window, backend="triton") for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
