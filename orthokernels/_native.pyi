@@ -10,6 +10,9 @@ Array = NDArray[Any]
 def processor_features() -> list[tuple[str, bool]]: ...
 def instruction_set() -> str: ...
 def conv3d_algorithms(out: int, in_: int, kernel: int, stride: int, sides: Sequence[int]) -> list[str]: ...
+def conv3d_weight_gradient(
+    x: Array, dy: Array, dw: Array, *, stride: int, algorithm: str, threads: int = 1
+) -> None: ...  # fmt: skip
 def add_noise(
     x0: Array, shares: Array, noisy: Array, *, noise: Array | None = None, seed: int | None = None, step: int = 0,
     threads: int = 1,

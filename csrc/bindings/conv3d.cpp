@@ -8,6 +8,7 @@
 #include "bindings/arrays.h"
 #include "bindings/convert.h"
 #include "bindings/module.h"
+#include "cpu/conv3d_gradient.h"
 
 
 namespace orthokernels::bindings {
@@ -59,6 +60,26 @@ void run(const Conv3d& conv, const py::array& x, py::array& y, const py::object&
   conv.run(input, output, workspace.data(), count);
 }
 
+void weight_gradient(const py::array& x, const py::array& dy, py::array& dw, std::int64_t stride,
+                     const std::string& algorithm, std::int64_t threads) {
+  check_stride(stride);
+  check("x", x, {kAny, kAny, kAny, kAny});
+  const cpu::Sides sides = sides_from({x.shape(0), x.shape(1), x.shape(2)});
+  const std::int64_t in = x.shape(3);
+  const auto made = [stride](std::int64_t side) { return (side + stride - 1) / stride; };
+  check("dy", dy, {made(sides.depth), made(sides.height), made(sides.width), kAny});
+  const std::int64_t out = dy.shape(3);
+  if (in > kMostChannels || out > kMostChannels) refuse(in > kMostChannels ? "x" : "dy", "more than 65536 channels.");
+  float* written = write("dw", dw, {out, in, 3, 3, 3});
+  refuse_overlaps({{"dw", dw}}, {{"x", x}, {"dy", dy}});
+  const Algorithm chosen = algorithm_from(algorithm);
+  const int count = threads_from(threads);
+  const float *input = static_cast<const float*>(x.data()), *gradient = static_cast<const float*>(dy.data());
+  py::gil_scoped_release released;
+  cpu::weight_gradient(input, gradient, written, sides, out, in, static_cast<int>(stride), chosen, cpu::best_isa(),
+                       count);
+}
+
 }  // namespace
 
 void add_conv3d(py::module_& module) {
@@ -77,6 +98,10 @@ void add_conv3d(py::module_& module) {
       .def("workspace_bytes", [](const Conv3d& conv, std::int64_t threads) {
         return conv.workspace_floats(threads_from(threads)) * 4;
       }, py::arg("threads") = 1);
+  module.def("conv3d_weight_gradient", &weight_gradient, py::arg("x"), py::arg("dy"), py::arg("dw"), py::kw_only(),
+             py::arg("stride"), py::arg("algorithm"), py::arg("threads") = 1,
+             "Write the gradient dw [out, in, 3, 3, 3] of a convolution's weights, by one of Winograd's algorithms, from "
+             "its input x [depth, height, width, in] and its output's gradient dy [.., out].");
   module.def(
       "conv3d_algorithms",
       [](std::int64_t out, std::int64_t in, std::int64_t kernel, std::int64_t stride,

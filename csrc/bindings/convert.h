@@ -35,13 +35,15 @@ inline void check_stride(std::int64_t stride) {
   if (stride != 1 && stride != 2) refuse("stride", std::to_string(stride) + "; allowed are 1 and 2.");
 }
 
+constexpr std::int64_t kMostChannels = std::int64_t{1} << 16;
+
 // A weight [out, in, kernel, kernel, kernel] of 1 x 1 x 1 or 3 x 3 x 3.
 inline void check_weight(const py::array& weight) {
   check("weight", weight, {kAny, kAny, kAny, kAny, kAny});
   const std::int64_t kernel = weight.shape(2);
   if ((kernel != 1 && kernel != 3) || weight.shape(3) != kernel || weight.shape(4) != kernel)
     refuse("weight", "kernels of 1 x 1 x 1 and 3 x 3 x 3 are allowed.");
-  if (weight.shape(0) > (1 << 16) || weight.shape(1) > (1 << 16)) refuse("weight", "more than 65536 channels.");
+  if (weight.shape(0) > kMostChannels || weight.shape(1) > kMostChannels) refuse("weight", "more than 65536 channels.");
 }
 
 inline int tiles_from(std::int64_t tiles) {

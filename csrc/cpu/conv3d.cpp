@@ -6,62 +6,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/winograd_variants.h"
+
 namespace orthokernels::cpu {
 namespace {
 
-// What the kernel's three taps become at each of the places along one axis (winograd_lines.h).
-using Rows = std::vector<std::vector<double>>;
-
-// F(m, 3): at a point p of a polynomial (1, p, p^2) over the product of (p - q), q the other points.
-Rows axis_of(std::int64_t made) {
-  if (made == 1) return {{0, 1, 0}};
-  if (made == 2) return {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-  const std::vector<double> points{0, 2.0 / 3, -2.0 / 3, 1.5, -1.5};
-  Rows rows;
-  for (double p : points) {
-    double product = 1;
-    for (double q : points)
-      if (q != p) product *= p - q;
-    rows.push_back({1 / product, p / product, p * p / product});
-  }
-  rows.push_back({0, 0, 1});
-  return rows;
-}
-
-// Stride 2: F(2, 2) of the outer taps, then the middle one, for each of both voxels.
-Rows strided_axis() { return {{1, 0, 0}, {1, 0, 1}, {0, 0, 1}, {0, 1, 0}, {0, 1, 0}}; }
-
-struct Variant {
-  const char* name;
-  std::int64_t depth, plane;  // voxels that a tile makes; 0 for direct
-  int stride;                 // that it takes; 0: any
-};
-
-Variant variant_of(Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::direct: return {"direct", 0, 0, 0};
-    case Algorithm::winograd222: return {"F(2,2,2)", 2, 2, 1};
-    case Algorithm::winograd144: return {"F(1,4,4)", 1, 4, 1};
-    case Algorithm::winograd244: return {"F(2,4,4)", 2, 4, 1};
-    case Algorithm::winograd444: return {"F(4,4,4)", 4, 4, 1};
-    case Algorithm::strided222: return {"F(2,2,2)/2", 2, 2, 2};
-  }
-  throw std::invalid_argument("algorithm: unknown");
-}
-
-std::int64_t up(std::int64_t value, std::int64_t divisor) { return (value + divisor - 1) / divisor; }
-
 std::int64_t columns_of(Isa isa) { return isa == Isa::avx512 ? 4 : 2; }  // vector.h, kColumns
-
-// Places that a tile reads along an axis and is transformed to.
-std::int64_t places_along(std::int64_t made, int stride) { return made == 1 ? 1 : (made - 1) * stride + 3; }
-
-// Transformed places of a tile.
-std::int64_t places_of(Algorithm algorithm) {
-  const Variant variant = variant_of(algorithm);
-  const std::int64_t plane = places_along(variant.plane, variant.stride);
-  return places_along(variant.depth, variant.stride) * plane * plane;
-}
 
 // Tiles of a box: enough products for each piece of weights that is fetched, few enough for the caches.
 std::int64_t tiles_of(std::int64_t in, std::int64_t out, std::int64_t places) {
@@ -70,44 +20,19 @@ std::int64_t tiles_of(std::int64_t in, std::int64_t out, std::int64_t places) {
   return std::clamp(fit / kRows * kRows, kRows, std::int64_t{96});
 }
 
-// What boxes of so many tiles read along an axis of a volume of `grid` tiles.
-std::int64_t read_along(std::int64_t grid, std::int64_t tiles, std::int64_t made, int stride) {
-  return up(grid, tiles) * (std::min(tiles, grid) * made * stride + 2);
-}
-
-// The box of at most so many tiles for which the volume is read, and boxes fetch the weights, least often.
-Sides box_for(std::int64_t tiles, Sides grid, const Variant& variant, std::int64_t in, std::int64_t weights) {
-  constexpr double kRead = 1.5, kWeight = 0.05;  // cycles for a channel of a voxel, and for a weight
-  Sides best{1, 1, 1};
-  double least = INFINITY;
-  for (std::int64_t depth = 1; depth <= std::min(tiles, grid.depth); ++depth)
-    for (std::int64_t height = 1; height <= std::min(tiles / depth, grid.height); ++height) {
-      const Sides box{depth, height, std::min(tiles / (depth * height), grid.width)};
-      const double boxes = static_cast<double>(up(grid.depth, depth) * up(grid.height, height) *
-                                               up(grid.width, box.width));
-      const double read = static_cast<double>(read_along(grid.depth, depth, variant.depth, variant.stride) *
-                                              read_along(grid.height, height, variant.plane, variant.stride) *
-                                              read_along(grid.width, box.width, variant.plane, variant.stride));
-      const double cost = kRead * read * static_cast<double>(in) + kWeight * boxes * static_cast<double>(weights);
-      if (cost < least) least = cost, best = box;
-    }
-  return best;
-}
-
 WinogradRoom room_for(Sides box, Algorithm algorithm, std::int64_t in, std::int64_t out, Isa isa) {
   const Variant variant = variant_of(algorithm);
   const std::int64_t tiles = box.voxels(), lanes = lanes_of(isa);
-  const auto reach = [&](std::int64_t count, std::int64_t made) {
-    return (count - 1) * made * variant.stride + places_along(made, variant.stride);
-  };
-  const auto whole = [](std::int64_t floats) { return up(floats, 16) * 16; };  // cache lines
-  const std::int64_t rows = reach(box.depth, variant.depth) * reach(box.height, variant.plane);
+  const std::int64_t wide = reach_along(box.width, variant.plane, variant.stride);
+  const std::int64_t rows = reach_along(box.depth, variant.depth, variant.stride) *
+                            reach_along(box.height, variant.plane, variant.stride);
   WinogradRoom room{};
-  room.place_step = whole(tiles * std::max(in, out)) + 16;  // not all in one set of the cache
+  room.place_step = whole_lines(tiles * std::max(in, out)) + 16;  // not all in one set of the cache
   room.row = (places_of(algorithm) + 1) * room.place_step;
-  room.lines = room.row + whole(reach(box.width, variant.plane) * lanes);
-  room.gathered = room.lines + whole(rows * box.width * places_along(variant.plane, variant.stride) * lanes);
-  room.floats = room.gathered + whole(3 * out);
+  room.lines = room.row + whole_lines(wide * lanes);
+  room.gathered =
+      room.lines + whole_lines(rows * box.width * places_along(variant.plane, variant.stride) * lanes);
+  room.floats = room.gathered + whole_lines(3 * out);
   return room;
 }
 
@@ -122,7 +47,7 @@ struct Panels {
 };
 
 // Three taps along one axis to the axis' points, each a run of `count` values.
-void transform_taps(const Rows& axis, const double* taps, std::int64_t tap_step, std::int64_t count, double* made,
+void transform_taps(const TapRows& axis, const double* taps, std::int64_t tap_step, std::int64_t count, double* made,
                     std::int64_t made_step) {
   for (std::size_t at = 0; at < axis.size(); ++at) {
     const double g0 = axis[at][0], g1 = axis[at][1], g2 = axis[at][2];
@@ -135,8 +60,7 @@ void transform_taps(const Rows& axis, const double* taps, std::int64_t tap_step,
 // A vector of outputs at a time: their weights lie side by side in every place, and are transformed side by side.
 Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, Algorithm algorithm, Isa isa) {
   const Variant variant = variant_of(algorithm);
-  const Rows deep = variant.stride == 1 ? axis_of(variant.depth) : strided_axis();
-  const Rows plane = variant.stride == 1 ? axis_of(variant.plane) : strided_axis();
+  const TapRows deep = tap_rows(variant.depth, variant.stride), plane = tap_rows(variant.plane, variant.stride);
   const std::int64_t lanes = lanes_of(isa), side = static_cast<std::int64_t>(plane.size());
   const Panels panels{out, in, lanes, columns_of(isa)};
   const std::int64_t places = places_of(algorithm), row = side * lanes, slice = side * row;
@@ -223,10 +147,7 @@ std::int64_t Conv3d::moment_blocks() const {
   return up(own.depth, box_.depth) * up(own.height, box_.height) * up(own.width, box_.width);
 }
 
-Sides Conv3d::grid() const {
-  const Variant variant = variant_of(algorithm_);
-  return {up(out_.depth, variant.depth), up(out_.height, variant.plane), up(out_.width, variant.plane)};
-}
+Sides Conv3d::grid() const { return grid_of(algorithm_, out_); }
 
 double Conv3d::operations() const {
   const double pairs = static_cast<double>(in_channels_) * static_cast<double>(out_channels_);

@@ -1,5 +1,6 @@
 // Winograd's transforms along one axis. A line's `input` makes kPlaces values of the kPlaces voxels that kMade outputs
-// read, the first of them kBefore voxels before the first output's own; `output` makes kMade voxels of kPlaces sums.
+// read, the first of them kBefore voxels before the first output's own; `output` makes kMade voxels of kPlaces sums;
+// `gradient`, its transpose, makes kPlaces values of kMade voxels' gradients.
 // What becomes of the kernel's taps is in conv3d.cpp, axis_of and strided_axis: the points are the same.
 #pragma once
 
@@ -17,6 +18,7 @@ struct Line<1> {
   static constexpr int kMade = 1, kPlaces = 1, kStride = 1, kBefore = 0;
   static inline void input(const Vector (&x)[1], Vector (&v)[1]) { v[0] = x[0]; }
   static inline void output(const Vector (&m)[1], Vector (&y)[1]) { y[0] = m[0]; }
+  static inline void gradient(const Vector (&g)[1], Vector (&u)[1]) { u[0] = g[0]; }
 };
 
 // Points 0, 1, -1, infinity.
@@ -32,6 +34,12 @@ struct Line<2> {
   static inline void output(const Vector (&m)[4], Vector (&y)[2]) {
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] + m[3];
+  }
+  static inline void gradient(const Vector (&g)[2], Vector (&u)[4]) {
+    u[0] = g[0];
+    u[1] = g[0] + g[1];
+    u[2] = g[0] - g[1];
+    u[3] = g[1];
   }
 };
 
@@ -57,6 +65,16 @@ struct Line<4> {
     y[2] = a2 * sum_a + b2 * sum_b;
     y[3] = (a * a2) * apart_a + (b * b2) * apart_b + m[5];
   }
+  static inline void gradient(const Vector (&g)[4], Vector (&u)[6]) {
+    const Vector even_a = g[0] + a2 * g[2], odd_a = a * g[1] + (a * a2) * g[3];
+    const Vector even_b = g[0] + b2 * g[2], odd_b = b * g[1] + (b * b2) * g[3];
+    u[0] = g[0];
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[3];
+  }
 };
 
 // Stride 2: output o meets the outer taps at the voxels before and behind 2 o, which other outputs share, so that they
@@ -74,6 +92,13 @@ struct StridedLine {
   static inline void output(const Vector (&m)[5], Vector (&y)[2]) {
     y[0] = m[0] + m[1] + m[3];
     y[1] = m[1] + m[2] + m[4];
+  }
+  static inline void gradient(const Vector (&g)[2], Vector (&u)[5]) {
+    u[0] = g[0];
+    u[1] = g[0] + g[1];
+    u[2] = g[1];
+    u[3] = g[0];
+    u[4] = g[1];
   }
 };
 

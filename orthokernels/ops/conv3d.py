@@ -5,7 +5,8 @@
 Backward, with * the same convolution of stride 1:
 
     dx = dy * weight, its first two axes exchanged and its taps reversed        stride 1; else PyTorch's
-    dweight, dbias: PyTorch's
+    dweight[k, c, t] = sum over p of dy[p, k] x[stride p + t - kernel // 2, c]
+    dbias[k] = sum over p of dy[p, k]
 
 On a GPU there is no kernel of ours: cuDNN's, which PyTorch calls, is the best known.
 """
@@ -129,7 +130,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         empty_volume(x) if wanted[0] else x.new_empty(0),
-        weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
+        torch.empty_like(weight) if wanted[1] else x.new_empty(0),
         weight.new_empty(len(weight)) if wanted[2] else x.new_empty(0),
     )
 
@@ -152,15 +153,16 @@ def _backward(
     if ours:
         reversed_taps = weight.transpose(0, 1).flip(2, 3, 4).contiguous()
         choose(NAME, backend, x).forward(dy, reversed_taps, None, 1, exact, found[0], keep=False)
-    rest = [wanted[0] and not ours, *wanted[1:]]
-    if any(rest):
+    elif wanted[0]:
         padding = [weight.shape[-1] // 2] * 3
         theirs = torch.ops.aten.convolution_backward(
-            dy, x, weight, [len(weight)], [stride] * 3, padding, [1, 1, 1], False, [0, 0, 0], 1, rest
+            dy, x, weight, None, [stride] * 3, padding, [1, 1, 1], False, [0, 0, 0], 1, [True, False, False]
         )
-        for place, value in enumerate(theirs):
-            if rest[place]:
-                found[place].copy_(value)
+        found[0].copy_(theirs[0])
+    if wanted[1]:
+        choose(NAME, backend, x).weight_gradient(dy, x, stride, exact, found[1])
+    if wanted[2]:
+        torch.sum(dy, dim=(0, 2, 3, 4), out=found[2])
     return found[0], found[1], found[2]
 
 

@@ -133,6 +133,11 @@ class Cases:
             if algorithm != "direct" and self.rng.random() < 0.5:
                 given |= {"scale": self.normal(channels), "shift": self.normal(channels)}
             yield conv.run, given, lambda done: check_convolved(done, weight, stride)
+            if algorithm != "direct":
+                yield self.native.conv3d_weight_gradient, {
+                    "x": given["x"], "dy": self.normal(*conv.out_sides, out), "dw": nan(*weight.shape),
+                    "stride": stride, "algorithm": algorithm, "threads": self.side(3),
+                }, check_learnt  # fmt: skip
 
     def plan(self) -> Iterator[Case]:
         sides, channels, out = [self.side(4), self.side(6), self.side(9)], *map(int, self.rng.choice([8, 16, 32], 2))
@@ -284,14 +289,23 @@ def check_attended(done: dict[str, Any]) -> None:
     close(done["out"], e / e.sum(axis=2, keepdims=True) @ v, 1e-5)
 
 
+def taps(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
+    """What each output's taps see, [depth, height, width, channels, kernel, kernel, kernel]."""
+    padded = np.pad(x, [(kernel // 2, kernel // 2)] * 3 + [(0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel,) * 3, axis=(0, 1, 2))
+    return windows[::stride, ::stride, ::stride]
+
+
+def check_learnt(done: dict[str, Any]) -> None:
+    seen = taps(done["x"].astype(np.float64), 3, done["stride"])
+    close(done["dw"], np.einsum("dhwcijk,dhwo->ocijk", seen, done["dy"], optimize=True), 1e-4)
+
+
 def check_convolved(done: dict[str, Any], weight: np.ndarray, stride: int) -> None:
     x = done["x"].astype(np.float64)
     if done.get("scale") is not None:
         x = silu(x * done["scale"] + done["shift"])
-    kernel = weight.shape[-1]
-    padded = np.pad(x, [(kernel // 2, kernel // 2)] * 3 + [(0, 0)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel,) * 3, axis=(0, 1, 2))
-    y = np.einsum("dhwcijk,ocijk->dhwo", windows[::stride, ::stride, ::stride], weight, optimize=True)
+    y = np.einsum("dhwcijk,ocijk->dhwo", taps(x, weight.shape[-1], stride), weight, optimize=True)
     y += 0 if done["bias"] is None else done["bias"]
     y += 0 if done["residual"] is None else done["residual"]
     close(done["y"], y, 1e-4)

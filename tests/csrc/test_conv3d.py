@@ -137,6 +137,56 @@ def test_what_stands_around_a_convolution_in_a_block(stride, sides):
         np.testing.assert_allclose(variance, y.var((0, 1, 2), dtype=np.float64), rtol=1e-5, atol=1e-7)
 
 
+# Of the weights' gradient (csrc/cpu/conv3d_gradient.h).
+GRADIENT_BOUNDS = {"F(2,2,2)": 2e-6, "F(1,4,4)": 4e-6, "F(2,4,4)": 6e-6, "F(4,4,4)": 8e-6, "F(2,2,2)/2": 2e-6}
+
+
+def weight_gradient(x, dy, stride):
+    """In float64."""
+    volume, gradient = (torch.from_numpy(own).double().movedim(-1, 0)[None] for own in (x, dy))
+    shape = (dy.shape[-1], x.shape[-1], 3, 3, 3)
+    return torch.nn.grad.conv3d_weight(volume, shape, gradient, stride=stride, padding=1).numpy()
+
+
+@pytest.mark.parametrize("sides", [*SIDES, (8, 40, 72)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("out", "channels"), [(16, 16), (64, 32), (48, 80)])
+def test_the_weights_gradient_is_the_definition_s_at_any_number_of_threads(out, channels, stride, sides):
+    rng, x, _ = inputs(out, channels, sides)
+    dy = rng.standard_normal((*(-(-side // stride) for side in sides), out), dtype=np.float32)
+    expected = weight_gradient(x, dy, stride)
+    for algorithm in algorithms(out, channels, 3, stride, sides)[1:]:
+        made = set()
+        for threads in (1, 2, 5):
+            dw = poisoned(out, channels, 3, 3, 3)
+            native.conv3d_weight_gradient(x, dy, dw, stride=stride, algorithm=algorithm, threads=threads)
+            made.add(dw.tobytes())
+        assert relative(dw, expected) < GRADIENT_BOUNDS[algorithm], algorithm
+        assert len(made) == 1, algorithm
+
+
+def test_bad_input_to_the_weights_gradient_gets_a_sentence():
+    sides = (4, 6, 8)
+    rng, x, weight = inputs(16, 16, sides)
+    dy, dw = rng.standard_normal((*sides, 16), dtype=np.float32), poisoned(*weight.shape)
+    for arguments, options, told in [
+        ((x[0], dy, dw), {}, r"x: shape \(6, 8, 16\)"),
+        ((x, dy[:3].copy(), dw), {}, r"dy: shape \(3, 6, 8, 16\); must be \(4, 6, 8, any\)"),
+        ((x, dy, dw[:8].copy()), {}, r"dw: shape \(8, 16, 3, 3, 3\); must be \(16, 16, 3, 3, 3\)"),
+        ((x, dy, dw), {"algorithm": "direct"}, "algorithm: direct: the weights' gradient goes by Winograd's alone"),
+        ((x, dy, dw), {"algorithm": "F(2,2,2)/2"}, "it takes 3 x 3 x 3 kernels of stride 2"),
+        ((x[..., :3].copy(), dy, dw[:, :3].copy()), {}, "the vectors' lanes do not divide the channels"),
+        ((x, dy, dw), {"stride": 3}, "stride: 3"),
+        ((x, dy, dw), {"threads": 0}, "threads: 0"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            native.conv3d_weight_gradient(*arguments, **{"stride": 1, "algorithm": "F(2,4,4)", **options})
+    one = np.zeros((1, 2, 2, 16), np.float32)
+    with pytest.raises(ValueError, match="dw: overlaps x, which is read"):
+        native.conv3d_weight_gradient(dw.reshape(-1)[:64].reshape(one.shape), one, dw, stride=1, algorithm="F(2,4,4)")
+    assert np.isnan(dw).all()  # nothing was written
+
+
 def test_a_volume_that_no_cache_keeps_is_the_same_as_in_parts():
     rng, x, weight = inputs(64, 1, (4, 261, 258))
     bias = rng.standard_normal(64, dtype=np.float32)

@@ -14,7 +14,9 @@ from orthokernels.ops.conv3d import bytes_moved, operations, reference
 # Channels, outputs, kernel, stride, sides; and F(4,4,4)'s bound of csrc/cpu/conv3d.h for at most 64 channels.
 SHAPES = [
     (16, 32, 3, 1, (4, 9, 10)), (32, 16, 3, 1, (1, 16, 16)), (16, 16, 3, 1, (3, 5, 7)), (5, 3, 3, 1, (3, 4, 5)),
-    (16, 24, 3, 2, (3, 6, 9)), (24, 16, 1, 1, (2, 5, 3)), (1, 16, 3, 1, (4, 4, 4)),
+    (16, 24, 3, 2, (3, 6, 9)), (24, 16, 1, 1, (2, 5, 3)), (1, 16, 3, 1, (4, 4, 4)), (3, 16, 3, 2, (3, 6, 5)),
+    (16, 8, 1, 2, (3, 5, 4)),
+    (16, 32, 3, 1, (4, 21, 26)), (32, 16, 3, 2, (5, 20, 24)),  # whose weights learn by Winograd's algorithm
 ]  # fmt: skip
 BOUND = 4e-6
 

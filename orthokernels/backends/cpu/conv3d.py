@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orthokernels import _native
 from orthokernels.backends.cpu.algorithm import choose
 from orthokernels.backends.cpu.volumes import array, wrong_kind
+from orthokernels.backends.torch import conv3d as plain
 
 # Packed weights that are kept, bytes: transformed ones are up to eight times as large as they were.
 KEPT_BYTES = 2**30
+
+# Of the weights' gradient (bench/NOTES.md). Below so many voxels bringing Winograd's sums back to the taps costs more
+# than plain products; of so few channels a slice's neighbourhoods fit beside it.
+_LEAST_VOXELS = 2**11
+_FEW_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,61 @@ def forward(
         convolution.run(volume, made, bias=own, threads=torch.get_num_threads())
     if not last:
         y.copy_(target.movedim(-1, 1))
+
+
+def weight_gradient(dy: Tensor, x: Tensor, stride: int, exact: bool, dw: Tensor) -> None:
+    """Write dw (K, C, k, k, k): by Winograd's algorithm where one fits, else as a product of matrices or PyTorch's."""
+    if dw.shape[2] == 1:
+        _of_points(dy, x[:, :, ::stride, ::stride, ::stride], dw)
+    elif dw.shape[1] <= _FEW_CHANNELS:
+        _of_few_channels(dy, x, stride, dw)
+    elif (algorithm := _gradient_algorithm(x, dw, stride, exact)) is None:
+        plain.weight_gradient(dy, x, stride, exact, dw)
+    else:
+        own = torch.empty_like(dw, memory_format=torch.contiguous_format)
+        for n, (gradient, volume) in enumerate(zip(_last(dy), _last(x), strict=True)):
+            _native.conv3d_weight_gradient(
+                array(volume), array(gradient), array(own), stride=stride, algorithm=algorithm,
+                threads=torch.get_num_threads(),
+            )  # fmt: skip
+            _add(dw, own, n)
+
+
+def _gradient_algorithm(x: Tensor, dw: Tensor, stride: int, exact: bool) -> str | None:
+    """What takes the weights' gradient; None where PyTorch's plain products do."""
+    out, channels, kernel = dw.shape[:3]
+    sides = tuple(x.shape[2:])
+    if sides[0] * sides[1] * sides[2] < _LEAST_VOXELS:
+        return None
+    algorithm = choose(out, channels, kernel, stride, sides, exact=exact)
+    return None if algorithm == "direct" else algorithm
+
+
+def _of_points(dy: Tensor, x: Tensor, dw: Tensor) -> None:
+    """Of a 1 x 1 x 1 convolution; PyTorch's own takes ten times as long where the volumes lie channels last."""
+    for n, (gradient, volume) in enumerate(zip(_last(dy), _last(x), strict=True)):
+        _add(dw, (gradient.flatten(0, 2).T @ volume.flatten(0, 2)).reshape(dw.shape), n)
+
+
+def _of_few_channels(dy: Tensor, x: Tensor, stride: int, dw: Tensor) -> None:
+    """Of few channels, slice by slice: what every output's taps see, side by side."""
+    for n, gradient in enumerate(_last(dy)):
+        seen = F.pad(x[n], (1,) * 6).unfold(1, 3, stride).unfold(2, 3, stride).unfold(3, 3, stride)
+        seen = seen.movedim(0, 3)  # (d, h, w, C, 3, 3, 3)
+        for d, own in enumerate(gradient):
+            _add(dw, (own.flatten(0, 1).T @ seen[d].flatten(2).flatten(0, 1)).reshape(dw.shape), n + d)
+
+
+def _last(volumes: Tensor) -> Tensor:
+    """(N, D, H, W, C), in that order in memory."""
+    return volumes.movedim(1, -1).contiguous()
+
+
+def _add(dw: Tensor, part: Tensor, before: int) -> None:
+    if before:
+        dw.add_(part)
+    else:
+        dw.copy_(part)
 
 
 def _kept(weight: Tensor, stride: int, sides: tuple[int, ...], exact: bool) -> Any:
