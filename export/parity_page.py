@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jinja2
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from orthokernels.export.gate import LARGEST_AUROC_LOSS, LARGEST_STRUCTURE_LOSS, LEAST_MEAN_DICE
-from orthokernels.export.parity import REFERENCE
+from orthokernels.export.parity import FEW, REFERENCE
 
 from orthokernels.errors import InputError
 from orthokernels.system import versions
@@ -25,20 +25,21 @@ Result = Mapping[str, Any]
 
 
 def write_parity(result: Result, out: Path) -> None:
-    """parity.json, parity.md and parity.html; the last is written last.
+    """parity.json, then what is made of it, parity.md and parity.html.
 
     Raises:
         InputError: ``out`` can not be written.
     """
     record = {**result, "versions": versions()}
-    texts = {
-        "parity.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
-        "parity.md": markdown(result),
-        "parity.html": page(record),
+    texts: dict[str, Callable[[], str]] = {
+        "parity.json": lambda: json.dumps(record, indent=1, allow_nan=False) + "\n",
+        "parity.md": lambda: markdown(result),
+        "parity.html": lambda: page(record),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+        for name, make in texts.items():
+            text = make()
             with tempfile.NamedTemporaryFile("w", dir=out, prefix=".writing-", delete=False, encoding="utf-8") as file:
                 file.write(text)
             os.chmod(file.name, 0o644)
@@ -171,7 +172,7 @@ def _pictures(result: Result) -> dict[str, str]:
     found = {}
     for joint, contenders in result["joints"].items():
         fp32 = contenders[REFERENCE]
-        forms = {name: own for name, own in contenders.items() if name != REFERENCE}
+        forms = {name: own for name, own in contenders.items() if name not in (REFERENCE, FEW)}
         if "dice" in fp32:
             changes = {name: _changes(_flat(own["dice"]), _flat(fp32["dice"])) for name, own in forms.items()}
             caption = f"{joint}: change of each structure's Dice against the reference"
@@ -180,7 +181,7 @@ def _pictures(result: Result) -> dict[str, str]:
             changes = {name: _changes(own["auroc"], fp32["auroc"]) for name, own in forms.items()}
             caption = f"{joint}: change of each finding's AUROC against the reference"
             found[caption] = _dots(changes, -LARGEST_AUROC_LOSS, "AUROC, form minus reference")
-            found[f"{joint}: calibration error of each finding"] = _bars(contenders)
+            found[f"{joint}: calibration error of each finding"] = _bars({REFERENCE: fp32, **forms})
     return found
 
 

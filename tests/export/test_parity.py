@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 
-from orthokernels.export.parity import REFERENCE, metrics_of, refusals_of, verdict
+from orthokernels.export.parity import FEW, REFERENCE, metrics_of, refusals_of, verdict
 from orthokernels.export.parity_page import markdown, verdict_of, write_parity
 
 
@@ -91,6 +91,8 @@ def test_every_figure_stands_beside_fp32s():
 
 def test_the_page_needs_nothing_beside_it(tmp_path):
     own = result(dice=0.893)
+    few = {name: value for name, value in figures(studies=10).items() if name in ("errors", "studies")}
+    own["joints"]["knee"][FEW] = few  # which is run on too few studies for Dice and AUROC
     before = copy.deepcopy(own)
     write_parity(own, tmp_path / "out")
     page = (tmp_path / "out" / "parity.html").read_text()
@@ -100,5 +102,6 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     assert "not admitted: knee, int8 openvino: Dice" in page
     assert json.loads((tmp_path / "out" / "parity.json").read_text())["joints"] == own["joints"]
     assert "| knee | int8 openvino | 100 |" in (tmp_path / "out" / "parity.md").read_text()
+    assert "| knee | fp32 onnxruntime | 10 |" in (tmp_path / "out" / "parity.md").read_text()
     assert own == before
     assert markdown(own) == (tmp_path / "out" / "parity.md").read_text()
