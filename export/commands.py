@@ -123,7 +123,7 @@ def _print_made(made: Made, out: Path) -> None:
     sizes = Table(title="Graphs on disk", title_justify="left")
     for number, row in enumerate(size_rows(found)):
         for column in row if number == 0 else ():
-            sizes.add_column(column.capitalize(), justify="left" if column == "form" else "right")
+            sizes.add_column(column[0].upper() + column[1:], justify="left" if column == "form" else "right")
         sizes.add_row(*row.values())
     console.print(sizes)
     for refusal in manifest.refused:
