@@ -105,7 +105,8 @@ def markdown(result: Result) -> str:
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(shown(column, value) for column, value in row.items()) + " |" for row in rows]
     if result.get("slabs"):
-        lines += ["", f"The first {result['slabs']} slabs of each series alone: errors, and no Dice."]
+        looked_at = "The first slab" if result["slabs"] == 1 else f"The first {result['slabs']} slabs"
+        lines += ["", f"{looked_at} of each series alone: errors, and no Dice."]
     verdicts = [f"- {form}: {verdict_of(own)}" for form, own in result["forms"].items()]
     sizes = list(size_rows(result))
     table = ["| " + " | ".join(sizes[0]) + " |", "|" + "---|" * len(sizes[0])] if sizes else []
