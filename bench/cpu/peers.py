@@ -58,7 +58,7 @@ def onnxruntime_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    with _exported(module, inputs) as path:
+    with exported_file(module, inputs) as path:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = {own.name: x for own, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: np.asarray(session.run(None, given)[0])
@@ -66,24 +66,28 @@ def onnxruntime_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
 
 def openvino_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """OpenVINO on the CPU, float32 throughout, tuned for latency."""
-    with _exported(module, inputs) as path:
+    with exported_file(module, inputs) as path:
         return _openvino_call(openvino_core().read_model(path), inputs, threads)
 
 
 def openvino_int8(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """OpenVINO on the CPU, weights and activations quantised to INT8 by NNCF on noise like the inputs."""
+    with exported_file(module, inputs) as path:
+        return _openvino_call(quantised(path, inputs), inputs, threads)
+
+
+def quantised(path: Path, inputs: Inputs) -> Any:
+    """An ONNX file as OpenVINO's model in INT8, calibrated on noise of the inputs' shapes."""
     import nncf
 
     rng = np.random.default_rng(1)
     drawn = [[rng.standard_normal(x.shape, dtype=np.float32) for x in inputs] for _ in range(CALIBRATION_VOLUMES)]
     nncf.set_log_level(40)  # errors
-    with _exported(module, inputs) as path:
-        model = nncf.quantize(openvino_core().read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
-    return _openvino_call(model, inputs, threads)
+    return nncf.quantize(openvino_core().read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
 
 
 @contextmanager
-def _exported(module: nn.Module, inputs: Inputs) -> Iterator[Path]:
+def exported_file(module: nn.Module, inputs: Inputs) -> Iterator[Path]:
     """The module as an ONNX file."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
