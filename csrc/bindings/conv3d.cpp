@@ -100,8 +100,8 @@ void add_conv3d(py::module_& module) {
       }, py::arg("threads") = 1);
   module.def("conv3d_weight_gradient", &weight_gradient, py::arg("x"), py::arg("dy"), py::arg("dw"), py::kw_only(),
              py::arg("stride"), py::arg("algorithm"), py::arg("threads") = 1,
-             "Write the gradient dw [out, in, 3, 3, 3] of a convolution's weights, by one of Winograd's algorithms, from "
-             "its input x [depth, height, width, in] and its output's gradient dy [.., out].");
+             "Write the gradient dw [out, in, 3, 3, 3] of a convolution's weights, by one of Winograd's algorithms, "
+             "from its input x [depth, height, width, in] and its output's gradient dy [.., out].");
   module.def(
       "conv3d_algorithms",
       [](std::int64_t out, std::int64_t in, std::int64_t kernel, std::int64_t stride,

@@ -43,7 +43,8 @@ void gather(const float* sums, float* dw, std::int64_t out, std::int64_t in, Alg
       for (std::int64_t place = 0; place < places; ++place)
         std::copy_n(sums + (place * in + c) * out + k, lanes, &found[place * lanes]);
       gather_taps(deep, found.data(), slice, slice, along_d.data(), slice);
-      for (std::int64_t d = 0; d < 3; ++d) gather_taps(plane, &along_d[d * slice], row, row, &along_h[d * 3 * row], row);
+      for (std::int64_t d = 0; d < 3; ++d)
+        gather_taps(plane, &along_d[d * slice], row, row, &along_h[d * 3 * row], row);
       for (std::int64_t line = 0; line < 9; ++line)
         gather_taps(plane, &along_h[line * row], lanes, lanes, &taps[line * 3 * lanes], lanes);
       for (std::int64_t lane = 0; lane < lanes; ++lane)
@@ -59,7 +60,8 @@ void weight_gradient(const float* x, const float* dy, float* dw, Sides sides, st
                      int stride, Algorithm algorithm, Isa isa, int threads) {
   const char* reason = algorithm == Algorithm::direct ? "the weights' gradient goes by Winograd's alone"
                                                       : Conv3d::unfit(algorithm, out, in, 3, stride, sides, isa);
-  if (reason != nullptr) throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
+  if (reason != nullptr)
+    throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
   const Variant variant = variant_of(algorithm);
   const std::int64_t places = places_of(algorithm), lanes = lanes_of(isa);
   GradientTask task{};

@@ -25,8 +25,8 @@
 
 namespace orthokernels::cpu {
 
-// All that a kernel is told. A vector's lanes of channels, of one place, lie together: [place][channels / lanes][tiles of
-// a round][lanes].
+// All that a kernel is told. A vector's lanes of channels, of one place, lie together: [place][channels / lanes][tiles
+// of a round][lanes].
 struct GradientTask {
   Sides in, out;
   std::int64_t in_channels, out_channels;
@@ -48,8 +48,8 @@ struct GradientKernels {
 };
 ORTHOKERNELS_TABLES(GradientKernels, conv3d_gradient)
 
-// Write dw [out, in, 3, 3, 3] of x [sides, in] and dy [ceil(sides / stride), out]. Throws std::invalid_argument where the
-// algorithm does not fit, as Conv3d::unfit tells, or is direct; OutOfMemory.
+// Write dw [out, in, 3, 3, 3] of x [sides, in] and dy [ceil(sides / stride), out]. Throws std::invalid_argument where
+// the algorithm does not fit, as Conv3d::unfit tells, or is direct; OutOfMemory.
 void weight_gradient(const float* x, const float* dy, float* dw, Sides sides, std::int64_t out, std::int64_t in,
                      int stride, Algorithm algorithm, Isa isa, int threads);
 

@@ -109,8 +109,8 @@ void transform(const GradientTask& task, const Box& box, std::int64_t before, st
   const std::int64_t in_vectors = task.in_channels / kLanes;
   if (vector < in_vectors) {
     const Source source{task.x + vector * kLanes, task.in_channels, Vector{}, Vector{}, 0};
-    transform_input<Deep, Plane, false>(task.in, box, source, own, own + task.row_floats,
-                                        {task.values + (vector * task.tiles + before) * kLanes, kLanes, task.value_step});
+    const Transformed values{task.values + (vector * task.tiles + before) * kLanes, kLanes, task.value_step};
+    transform_input<Deep, Plane, false>(task.in, box, source, own, own + task.row_floats, values);
     return;
   }
   vector -= in_vectors;
