@@ -30,13 +30,14 @@ void gather_taps(const TapRows& axis, const double* values, std::int64_t step, s
 }
 
 // A run of outputs at a time, a cache line's where it can: their sums lie side by side in every place.
-void gather(const float* sums, float* dw, std::int64_t out, std::int64_t in, Algorithm algorithm, std::int64_t lanes) {
+void gather(const float* sums, float* dw, std::int64_t out, std::int64_t in, Algorithm algorithm, std::int64_t lanes,
+            int threads) {
   if (out % 16 == 0) lanes = 16;
   const Variant variant = variant_of(algorithm);
   const TapRows deep = tap_rows(variant.depth, variant.stride), plane = tap_rows(variant.plane, variant.stride);
   const std::int64_t places = places_of(algorithm), side = static_cast<std::int64_t>(plane.size());
   const std::int64_t row = side * lanes, slice = side * row;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (std::int64_t k = 0; k < out; k += lanes) {
     std::vector<double> found(places * lanes), along_d(3 * slice), along_h(9 * row), taps(27 * lanes);
     for (std::int64_t c = 0; c < in; ++c) {
@@ -88,7 +89,7 @@ void weight_gradient(const float* x, const float* dy, float* dw, Sides sides, st
   std::fill_n(sums.data(), sums.size(), 0.0f);
   task.values = values.data(), task.gradients = gradients.data(), task.own = own.data(), task.sums = sums.data();
   conv3d_gradient_for(isa).winograd(algorithm, task);
-  gather(sums.data(), dw, out, in, algorithm, lanes);
+  gather(sums.data(), dw, out, in, algorithm, lanes, threads);
 }
 
 }  // namespace orthokernels::cpu
