@@ -57,18 +57,19 @@ void transform_taps(const TapRows& axis, const double* taps, std::int64_t tap_st
   }
 }
 
-// A vector of outputs at a time: their weights lie side by side in every place, and are transformed side by side.
-Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, Algorithm algorithm, Isa isa) {
+// Of input channels `first` to `last`, [places][panels]. A vector of outputs at a time: their weights lie side by side
+// in every place, and are transformed side by side.
+void pack_winograd(const float* weight, std::int64_t out, std::int64_t in, std::int64_t first, std::int64_t last,
+                   Algorithm algorithm, Isa isa, float* packed) {
   const Variant variant = variant_of(algorithm);
   const TapRows deep = tap_rows(variant.depth, variant.stride), plane = tap_rows(variant.plane, variant.stride);
   const std::int64_t lanes = lanes_of(isa), side = static_cast<std::int64_t>(plane.size());
-  const Panels panels{out, in, lanes, columns_of(isa)};
+  const Panels panels{out, last - first, lanes, columns_of(isa)};
   const std::int64_t places = places_of(algorithm), row = side * lanes, slice = side * row;
-  Floats packed(static_cast<std::size_t>(places * in * out));
 #pragma omp parallel for schedule(static)
   for (std::int64_t k = 0; k < out; k += lanes) {
     std::vector<double> taps(27 * lanes), along_w(9 * row), along_h(3 * slice), along_d(places * lanes);
-    for (std::int64_t c = 0; c < in; ++c) {
+    for (std::int64_t c = first; c < last; ++c) {
       for (std::int64_t lane = 0; lane < lanes; ++lane)
         for (std::int64_t tap = 0; tap < 27; ++tap)
           taps[tap * lanes + lane] = weight[((k + lane) * in + c) * 27 + tap];
@@ -77,27 +78,61 @@ Floats packed_winograd(const float* weight, std::int64_t out, std::int64_t in, A
       for (std::int64_t d = 0; d < 3; ++d)
         transform_taps(plane, &along_w[d * 3 * row], row, row, &along_h[d * slice], row);
       transform_taps(deep, along_h.data(), slice, slice, along_d.data(), slice);
-      float* to = packed.data() + panels.place(k, c, 1, 0);
+      float* to = packed + panels.place(k, c - first, 1, 0);
       for (std::int64_t place = 0; place < places; ++place)
         for (std::int64_t lane = 0; lane < lanes; ++lane)
-          to[place * in * out + lane] = static_cast<float>(along_d[place * lanes + lane]);
+          to[place * panels.in * out + lane] = static_cast<float>(along_d[place * lanes + lane]);
     }
   }
+}
+
+// Input channels that go through the workspace at a time. With tiles of 4 x 4 a place's weights and values of more than
+// 64 leave room for so few tiles that fetching weights takes longer than another piece's output.
+std::int64_t piece_of(Algorithm algorithm, std::int64_t in, Isa isa) {
+  constexpr std::int64_t kMost = 64;
+  if (variant_of(algorithm).plane != 4 || in <= kMost) return in;
+  const std::int64_t lanes = lanes_of(isa);
+  return up(up(in, up(in, kMost)), lanes) * lanes;
+}
+
+// Channels `first` to `last` of what is read, and how far apart its voxels lie.
+struct Piece {
+  ConvInput input;
+  std::int64_t x_step, skip_step;
+};
+
+Piece piece_of(const ConvInput& input, std::int64_t first, std::int64_t last) {
+  Piece piece{input, input.channels, input.skip_channels};
+  ConvInput& own = piece.input;
+  own.scale = input.scale != nullptr ? input.scale + first : nullptr;
+  own.shift = input.shift != nullptr ? input.shift + first : nullptr;
+  if (first >= input.channels) {
+    own.x = input.skip + (first - input.channels), piece.x_step = input.skip_channels;
+    own.channels = last - first;
+  } else {
+    own.x = input.x + first;
+    own.channels = std::min(last, input.channels) - first;
+  }
+  own.skip_channels = last - first - own.channels;
+  if (own.skip_channels == 0) own.skip = nullptr;
+  return piece;
+}
+
+Floats packed_in(const Panels& panels, const float* weight, std::int64_t taps) {
+  Floats packed(static_cast<std::size_t>(up(panels.out, panels.lanes) * panels.lanes * panels.in * taps));
+  std::fill_n(packed.data(), packed.size(), 0.0f);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t k = 0; k < panels.out; ++k)
+    for (std::int64_t c = 0; c < panels.in; ++c)
+      for (std::int64_t tap = 0; tap < taps; ++tap)
+        packed.data()[panels.place(k, c, taps, tap)] = weight[(k * panels.in + c) * taps + tap];
   return packed;
 }
 
 }  // namespace
 
 Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa) {
-  const Panels panels{out, in, lanes_of(isa), columns_of(isa)};
-  Floats packed(static_cast<std::size_t>(up(out, panels.lanes) * panels.lanes * in * taps));
-  std::fill_n(packed.data(), packed.size(), 0.0f);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t k = 0; k < out; ++k)
-    for (std::int64_t c = 0; c < in; ++c)
-      for (std::int64_t tap = 0; tap < taps; ++tap)
-        packed.data()[panels.place(k, c, taps, tap)] = weight[(k * in + c) * taps + tap];
-  return packed;
+  return packed_in({out, in, lanes_of(isa), columns_of(isa)}, weight, taps);
 }
 
 const char* name_of(Algorithm algorithm) { return variant_of(algorithm).name; }
@@ -115,20 +150,28 @@ const char* Conv3d::unfit(Algorithm algorithm, std::int64_t out, std::int64_t in
 
 Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
                Algorithm algorithm, Isa isa, int tiles)
-    : in_(sides), out_channels_(out), in_channels_(in), kernel_(kernel), stride_(stride), algorithm_(algorithm),
-      isa_(isa) {
+    : in_(sides), out_channels_(out), in_channels_(in), piece_(in), kernel_(kernel), stride_(stride),
+      algorithm_(algorithm), isa_(isa) {
   if (const char* reason = unfit(algorithm, out, in, kernel, stride, sides, isa))
     throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
   out_ = {up(sides.depth, stride), up(sides.height, stride), up(sides.width, stride)};
   if (algorithm == Algorithm::direct) {
-    if (weight != nullptr)
-      weights_ = packed_taps(weight, out, in, static_cast<std::int64_t>(kernel) * kernel * kernel, isa);
+    const std::int64_t taps = static_cast<std::int64_t>(kernel) * kernel * kernel;
+    const bool plain = sums_lanes(out, in);
+    const Panels panels{out, in, plain ? 1 : lanes_of(isa), plain ? 1 : columns_of(isa)};
+    if (weight != nullptr) weights_ = packed_in(panels, weight, taps);
     return;
   }
   const std::int64_t places = places_of(algorithm);
-  box_ = box_for(tiles > 0 ? tiles : tiles_of(in, out, places), grid(), variant_of(algorithm), in, places * in * out);
-  room_ = room_for(box_, algorithm, in, out, isa);
-  if (weight != nullptr) weights_ = packed_winograd(weight, out, in, algorithm, isa);
+  piece_ = piece_of(algorithm, in, isa);
+  box_ = box_for(tiles > 0 ? tiles : tiles_of(piece_, out, places), grid(), variant_of(algorithm), piece_,
+                 places * piece_ * out);
+  room_ = room_for(box_, algorithm, piece_, out, isa);
+  if (weight == nullptr) return;
+  weights_ = Floats(static_cast<std::size_t>(places * in * out));
+  for (std::int64_t first = 0; first < in; first += piece_)
+    pack_winograd(weight, out, in, first, std::min(first + piece_, in), algorithm, isa,
+                  weights_.data() + places * first * out);
 }
 
 const char* Conv3d::unfit_input(const ConvInput& input) const {
@@ -161,11 +204,20 @@ double Conv3d::operations_done() const {
 }
 
 void Conv3d::run(const ConvInput& input, const ConvOutput& output, float* workspace, int threads) const {
-  const ConvTask task{in_,   out_,    in_channels_,    out_channels_, kernel_, stride_, box_,
-                      room_, threads, weights_.data(), workspace,     input,   output};
   const ConvKernels& kernels = conv3d_for(isa_);
-  if (algorithm_ == Algorithm::direct) kernels.direct(task);
-  else kernels.winograd(algorithm_, task);
+  const std::int64_t places = algorithm_ == Algorithm::direct ? 0 : places_of(algorithm_);
+  for (std::int64_t first = 0; first < in_channels_; first += piece_) {
+    const std::int64_t last = std::min(first + piece_, in_channels_);
+    const Piece piece = piece_of(input, first, last);
+    ConvOutput own = output;
+    if (first > 0) own.residual = output.y;
+    if (last < in_channels_) own.bias = nullptr, own.moments = nullptr;
+    const ConvTask task{in_,   out_,    last - first,    out_channels_,     kernel_,      stride_, box_,
+                        room_, threads, weights_.data() + places * first * out_channels_, workspace,
+                        piece.input, piece.x_step, piece.skip_step, own};
+    if (algorithm_ == Algorithm::direct) kernels.direct(task);
+    else kernels.winograd(algorithm_, task);
+  }
 }
 
 void fold_group_norm(const std::vector<ChannelMoments>& parts, std::int64_t groups, const float* weight,

@@ -77,6 +77,7 @@ struct ConvTask {
   const float* weights;  // packed for the algorithm and the instruction set
   float* workspace;      // workspace_floats() of them
   ConvInput input;
+  std::int64_t x_step, skip_step;  // floats from one voxel of x and of skip to the next; as many as channels for direct
   ConvOutput output;
 };
 
@@ -85,6 +86,9 @@ struct ConvKernels {
   void (*winograd)(Algorithm, const ConvTask&);
 };
 ORTHOKERNELS_TABLES(ConvKernels, conv3d)
+
+// Whether the direct algorithm's lanes are input channels; weights are [out][taps][in] then, and not packed.
+[[gnu::always_inline]] inline bool sums_lanes(std::int64_t out, std::int64_t in) { return out <= 2 && in >= 16; }
 
 // Weights [out, in, taps] as the direct algorithms read them: panels of output channels, in them the taps, in them the
 // input channels; lanes beyond the outputs are zero.
@@ -123,6 +127,7 @@ class Conv3d {
 
   Sides in_, out_;
   std::int64_t out_channels_, in_channels_;
+  std::int64_t piece_;  // input channels that are convolved at a time; the next ones' are added to the output
   int kernel_, stride_;
   Sides box_{};
   WinogradRoom room_{};

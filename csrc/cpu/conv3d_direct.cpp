@@ -2,7 +2,8 @@
 // time, kRows voxels of it in registers. Any number of channels on either side.
 //
 // Of a few input channels, a tap has too few products to be worth its addresses: what all taps of a voxel read is
-// copied side by side first, and multiplied as one row of a matrix.
+// copied side by side first, and multiplied as one row of a matrix. Of one or two outputs, most lanes of a panel would
+// be idle: lanes are input channels then, and are added up at the end.
 #include <cstdint>
 
 #include "cpu/conv3d.h"
@@ -65,15 +66,12 @@ void gather(const ConvTask& task, std::int64_t row, std::int64_t first, std::int
   }
 }
 
-void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
-  constexpr std::int64_t kWide = kColumns * kLanes;
+// The taps of a row of outputs that lie inside the volume, and how many; `weights` are the first tap's, those of the
+// others follow `tap_step` floats apart.
+int taps_of(const ConvTask& task, std::int64_t row, const float* weights, std::int64_t tap_step, Tap (&taps)[27]) {
   const int kernel = task.kernel, before = kernel / 2;
-  const std::int64_t first = panel * kWide, left = (task.out_channels - first + kLanes - 1) / kLanes;
-  const std::int64_t columns = left < kColumns ? left : kColumns;
   const std::int64_t d = row / task.out.height, h = row % task.out.height;
-  const float* panel_weights = task.weights + first * kernel * kernel * kernel * task.in_channels;
   const ConvInput& input = task.input;
-  Tap taps[27];
   int count = 0;
   for (int i = 0; i < kernel; ++i) {
     const std::int64_t from_d = d * task.stride + i - before;
@@ -87,10 +85,20 @@ void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
         tap.row[0] = input.x + start * input.channels;
         tap.row[1] = input.skip != nullptr ? input.skip + start * input.skip_channels : nullptr;
         tap.offset = k - before;
-        tap.weights = panel_weights + ((i * kernel + j) * kernel + k) * task.in_channels * columns * kLanes;
+        tap.weights = weights + ((i * kernel + j) * kernel + k) * tap_step;
       }
     }
   }
+  return count;
+}
+
+void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
+  constexpr std::int64_t kWide = kColumns * kLanes;
+  const std::int64_t first = panel * kWide, left = (task.out_channels - first + kLanes - 1) / kLanes;
+  const std::int64_t columns = left < kColumns ? left : kColumns;
+  const std::int64_t panel_start = first * task.kernel * task.kernel * task.kernel * task.in_channels;
+  Tap taps[27];
+  const int count = taps_of(task, row, task.weights + panel_start, task.in_channels * columns * kLanes, taps);
   const std::int64_t row_start = row * task.out.width;
   if (columns == 1) make_row<1>(task, taps, count, first, row_start);
   if (columns == 2) make_row<2>(task, taps, count, first, row_start);
@@ -100,6 +108,77 @@ void make_unit(const ConvTask& task, std::int64_t panel, std::int64_t row) {
     const std::int64_t last = first + columns * kLanes;
     gather(task, row, first, last < task.out_channels ? last : task.out_channels);
   }
+}
+
+// Adds the products of one tap of one volume, lane by lane of the input's channels, for kR voxels from `voxel` on.
+// Inline, so that the sums stay in registers from tap to tap.
+template <int kR>
+[[gnu::always_inline]] inline void add_tap_by_lanes(const TapRows& rows, const float* row, std::int64_t offset,
+                                                    std::int64_t channels, const float* weights, std::int64_t voxel,
+                                                    Vector (&sum)[kR]) {
+  const std::int64_t first = voxel * rows.stride + offset, last = first + (kR - 1) * rows.stride;
+  if (first >= 0 && last < rows.width) {
+    const float* from = row + first * channels;
+    const std::int64_t step = rows.stride * channels;
+    std::int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      const Vector weight = load(weights + c);
+      ORTHOKERNELS_UNROLLED
+      for (int i = 0; i < kR; ++i) sum[i] += load(from + i * step + c) * weight;
+    }
+    if (c == channels) return;
+    const int rest = lanes_left(c, channels);
+    const Vector weight = load_first(weights + c, rest);
+    for (int i = 0; i < kR; ++i) sum[i] += load_first(from + i * step + c, rest) * weight;
+  } else if constexpr (kR > 1) {  // partly outside: one by one
+    for (int i = 0; i < kR; ++i) {
+      Vector one[1] = {sum[i]};
+      add_tap_by_lanes<1>(rows, row, offset, channels, weights, voxel + i, one);
+      sum[i] = one[0];
+    }
+  }
+}
+
+// Output k of kR voxels from `voxel` on.
+template <int kR>
+void make_voxels_by_lanes(const ConvTask& task, const Tap* taps, int count, std::int64_t k, std::int64_t row_start,
+                          std::int64_t voxel) {
+  const ConvInput& input = task.input;
+  const TapRows rows{task.in.width, task.stride, input.channels, input.skip_channels};
+  Vector sum[kR] = {};
+  for (int n = 0; n < count; ++n) {
+    const Tap& tap = taps[n];
+    add_tap_by_lanes<kR>(rows, tap.row[0], tap.offset, rows.channels, tap.weights, voxel, sum);
+    if (rows.skip_channels > 0)
+      add_tap_by_lanes<kR>(rows, tap.row[1], tap.offset, rows.skip_channels, tap.weights + rows.channels, voxel, sum);
+  }
+  const ConvOutput& output = task.output;
+  for (int i = 0; i < kR; ++i) {
+    const std::int64_t at = (row_start + voxel + i) * task.out_channels + k;
+    float value = output.bias != nullptr ? output.bias[k] : 0.0f;
+    for (int lane = 0; lane < kLanes; ++lane) value += sum[i][lane];
+    if (output.residual != nullptr) value += output.residual[at];
+    output.y[at] = value;
+  }
+}
+
+void make_row_by_lanes(const ConvTask& task, std::int64_t row) {
+  const std::int64_t taps_all = static_cast<std::int64_t>(task.kernel) * task.kernel * task.kernel;
+  const std::int64_t row_start = row * task.out.width;
+  for (std::int64_t k = 0; k < task.out_channels; ++k) {
+    Tap taps[27];
+    const int count = taps_of(task, row, task.weights + k * taps_all * task.in_channels, task.in_channels, taps);
+    std::int64_t voxel = 0;
+    for (; voxel + kRows <= task.out.width; voxel += kRows)
+      make_voxels_by_lanes<kRows>(task, taps, count, k, row_start, voxel);
+    for (; voxel < task.out.width; ++voxel) make_voxels_by_lanes<1>(task, taps, count, k, row_start, voxel);
+  }
+  if (task.output.moments != nullptr) gather(task, row, 0, task.out_channels);
+}
+
+void direct_by_lanes(const ConvTask& task) {
+#pragma omp parallel for schedule(dynamic, 4) num_threads(task.threads)
+  for (std::int64_t row = 0; row < task.out.depth * task.out.height; ++row) make_row_by_lanes(task, row);
 }
 
 constexpr int kFew = 4;                      // channels
@@ -205,10 +284,16 @@ void direct_of_few(const ConvTask& task) {
 
 void direct(const ConvTask& task) {
   if (of_few(task)) return direct_of_few(task);
+  if (sums_lanes(task.out_channels, task.in_channels)) return direct_by_lanes(task);
   const std::int64_t rows = task.out.depth * task.out.height;
   const std::int64_t panels = (task.out_channels + kColumns * kLanes - 1) / (kColumns * kLanes);
+  // Whichever is smaller stays in the caches meanwhile: a panel's weights, while all voxels pass by, or a row.
+  const bool rows_first = task.kernel == 1 && task.out.voxels() > task.out_channels;
 #pragma omp parallel for schedule(dynamic, 4) num_threads(task.threads)
-  for (std::int64_t unit = 0; unit < rows * panels; ++unit) make_unit(task, unit / rows, unit % rows);
+  for (std::int64_t unit = 0; unit < rows * panels; ++unit) {
+    if (rows_first) make_unit(task, unit % panels, unit / panels);
+    else make_unit(task, unit / rows, unit % rows);
+  }
 }
 
 }  // namespace

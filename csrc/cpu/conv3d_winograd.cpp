@@ -8,7 +8,8 @@
 // Ladder, 64 to 64 channels at 16 x 64 x 128 with SiLU, residual and moments, AVX2, one thread beside other work; time
 // of the first over that of each: a row of 12 tiles, each read and transformed alone 1; boxes, sums in registers from
 // their first to their last addition 1.15; sums over the values before them, bounds by min and max 1.2; input fetched
-// ahead 1.38; output and residual fetched ahead in the order of the tiles 1.66. What else was tried: bench/NOTES.md.
+// ahead 1.38; output and residual fetched ahead in the order of the tiles 1.66. More input channels come in pieces
+// (conv3d.cpp). What else was tried: bench/NOTES.md.
 #include "cpu/conv3d.h"
 #include "cpu/products.h"
 #include "cpu/threads.h"
@@ -21,16 +22,17 @@ namespace {
 
 constexpr std::int64_t kCacheLine = 16;  // floats
 
-// The input's transform of a box, of one volume whose channels are the convolution's from `first` on.
+// The input's transform of a box, of one volume whose channels are the convolution's from `first` on and whose voxels
+// lie `step` apart.
 template <typename Deep, typename Plane>
-void transform_volume(const ConvTask& task, const Box& box, const float* x, std::int64_t channels, std::int64_t first,
-                      float* workspace) {
+void transform_volume(const ConvTask& task, const Box& box, const float* x, std::int64_t step, std::int64_t channels,
+                      std::int64_t first, float* workspace) {
   const WinogradRoom& room = task.room;
   float *row = workspace + room.row, *lines = workspace + room.lines;
   const ConvInput& input = task.input;
-  const std::int64_t next_box = box.tiles.width * Plane::kMade * Plane::kStride * channels;
+  const std::int64_t next_box = box.tiles.width * Plane::kMade * Plane::kStride * step;
   for (std::int64_t c = 0; c < channels; c += kLanes) {
-    Source source{x + c, channels, Vector{}, Vector{}, 0};
+    Source source{x + c, step, Vector{}, Vector{}, 0};
     if (c % kCacheLine == 0) source.ahead = c + kCacheLine < channels ? kCacheLine : next_box - c;
     const Transformed values{workspace + room.place_step + first + c, task.in_channels, room.place_step};
     if (input.scale != nullptr) {
@@ -129,9 +131,10 @@ void make_box(const ConvTask& task, const Box& box, std::int64_t number, float* 
   constexpr int kPlaces = Deep::kPlaces * Plane::kPlaces * Plane::kPlaces;
   const std::int64_t in = task.in_channels, out = task.out_channels, step = task.room.place_step;
   const ConvInput& input = task.input;
-  transform_volume<Deep, Plane>(task, box, input.x, input.channels, 0, workspace);
+  transform_volume<Deep, Plane>(task, box, input.x, task.x_step, input.channels, 0, workspace);
   if (input.skip != nullptr)
-    transform_volume<Deep, Plane>(task, box, input.skip, input.skip_channels, input.channels, workspace);
+    transform_volume<Deep, Plane>(task, box, input.skip, task.skip_step, input.skip_channels, input.channels,
+                                  workspace);
   // A place's sums are written over the values of the place before it, so that half as much passes through the caches.
   const std::int64_t tiles = box.tiles.voxels();
   for (int place = 0; place < kPlaces; ++place)
