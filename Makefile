@@ -52,12 +52,15 @@ types: $(VENV)/installed
 	$(BIN)/mypy orthokernels bench edge export
 
 # Installed anew when what is built or required changes, or a package is added; other Python files are picked up as
-# they are.
+# they are. What builds it is in the environment, not in one of its own that is new each time: so only what changed is
+# compiled again.
+BUILDERS = 'cmake>=3.18' 'ninja>=1.11' 'pybind11>=2.13' 'scikit-build-core>=0.10'
 PACKAGES = $(shell find orthokernels bench edge export -name __init__.py)
 $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*) $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt $(BUILDERS)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
 clean:

@@ -11,7 +11,11 @@ bool runs(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
-  if (isa == Isa::avx512) return avx2 && __builtin_cpu_supports("avx512f");
+#ifndef ORTHOKERNELS_WITHOUT_AVX512
+  if (isa == Isa::avx512)  // all that CMakeLists.txt compiles it with
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+#endif
 #endif
   return isa == Isa::portable;
 }

@@ -31,23 +31,24 @@ const Table& table_for(Isa isa, const Table* portable, const Table* avx2, const 
 
 }  // namespace orthokernels::cpu
 
-// Declares a kernel's tables, and a function that picks one.
-#if defined(__x86_64__)
-#define ORTHOKERNELS_TABLES(Table, name)                                                            \
-  namespace portable {                                                                              \
-  extern const Table name;                                                                          \
-  }                                                                                                 \
-  namespace avx2 {                                                                                  \
-  extern const Table name;                                                                          \
-  }                                                                                                 \
-  namespace avx512 {                                                                                \
-  extern const Table name;                                                                          \
-  }                                                                                                 \
+// Declares a kernel's tables, and a function that picks one. An instruction set that was not compiled has none.
+#define ORTHOKERNELS_TABLE(Table, name, isa) \
+  namespace isa {                            \
+  extern const Table name;                   \
+  }
+#if defined(__x86_64__) && !defined(ORTHOKERNELS_WITHOUT_AVX512)
+#define ORTHOKERNELS_TABLES(Table, name)     \
+  ORTHOKERNELS_TABLE(Table, name, portable)  \
+  ORTHOKERNELS_TABLE(Table, name, avx2)      \
+  ORTHOKERNELS_TABLE(Table, name, avx512)    \
   inline const Table& name##_for(Isa isa) { return table_for<Table>(isa, &portable::name, &avx2::name, &avx512::name); }
+#elif defined(__x86_64__)
+#define ORTHOKERNELS_TABLES(Table, name)    \
+  ORTHOKERNELS_TABLE(Table, name, portable) \
+  ORTHOKERNELS_TABLE(Table, name, avx2)     \
+  inline const Table& name##_for(Isa isa) { return table_for<Table>(isa, &portable::name, &avx2::name, nullptr); }
 #else
-#define ORTHOKERNELS_TABLES(Table, name) \
-  namespace portable {                   \
-  extern const Table name;               \
-  }                                      \
+#define ORTHOKERNELS_TABLES(Table, name)    \
+  ORTHOKERNELS_TABLE(Table, name, portable) \
   inline const Table& name##_for(Isa isa) { return table_for<Table>(isa, &portable::name, nullptr, nullptr); }
 #endif

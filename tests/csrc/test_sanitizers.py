@@ -47,6 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, preloaded: str) -> Path:
         "ORTHOKERNELS_SANITIZE": "address,undefined", "CMAKE_CXX_COMPILER": program("g++"), "CMAKE_BUILD_TYPE": "None",
         "CMAKE_INTERPROCEDURAL_OPTIMIZATION": "OFF", "pybind11_DIR": pybind11.get_cmake_dir(),
         "Python_EXECUTABLE": sys.executable,
+        "ORTHOKERNELS_AVX512": "ON" if "avx512" in instruction_sets() else "OFF",  # what can't run is not built
     }  # fmt: skip
     defined = [f"-D{name}={value}" for name, value in options.items()]
     succeed([program("cmake"), "-S", str(ROOT), "-B", str(folder), *defined])
