@@ -58,9 +58,9 @@ BUILDERS = 'cmake>=3.18' 'ninja>=1.11' 'pybind11>=2.13' 'scikit-build-core>=0.10
 PACKAGES = $(shell find orthokernels bench edge export -name __init__.py)
 $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*) $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt $(BUILDERS)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(BUILDERS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
 clean:
