@@ -75,16 +75,24 @@ def cpu(
     threads: Annotated[int, typer.Option(min=1, help="Of ours and of every peer.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Counted repetitions, after one that warms up.")] = 5,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small network and volume: tries the machinery.")] = False,
+    peers: Annotated[
+        str, typer.Option(help="Whom to measure beside it, separated by commas, as torch_eager; by default all.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Measure the native CPU engine beside PyTorch, ONNX Runtime and OpenVINO, interleaved."""
     need("orthokernels bench cpu", "torch", "bench")
+    from orthokernels.bench.cpu.peers import PEERS
     from orthokernels.bench.cpu.plots import draw
     from orthokernels.bench.cpu.suite import SUITES, markdown, run_suite
 
     if suite not in SUITES:
         raise InputError(f"--suite {suite}: there are {', '.join(SUITES)}.")
-    facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny)
+    asked = tuple(name.strip() for name in peers.split(",") if name.strip())
+    for name in asked:
+        if name not in PEERS:
+            raise InputError(f"--peers {name}: there are {', '.join(PEERS)}.")
+    facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny, peers=asked)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{suite}.json").write_text(json.dumps(facts, indent=1) + "\n")

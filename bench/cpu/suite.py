@@ -22,13 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from orthokernels.bench.cpu.finetuning import finetuning
-from orthokernels.bench.cpu.peers import Call, Inputs, made_ready
+from orthokernels.bench.cpu.peers import PEERS, Call, Inputs, made_ready
 from orthokernels.bench.cpu.subjects import (
     SIDES,
     TINY,
@@ -54,13 +54,16 @@ SHORTEST = 0.02  # seconds of one measurement: shorter calls are repeated
 MOST_REPEATS = 200
 
 
-def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) -> dict[str, Any]:
+def run_suite(
+    suite: Suite, *, threads: int, rounds: int, tiny: bool = False, peers: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure one suite.
 
     Args:
         threads: of ours and of every peer.
         rounds: counted, after one that warms up.
         tiny: a small volume and network, to try the machinery; says nothing about speed.
+        peers: whom to measure beside ours; all of them where it is empty.
 
     Returns:
         ``seconds`` (median, 20th and 80th percentile) and ``ratios`` by name, the error of each against ``reference``,
@@ -70,9 +73,11 @@ def run_suite(suite: Suite, *, threads: int, rounds: int, tiny: bool = False) ->
     torch.manual_seed(0)
     limits = "".join(f"{name}={os.environ[name]} " for name in LIMITS if name in os.environ)
     command = f"{limits}orthokernels bench cpu --suite {suite} --threads {threads} --rounds {rounds}" + " --tiny" * tiny
+    command += f" --peers {','.join(peers)}" if peers else ""
     rates = measured_rates(threads)
     cases = [
-        _measured(own, threads, rounds, rates, warm=suite != "sampling") for own in _subjects(suite, threads, tiny)
+        _measured(own, threads, rounds, rates, peers, warm=suite != "sampling")
+        for own in _subjects(suite, threads, tiny)
     ]
     return {
         **circumstances(command),
@@ -96,11 +101,16 @@ def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:
         yield unet_pass(suite, threads, tiny)
 
 
-def _measured(subject: Subject, threads: int, rounds: int, rates: dict[str, float], *, warm: bool) -> dict[str, Any]:
+def _measured(
+    subject: Subject, threads: int, rounds: int, rates: dict[str, float], asked: Sequence[str], *, warm: bool
+) -> dict[str, Any]:
     """Every contender in turn, round by round."""
     left_out, peers = dict(subject.without), subject.peers
+    unasked = {name: "not asked for" for name in (PEERS if peers is None else peers) if asked and name not in asked}
+    left_out = unasked | left_out
     if peers is None:
         peers = dict(made_ready(subject.module, subject.inputs, threads, left_out, exported=subject.exported))
+    peers = {name: call for name, call in peers.items() if name not in left_out}
     calls: dict[str, Call] = {"orthokernels": subject.ours, **peers}
     made: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -115,8 +125,9 @@ def _measured(subject: Subject, threads: int, rounds: int, rates: dict[str, floa
                 seconds[name].append(took)
             else:
                 repeats[name] = min(math.ceil(SHORTEST / took), MOST_REPEATS)
-    reference = "float64" if subject.exact else "torch_eager"
-    expected = _float64(subject.module, subject.inputs) if subject.exact else made.get(reference, made["orthokernels"])
+    inexact = "torch_eager" if "torch_eager" in made else "orthokernels"
+    reference = "float64" if subject.exact else inexact
+    expected = _float64(subject.module, subject.inputs) if subject.exact else made[inexact]
     return {
         "name": subject.name,
         "seconds": {name: _spread(each) for name, each in seconds.items()},

@@ -45,6 +45,14 @@ def test_every_contender_computes_the_same(suite, plain_peers):
     assert "Left out: absent (no_such_package is not installed)." in markdown(facts)
 
 
+def test_peers_that_were_not_asked_for_are_left_out():
+    facts = run_suite("sampling", threads=1, rounds=1, tiny=True, peers=["torch_eager"])
+    assert set(facts["ratios"]) == {"orthokernels", "torch_eager"}
+    assert facts["left_out"].keys() == peers.PEERS.keys() - {"torch_eager"}
+    assert set(facts["left_out"].values()) == {"not asked for"}
+    assert facts["command"].endswith("--tiny --peers torch_eager")
+
+
 @pytest.mark.parametrize(("suite", "count"), [("heads", 4), ("sweep", 4), ("sampling", 1)])
 def test_every_case_of_a_suite_is_measured(suite, count, plain_peers, tmp_path):
     facts = run_suite(suite, threads=1, rounds=1, tiny=True)
@@ -88,6 +96,7 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch):
     assert (tmp_path / "features.md").read_text() == markdown(facts)
     assert (tmp_path / "features.png").is_file()
     assert CliRunner().invoke(app, ["bench", "cpu", "--suite", "head"]).exit_code != 0
+    assert CliRunner().invoke(app, ["bench", "cpu", "--peers", "eager"]).exit_code != 0
 
 
 def test_a_step_of_fine_tuning_learns_what_eager_s_does(plain_peers):
