@@ -106,12 +106,13 @@ def _measured(
 ) -> dict[str, Any]:
     """Every contender in turn, round by round."""
     left_out, peers = dict(subject.without), subject.peers
-    unasked = {name: "not asked for" for name in (PEERS if peers is None else peers) if asked and name not in asked}
-    left_out = unasked | left_out
+    unasked = {name for name in (PEERS if peers is None else peers) if asked and name not in asked}
+    left_out |= dict.fromkeys(unasked, "not asked for")
     if peers is None:
         peers = dict(made_ready(subject.module, subject.inputs, threads, left_out, exported=subject.exported))
-    peers = {name: call for name, call in peers.items() if name not in left_out}
-    calls: dict[str, Call] = {"orthokernels": subject.ours, **peers}
+    left_out = {name: why for name, why in left_out.items() if name not in unasked}
+    calls: dict[str, Call] = {"orthokernels": subject.ours}
+    calls |= {name: call for name, call in peers.items() if name not in unasked}
     made: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
@@ -237,9 +238,13 @@ def _contenders(case: dict[str, Any]) -> Iterator[str]:
         "|---|---|---|---|---|---|",
     )
     for name, spread in case["seconds"].items():
-        times = " | ".join(f"{spread[which]:.3g}" for which in ("median", "20%", "80%"))
+        times = " | ".join(_three_digits(spread[which]) for which in ("median", "20%", "80%"))
         yield f"| {name} | {times} | {case['ratios'][name]:.2f} | {case['errors'][name]:.1e} |"
     yield from (f"\nLeft out: {name} ({why})." for name, why in case["left_out"].items())
+
+
+def _three_digits(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 1000 else f"{seconds:.3g}"  # which writes 1550 as 1.55e+03
 
 
 def _layers(layers: list[dict[str, Any]]) -> Iterator[str]:

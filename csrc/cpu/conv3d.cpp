@@ -88,7 +88,7 @@ void pack_winograd(const float* weight, std::int64_t out, std::int64_t in, std::
 
 // Input channels that go through the workspace at a time. With tiles of 4 x 4 a place's weights and values of more than
 // 64 leave room for so few tiles that fetching weights takes longer than another piece's output.
-std::int64_t piece_of(Algorithm algorithm, std::int64_t in, Isa isa) {
+std::int64_t piece_channels(Algorithm algorithm, std::int64_t in, Isa isa) {
   constexpr std::int64_t kMost = 64;
   if (variant_of(algorithm).plane != 4 || in <= kMost) return in;
   const std::int64_t lanes = lanes_of(isa);
@@ -163,7 +163,7 @@ Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kerne
     return;
   }
   const std::int64_t places = places_of(algorithm);
-  piece_ = piece_of(algorithm, in, isa);
+  piece_ = piece_channels(algorithm, in, isa);
   box_ = box_for(tiles > 0 ? tiles : tiles_of(piece_, out, places), grid(), variant_of(algorithm), piece_,
                  places * piece_ * out);
   room_ = room_for(box_, algorithm, piece_, out, isa);
