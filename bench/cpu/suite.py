@@ -104,7 +104,7 @@ def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:
 def _measured(
     subject: Subject, threads: int, rounds: int, rates: dict[str, float], asked: Sequence[str], *, warm: bool
 ) -> dict[str, Any]:
-    """Every contender in turn, round by round."""
+    """Every contender in turn, each round beginning with another."""
     left_out, peers = dict(subject.without), subject.peers
     unasked = {name for name in (PEERS if peers is None else peers) if asked and name not in asked}
     left_out |= dict.fromkeys(unasked, "not asked for")
@@ -116,13 +116,15 @@ def _measured(
     made: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
+    names = list(calls)
     for number in range(rounds + warm):
-        for name, call in calls.items():
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
             # One result of each at a time: memory that the process never had takes longer to come than some ops.
             made.pop(name, None)
             started = time.perf_counter()
             for _ in range(repeats[name]):
-                made[name] = call()
+                made[name] = calls[name]()
             took = (time.perf_counter() - started) / repeats[name]
             if number >= warm:
                 seconds[name].append(took)

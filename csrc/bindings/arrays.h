@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/memory.h"
+
 namespace orthokernels::bindings {
 
 namespace py = pybind11;
@@ -60,9 +62,11 @@ inline const float* read_optional(const char* name, const py::object& given, con
   return read(name, given.cast<py::array>(), shape);
 }
 
+// What is written is new as a rule, and a new volume's pages, 4 KiB each, can take longer to come than its values.
 inline float* write(const char* name, py::array& array, const std::vector<std::int64_t>& shape) {
   check(name, array, shape);
   if (!array.writeable()) refuse(name, "is read-only.");
+  cpu::ask_for_large_pages(array.mutable_data(), array.nbytes());
   return static_cast<float*>(array.mutable_data());
 }
 

@@ -1,7 +1,9 @@
-// Memory in whole cache lines; large pieces ask for large pages, since Winograd's domain is walked in long strides.
+// Memory in whole cache lines, and large pages: Winograd's domain is walked in long strides, and memory that a process
+// never had comes a page at a time.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -25,6 +27,18 @@ class OutOfMemory : public std::bad_alloc {
   char text_[64];
 };
 
+constexpr std::size_t kLargePage = std::size_t{2} << 20;
+
+// Ask for large pages where whole ones lie in a piece of memory; worth something only before it is written first.
+// Advice alone: nothing changes where there are none.
+inline void ask_for_large_pages([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  const auto first = reinterpret_cast<std::uintptr_t>(begin), last = first + bytes;
+  const auto from = (first + kLargePage - 1) / kLargePage * kLargePage, to = last / kLargePage * kLargePage;
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#endif
+}
+
 class Floats {
  public:
   Floats() = default;
@@ -36,9 +50,7 @@ class Floats {
     if (whole < bytes) throw OutOfMemory(count);
     data_ = static_cast<float*>(std::aligned_alloc(alignment, whole == 0 ? alignment : whole));
     if (data_ == nullptr) throw OutOfMemory(count);
-#if defined(__linux__)
-    if (bytes >= kLargePage) madvise(data_, whole, MADV_HUGEPAGE);
-#endif
+    ask_for_large_pages(data_, whole);
   }
   Floats(Floats&& other) noexcept { swap(other); }
   Floats& operator=(Floats&& other) noexcept {
@@ -53,7 +65,6 @@ class Floats {
   std::size_t size() const { return size_; }
 
  private:
-  static constexpr std::size_t kLargePage = std::size_t{2} << 20;
   void swap(Floats& other) {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
