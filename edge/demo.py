@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pydicom
 from orthokernels.edge.config import Config, load
+from orthokernels.edge.dcmtk import program
 from orthokernels.edge.doctor.checkup import ask_page
 from orthokernels.edge.doctor.study import new_study
 from orthokernels.edge.objects.setting import NOTICE
@@ -76,8 +77,7 @@ def show(bundle: Path, folder: Path, *, keep: bool) -> None:
         InputError: dcmtk is not installed, the folder holds something else, or the loop does not get through.
     """
     for tool in ("storescu", "storescp"):
-        if shutil.which(tool) is None:
-            raise InputError(f"the demo needs dcmtk's {tool}. Install it: apt-get install dcmtk")
+        program(tool)  # before anything is made
     images = golden_study(verify(bundle), "knee")
     if not images:
         raise InputError(f"{bundle}: carries no study of a knee. Export it again.")
@@ -131,7 +131,7 @@ def _write_study(images: list[Path], folder: Path) -> list[Path]:
 @contextmanager
 def _archive(config: Config, folder: Path) -> Iterator[None]:
     destination = config.destinations[0]
-    command = ["storescp", "-aet", destination.ae_title, "-od", str(folder), "-uf", str(destination.port)]
+    command = [program("storescp"), "-aet", destination.ae_title, "-od", str(folder), "-uf", str(destination.port)]
     with _running(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_NO_DELAY)):
         yield
 
@@ -170,8 +170,8 @@ def _wait_ready(config: Config, appliance: subprocess.Popen[bytes], folder: Path
 
 def _push(config: Config, study: list[Path]) -> None:
     command = [
-        "storescu", "-aet", "SCANNER", "-aec", config.appliance.ae_title, "127.0.0.1", str(config.receive.port),
-        *map(str, study),
+        program("storescu"), "-aet", "SCANNER", "-aec", config.appliance.ae_title, "127.0.0.1",
+        str(config.receive.port), *map(str, study),
     ]  # fmt: skip
     print(f"Pushing {len(study)} images: {' '.join(command[:7])} {study[0].parent}/*.dcm", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=_NO_DELAY)

@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from shutil import which
 from typing import Annotated, Any
 
 import pydicom
@@ -35,6 +34,7 @@ from orthokernels.bench.record import circumstances, heading
 from orthokernels.edge import audit
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
+from orthokernels.edge.dcmtk import program
 from orthokernels.edge.store import Job, Store
 
 from orthokernels.bundle.verify import verify
@@ -63,8 +63,7 @@ def main(
 ) -> None:
     """Measure, and print the table."""
     for tool in ("storescu", "storescp"):
-        if which(tool) is None:
-            raise InputError(f"{tool} is not installed. Install dcmtk.")
+        program(tool)  # before anything is made
     facts = {
         **circumstances(f"python -m orthokernels.bench.edge.loop --rounds {rounds} --threads {threads}"),
         "weights": verify(bundle).manifest.name,
@@ -135,7 +134,7 @@ def _config(folder: Path, bundle: Path, archive: int) -> Config:
 def _archive(folder: Path, environment: dict[str, str]) -> Iterator[int]:
     folder.mkdir()
     port = free_port()
-    with _running(["storescp", "-aet", "PACS", "-od", str(folder), "-uf", str(port)], environment):
+    with _running([program("storescp"), "-aet", "PACS", "-od", str(folder), "-uf", str(port)], environment):
         yield port
 
 
@@ -174,8 +173,8 @@ def _running(command: list[str], environment: dict[str, str]) -> Iterator[subpro
 
 def _push(config: Config, images: Path, environment: dict[str, str]) -> None:
     subprocess.run(
-        ["storescu", "-aet", "MR1", "-aec", config.appliance.ae_title, "+sd", "127.0.0.1", str(config.receive.port),
-         str(images)],
+        [program("storescu"), "-aet", "MR1", "-aec", config.appliance.ae_title, "+sd", "127.0.0.1",
+         str(config.receive.port), str(images)],
         check=True, env=environment,
     )  # fmt: skip
 

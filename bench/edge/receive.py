@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -25,6 +24,7 @@ import typer
 from orthokernels.bench.record import circumstances
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
+from orthokernels.edge.dcmtk import program
 from orthokernels.edge.durable import write_durably
 from orthokernels.edge.receive.intake import Intake
 from orthokernels.edge.receive.open_studies import OpenStudies
@@ -32,8 +32,6 @@ from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.store import Store
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
-
-from orthokernels.errors import InputError
 
 IMAGES, SIDE = 160, 384
 HELD_TO_SECONDS = 0.6
@@ -45,8 +43,7 @@ def main(
     port: Annotated[int, typer.Option(help="A free port.")] = 11119,
 ) -> None:
     """Measure, and print one JSON object."""
-    if shutil.which("storescu") is None:
-        raise InputError("storescu is not installed. Install dcmtk.")
+    program("storescu")  # before anything is made
     with tempfile.TemporaryDirectory() as folder:
         series = Path(folder, "series")
         write_series(series)
@@ -103,10 +100,10 @@ def _received(series: Path, data: Path, port: int, environment: dict[str, str]) 
     with _receiving(config):
         started = time.perf_counter()
         subprocess.run(
-            ["storescu", "-aet", "MR1", "-aec", config.appliance.ae_title, "+sd", "127.0.0.1", str(port), str(series)],
-            check=True,
-            env={**os.environ, **environment},
-        )
+            [program("storescu"), "-aet", "MR1", "-aec", config.appliance.ae_title, "+sd", "127.0.0.1", str(port),
+             str(series)],
+            check=True, env={**os.environ, **environment},
+        )  # fmt: skip
         seconds = time.perf_counter() - started
     if len(list(data.rglob("images/*/*.dcm"))) != IMAGES:
         raise RuntimeError("images are missing")

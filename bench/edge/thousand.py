@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from orthokernels.bench.record import circumstances, heading
 from orthokernels.edge import audit
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
+from orthokernels.edge.dcmtk import program
 from orthokernels.edge.store import Store
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian
 
@@ -128,7 +128,7 @@ class Archive:
     def start(self) -> None:
         if self._process is None:
             self._process = subprocess.Popen(
-                ["storescp", "-aet", "PACS", "-od", str(self.folder), "-uf", str(self._port)],
+                [program("storescp"), "-aet", "PACS", "-od", str(self.folder), "-uf", str(self._port)],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TCP_NODELAY": "1"},
             )  # fmt: skip
             _wait(lambda: _listens(self._port))
@@ -155,8 +155,7 @@ def main(
     """Run it, check what came of it, and print the table. Exit code 1: something was lost or doubled."""
     if not (TESTS / "under_fire.py").is_file():
         raise InputError(f"{TESTS}: is not there. Run this from a checkout, which has the tests' model.")
-    if shutil.which("storescp") is None:
-        raise InputError("storescp is not installed. Install dcmtk.")
+    program("storescp")  # before anything is made
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _small_disk(Path(folder, "disk")) as mounted:
         facts = {

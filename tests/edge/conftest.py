@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orthokernels.edge.dcmtk import program
 
+from orthokernels.errors import InputError
 from tests.edge.kit import (
     ORTHANC_LOGIN,
     SCRIPTS,
@@ -30,8 +32,10 @@ from tests.edge.kit import (
 
 def needs(*tools: str) -> None:
     for tool in tools:
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed (Debian's dcmtk has storescu and storescp)")
+        try:
+            program(tool)
+        except InputError as missing:
+            pytest.skip(str(missing))
 
 
 @contextmanager

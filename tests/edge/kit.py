@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import pydicom
 from orthokernels.edge.config import Config
+from orthokernels.edge.dcmtk import program
 from safetensors.numpy import save_file
 
 from tests.data.series import noise, write_series
@@ -131,7 +132,7 @@ def store(
     """Push files with dcmtk's storescu, as a scanner would."""
     return subprocess.run(
         [
-            "storescu", "-v", "-aet", calling, "-aec", called or config.appliance.ae_title, *options,
+            program("storescu"), "-v", "-aet", calling, "-aec", called or config.appliance.ae_title, *options,
             "127.0.0.1", str(config.receive.port), *map(str, paths),
         ],
         capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "TCP_NODELAY": "1"},
@@ -172,7 +173,7 @@ class Archive:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            ["storescp", "-aet", "PACS", "-od", str(self.folder), "-uf", str(self.port)],
+            [program("storescp"), "-aet", "PACS", "-od", str(self.folder), "-uf", str(self.port)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TCP_NODELAY": "1"},
         )  # fmt: skip
         wait_for(lambda: listens(self.port))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from orthokernels.edge.dcmtk import program
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
@@ -27,7 +28,8 @@ def echo(service, *options: str, **names: str) -> bool:
 
     config = service.config
     done = subprocess.run(
-        ["echoscu", "-aet", "MR1", "-aec", config.appliance.ae_title, *options, "127.0.0.1", str(config.receive.port)],
+        [program("echoscu"), "-aet", "MR1", "-aec", config.appliance.ae_title, *options, "127.0.0.1",
+         str(config.receive.port)],
         check=False, timeout=30,
     )  # fmt: skip
     return done.returncode == 0

@@ -7,6 +7,7 @@ import threading
 from datetime import datetime
 from itertools import pairwise
 
+from orthokernels.edge.dcmtk import program
 from pydicom.uid import SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 
@@ -75,7 +76,7 @@ def test_delivery_over_tls_checks_the_archives_certificate(start, study, tmp_pat
     port = free_port()
     folder = tmp_path_of(tmp_path, "received")
     server = subprocess.Popen(
-        ["storescp", "+tls", str(key), str(certificate), "-ic", "-od", str(folder), "-uf", str(port)],
+        [program("storescp"), "+tls", str(key), str(certificate), "-ic", "-od", str(folder), "-uf", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
