@@ -16,6 +16,7 @@ from orthokernels.ops.attention_block import attention_block as whole_block
 from orthokernels.ops.attention_block import fits
 from orthokernels.ops.conv3d import conv3d
 from orthokernels.ops.group_norm_silu import group_norm_silu
+from orthokernels.ops.layout import layout_of
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
 
@@ -59,8 +60,11 @@ def _guided_end(self: Any, h: Tensor, past: Tensor, emb: Tensor) -> Tensor:
 
 def _apart(self: Any, x: Tensor, skip: Tensor) -> Tensor:
     """The 1x1x1 convolution of two volumes side by side, without putting them there."""
-    conv = self.skip_connection
-    own, other = conv.weight.split([x.shape[1], skip.shape[1]], dim=1)
+    conv, widths = self.skip_connection, [x.shape[1], skip.shape[1]]
+    if layout_of(x) == layout_of(skip) == "channels_last":  # linear maps of tokens that need not move
+        own, other = conv.weight.movedim(1, -1).flatten(1).split(widths, dim=1)
+        return (F.linear(x.movedim(1, -1), own, conv.bias) + F.linear(skip.movedim(1, -1), other)).movedim(-1, 1)
+    own, other = conv.weight.split(widths, dim=1)
     return F.conv3d(x, own, conv.bias) + F.conv3d(skip, other)
 
 
@@ -141,7 +145,7 @@ def attention_block(self: Any, x: Tensor) -> Tensor:
         )  # fmt: skip
     grid = (1, 1, 1, *x.shape[2:])[-3:]
     tokens = _normalise(self, self.norm, x, activation=None)
-    last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    last = layout_of(x) == "channels_last"
     if last:  # channels last: a linear map of tokens that need not move
         tokens = tokens.movedim(1, -1).flatten(1, -2)
         joint = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias).transpose(1, 2)

@@ -153,8 +153,6 @@ def can_accelerate(op: str, backend: str, device: torch.device, dtype: torch.dty
     name = chosen.__name__.split(".")[-2]
     if backend == "auto" and name == "cpu" and op == "attention3d":
         return "PyTorch's own attention takes calls without bias and window; backend='cpu' asks for the native one"
-    if backend == "auto" and name == "cpu" and op != "conv3d":  # bench/NOTES.md, accelerate on a processor
-        return f"the native {op} made no network faster; backend='cpu' asks for it"
     if backend == "auto" and name == "torch":
         return f"no kernel computes {op} on {device.type}" + ("" if dtype == torch.float32 else f" in {dtype}")
     return ""
