@@ -1,6 +1,6 @@
 """What training costs: the step against plain eager PyTorch, its memory, and whether the loader keeps up.
 
-- ``step``: forward, backward and Adam of one pre-training step, ours (channels-last, the loop's loss) and the same
+- ``step``: forward, backward and Adam of one pre-training step, ours (accelerated, the loop's loss) and the same
   weights as the published forward pass puts them together (contiguous, nothing in place), rounds interleaved and ratios
   taken round by round: their time over ours. For the demo network, and for the published network on a smaller volume.
 - ``memory``: most resident memory of a process that takes three such steps, less what it holds before the first.
@@ -24,6 +24,7 @@ from orthokernels.bench.record import Row, markdown, record, write
 from orthokernels.bench.reference import Eager
 from torch import nn
 
+from orthokernels.acceleration import accelerate
 from orthokernels.data.phantom.dataset import Recipe, write_studies
 from orthokernels.models.orthodiffusion import GaussianDiffusion, UNet
 from orthokernels.training.config import PretrainConfig, load_config
@@ -45,7 +46,9 @@ class Step:
         demo = load_config(DemoConfig, RECIPE).pretrain.network
         unet = UNet(**demo.arguments()) if name.startswith("demo") else UNet()
         self.layout = torch.contiguous_format if eager else torch.channels_last_3d
-        self.network: nn.Module = Eager(unet) if eager else unet.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.network: nn.Module = Eager(unet) if eager else unet
+        if not eager:
+            accelerate(unet, memory_format=self.layout)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=1e-4)
         self.x0 = (torch.rand(batch, 1, 16, side, side) * 2 - 1).contiguous(memory_format=self.layout)
         self.diffusion = GaussianDiffusion()

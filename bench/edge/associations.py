@@ -99,29 +99,27 @@ def measure(folder: Path, count: int) -> tuple[list[tuple[int, int]], int, int]:
             "disk": {"keep_free_bytes": 0, "refuse_above": 1.0},
         }
     )
-    receiver = subprocess.Popen(
-        [sys.executable, "-c", _RECEIVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert receiver.stdin is not None
-    assert receiver.stdout is not None
-    try:
-        receiver.stdin.write(config.model_dump_json() + "\n")
-        receiver.stdin.flush()
-        if receiver.stdout.readline() != "listening\n":
-            raise RuntimeError("the receiver did not start")
-        image = enhanced_data_set("sagittal", "1.2.3", "1.2.3.1", _UID, "sagittal")
-        process = Path("/proc", str(receiver.pid))
-        before = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
-        samples = []
-        for number in range(1, count + 1):
-            associate(config.receive.port, number, image)
-            if number % _SAMPLE_EVERY == 0:
-                samples.append((number, _resident(process)))
-        time.sleep(2.0)
-        after = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
-    finally:
-        receiver.kill()
-        receiver.wait()
+    command = [sys.executable, "-c", _RECEIVE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as receiver:
+        assert receiver.stdin is not None
+        assert receiver.stdout is not None
+        try:
+            receiver.stdin.write(config.model_dump_json() + "\n")
+            receiver.stdin.flush()
+            if receiver.stdout.readline() != "listening\n":
+                raise RuntimeError("the receiver did not start")
+            image = enhanced_data_set("sagittal", "1.2.3", "1.2.3.1", _UID, "sagittal")
+            process = Path("/proc", str(receiver.pid))
+            before = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+            samples = []
+            for number in range(1, count + 1):
+                associate(config.receive.port, number, image)
+                if number % _SAMPLE_EVERY == 0:
+                    samples.append((number, _resident(process)))
+            time.sleep(2.0)
+            after = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+        finally:
+            receiver.kill()
     return samples, after[0] - before[0], after[1] - before[1]
 
 

@@ -113,6 +113,7 @@ class Appliance:
             self._process.kill()
             self._process.wait()
             self._process = None
+        self._log.close()
 
 
 class Archive:

@@ -136,6 +136,8 @@ class LoopConfig(Section):
         clip_norm: largest norm of the gradient; None does not clip.
         precision: "bf16" runs the network under autocast; weights and optimiser stay float32.
         channels_last: memory format of volumes and weights.
+        accelerate: on a CPU, let the native ops train the network (``orthokernels.accelerate``); other devices, and
+            networks that are compiled, are left as they are.
         compile: compile the network with torch.compile.
         deterministic: ask PyTorch for deterministic kernels, so that a resumed GPU run repeats bit for bit where it
             has them; CPU runs repeat anyway.
@@ -149,6 +151,7 @@ class LoopConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
+    accelerate: bool = True
     compile: bool = False
     deterministic: bool = False
     seed: NotNegative = 0

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from orthokernels.acceleration import accelerate, restore
 from orthokernels.errors import InputError
 from orthokernels.training.checkpoint import (
     Checkpoints,
@@ -115,6 +116,8 @@ class _Loop:
         for parameter in task.module.parameters():
             if parameter.ndim == 5 and self.config.channels_last:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
+        if self.config.accelerate and self.processes.device.type == "cpu" and not self.config.compile:
+            accelerate(task.module, memory_format=None)
         self.optimiser = make_optimiser(task.module, run.optimiser, run.groups, self.processes.device)
         self.ema = Ema(task.module, run.ema) if run.ema is not None else None
         self.checkpoints = Checkpoints(run.out / "checkpoints", self.config.keep)
@@ -159,6 +162,8 @@ class _Loop:
                 self.run.tell(done, self.config.steps, self.figures)
                 if stop:
                     raise AskedToStop(stop, done, self.checkpoints.path(done))
+        restore(self.task.module)
+        restore(self.kept)
         return Trained(self.kept, self.config.steps, self.figures)
 
     def _step(

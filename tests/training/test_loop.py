@@ -49,6 +49,20 @@ class Regression:
         return {"error": abs(self.validations - 3.0)}  # best at the third
 
 
+class Volumes(Regression):
+    """The same from a volume of constants, through a convolution and a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv3d(8, 1, 1))
+        self.kinds: set[str] = set()
+
+    def loss(self, module, batch):
+        self.kinds.add(type(module[0]).__name__)
+        volume = batch["x"][:, :, None, None, None].expand(-1, -1, 2, 6, 6)
+        return (module(volume).mean((1, 2, 3, 4)) - batch["x"].sum(dim=1)).square().mean(), {}
+
+
 def run(out, samples=None, identity=None, ema=None, best=None, resume=True, rate=0.01, tell=None, **loop):
     given = {"steps": 12, "batch": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **loop}
     return Run(
@@ -252,3 +266,12 @@ def test_the_running_mean_copies_then_follows():
     # Steps 0 and 2 copy; 4 and 6 move by a tenth; odd ones do nothing.
     assert kept == pytest.approx([1, 1, 3, 3, 3.2, 3.2, 3.58, 3.58], abs=1e-6)
     assert not any(p.requires_grad for p in ema.module.parameters())
+
+
+@pytest.mark.parametrize(("settings", "during"), [({}, "AcceleratedConv3d"), ({"accelerate": False}, "Conv3d")])
+def test_a_network_learns_on_the_native_ops_and_is_itself_again_afterwards(settings, during, tmp_path):
+    task, ema = Volumes(), EmaConfig(decay=0.9, start=0, every=1)
+    kept = train(task, run(tmp_path, ema=ema, **settings)).module
+    assert task.kinds == {during}
+    for module in (task.module, kept):
+        assert [type(part) for part in module] == [nn.Conv3d, nn.GroupNorm, nn.SiLU, nn.Conv3d]
