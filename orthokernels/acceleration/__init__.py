@@ -10,8 +10,8 @@ guided-diffusion (this project's, the published ones), MONAI's residual blocks o
 ``AutoencoderKL`` and its self-attention, and any ``nn.Sequential`` in which a GroupNorm is followed by a SiLU. Where
 all of this project's decoder is replaced, it reads its skips where they lie: nothing is concatenated. An attention
 block of guided-diffusion over few voxels is one op, ``attention_block``, which goes with "attention3d". On a processor
-convolutions are replaced too, in training those of all but small volumes, which are then differentiable once; on a
-GPU they are cuDNN's and stay so.
+convolutions are replaced too, in training those of all but small volumes, which are then differentiable once, and
+attention without bias and window stays PyTorch's; on a GPU convolutions are cuDNN's and stay so.
 
 No kernel was timed on a GPU yet, so nothing is left out for being slower there.
 """
