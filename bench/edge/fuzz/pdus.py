@@ -79,8 +79,8 @@ class Pdus(Target):
     def __enter__(self) -> Self:
         self._watch.start()
         self._receiver.start()
+        self._threads = threading.active_count()  # before any association, whose own may end a little later
         self._echo()
-        self._threads = threading.active_count()
         return self
 
     def __exit__(
@@ -115,7 +115,7 @@ class Pdus(Target):
         """No thread of ours ended by an exception, none is left, and a good association is served."""
         assert settled(lambda: threading.active_count() <= self._threads), f"are left: {threading.enumerate()}"
         self._echo()
-        assert not self._studies.any(), "studies of associations that have ended are remembered"
+        assert settled(lambda: not self._studies.any()), "studies of associations that have ended are remembered"
         self._watch.check()
         data = self._config.appliance.data
         strange = [path for path in data.parent.rglob("*.dcm") if data / "images" not in path.parents]
