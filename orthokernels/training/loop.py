@@ -105,7 +105,12 @@ def train(task: Task, run: Run) -> Trained:
         InputError: the checkpoints belong to another run, or data can not be read.
     """
     with _deterministic(run.config.deterministic), _compiler(run.config.compile):
-        return _Loop(task, run).train()
+        loop = _Loop(task, run)
+        try:
+            return loop.train()
+        finally:
+            restore(task.module)
+            restore(loop.kept)
 
 
 class _Loop:
@@ -162,8 +167,6 @@ class _Loop:
                 self.run.tell(done, self.config.steps, self.figures)
                 if stop:
                     raise AskedToStop(stop, done, self.checkpoints.path(done))
-        restore(self.task.module)
-        restore(self.kept)
         return Trained(self.kept, self.config.steps, self.figures)
 
     def _step(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orthokernels.backends.cpu import gains
 from orthokernels.backends.registry import BackendUnavailable
 from orthokernels.ops import group_norm_silu
 from orthokernels.ops.group_norm_silu import reference
@@ -194,17 +195,25 @@ def test_bad_arguments_are_named(changes, told):
 
 
 def test_auto_on_a_processor_is_the_native_kernels_where_they_are_faster_and_plain_pytorch_else():
-    small, large, largest = torch.randn(1, 8, 16, 16), torch.randn(1, 32, 32, 32, 32), torch.randn(1, 32, 64, 64, 64)
+    small, large = torch.randn(1, 8, 16, 16), torch.randn(1, 32, 32, 32, 32)
     for x, activation, expected in (
         (large, "silu", group_norm_silu(large, 4, backend="cpu")),
         (large, None, reference(large, 4, activation=None)),
-        (largest, None, group_norm_silu(largest, 4, activation=None, backend="cpu")),
         (small, "silu", reference(small, 4)),
         (small.double(), "silu", group_norm_silu(small.double(), 4, backend="torch")),
     ):
         assert torch.equal(group_norm_silu(x, 4, activation=activation), expected)
     assert not torch.equal(group_norm_silu(large, 4), reference(large, 4))  # or the first row would say nothing
-    assert not torch.equal(group_norm_silu(largest, 4, activation=None), reference(largest, 4, activation=None))
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["large pages for who asks", "for everybody, or nobody"])
+def test_auto_takes_a_large_volume_s_norm_alone_where_large_pages_are_ours(alone, monkeypatch):
+    monkeypatch.setattr(gains, "_large_pages_are_ours_alone", lambda: alone)
+    x = torch.randn(1, 32, 64, 64, 64)
+    native = group_norm_silu(x, 4, activation=None, backend="cpu")
+    plain = reference(x, 4, activation=None)
+    assert not torch.equal(native, plain)
+    assert torch.equal(group_norm_silu(x, 4, activation=None), native if alone else plain)
 
 
 def test_a_backend_that_can_not_says_why(monkeypatch):
