@@ -41,7 +41,7 @@ _IDENTITY = {
 
 
 def keep_result(run: StudyRun, checks: Sequence[Check], objects: Sequence[Path], out: Path) -> None:
-    """Write what the page shows of a run into ``out``'s own folder.
+    """Write what the page shows of a run into ``out``'s own folder, but for its volumes.
 
     Args:
         run: the result.
@@ -56,6 +56,12 @@ def keep_result(run: StudyRun, checks: Sequence[Check], objects: Sequence[Path],
     (folder / FINDINGS).write_text(findings_json(run.result), encoding="utf-8")
     told = [{"name": check.name, "verdict": check.verdict, "reason": check.reason} for check in checks]
     (folder / CHECKS).write_text(json.dumps(told), encoding="utf-8")
+
+
+def keep_volumes(run: StudyRun, out: Path) -> None:
+    """Write each plane's volume and labels for the page's viewer; needs nothing that ``keep_result`` writes."""
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     for plane, arrays in run.arrays.items():
         _write_plane(plane, arrays, folder, untrained=bool(run.result.untrained))
 
