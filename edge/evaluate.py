@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
 from orthokernels.edge.runner import Rejected, Request, serve
 from orthokernels.edge.store import Verdict
-from orthokernels.edge.viewing import keep_objects, keep_result, keep_volumes
+from orthokernels.edge.viewing import keep_objects, keep_result
 
 from orthokernels.bundle.golden import check_golden, golden_study
 from orthokernels.bundle.novelty_tables import read_tables
@@ -62,20 +61,17 @@ class PipelineEvaluator:
     def evaluate(self, request: Request, tell: Callable[[str, int, int], None], writing: Callable[[], None]) -> None:
         made, checks = self._run(request, tell)
         writing()
-        with ThreadPoolExecutor(1) as beside:  # compressing volumes, for which the interpreter is not needed
-            volumes = beside.submit(keep_volumes, made, request.out)
-            objects = write_objects(
-                made,
-                request.sources,
-                request.out,
-                model_digest=self._bundle.digest,
-                configuration_digest=self._results.digest(),
-                labelmap=self._results.label_map,
-                remarks=doubts(checks),
-                supersedes=request.supersedes,
-            )
-            keep_result(made, checks, objects, request.out)
-            volumes.result()
+        objects = write_objects(
+            made,
+            request.sources,
+            request.out,
+            model_digest=self._bundle.digest,
+            configuration_digest=self._results.digest(),
+            labelmap=self._results.label_map,
+            remarks=doubts(checks),
+            supersedes=request.supersedes,
+        )
+        keep_result(made, checks, objects, request.out)
 
     def label(self, request: Request) -> dict[str, Any]:
         made, checks = self._run(request, lambda what, done, total: None)

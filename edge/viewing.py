@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ _IDENTITY = {
 
 
 def keep_result(run: StudyRun, checks: Sequence[Check], objects: Sequence[Path], out: Path) -> None:
-    """Write what the page shows of a run into ``out``'s own folder, but for its volumes.
+    """Write what the page shows of a run into ``out``'s own folder.
 
     Args:
         run: the result.
@@ -51,19 +52,20 @@ def keep_result(run: StudyRun, checks: Sequence[Check], objects: Sequence[Path],
     """
     from orthokernels.report import findings_json
 
-    keep_objects(objects, out)
     folder = out / FOLDER
-    (folder / FINDINGS).write_text(findings_json(run.result), encoding="utf-8")
-    told = [{"name": check.name, "verdict": check.verdict, "reason": check.reason} for check in checks]
-    (folder / CHECKS).write_text(json.dumps(told), encoding="utf-8")
-
-
-def keep_volumes(run: StudyRun, out: Path) -> None:
-    """Write each plane's volume and labels for the page's viewer; needs nothing that ``keep_result`` writes."""
-    folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for plane, arrays in run.arrays.items():
-        _write_plane(plane, arrays, folder, untrained=bool(run.result.untrained))
+    folder.mkdir(exist_ok=True)
+    untrained = bool(run.result.untrained)
+    with ThreadPoolExecutor(1) as beside:  # volumes and pictures are mostly compressed, without the interpreter
+        volumes = [
+            beside.submit(_write_plane, plane, arrays, folder, untrained=untrained)
+            for plane, arrays in run.arrays.items()
+        ]
+        keep_objects(objects, out)
+        (folder / FINDINGS).write_text(findings_json(run.result), encoding="utf-8")
+        told = [{"name": check.name, "verdict": check.verdict, "reason": check.reason} for check in checks]
+        (folder / CHECKS).write_text(json.dumps(told), encoding="utf-8")
+        for volume in volumes:
+            volume.result()
 
 
 def keep_objects(objects: Sequence[Path], out: Path) -> None:

@@ -141,7 +141,7 @@ def _single_frame(setting: Setting, frame: Frame, stack: Sequence[Frame]) -> Dat
         own["FrameOfReferenceUID"] = setting.uid("frame of reference", header.SeriesInstanceUID)
     if not header.get("SliceThickness"):  # missing or 0
         own["SliceThickness"] = step
-    image = header[:]  # shares its elements with the header, which takes a tenth of the time of copying each
+    image = header[:]  # shares its elements with the header: a twentieth of a deep copy's time
     for keyword, value in own.items():
         if keyword in image:
             delattr(image, keyword)  # or the shared element would be changed

@@ -43,8 +43,8 @@ def _discreet() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """The objects' items are a million small things that stay until the end: looking for circles among them again and
-    again takes a sixth of the time, and finds none."""
+    """The objects' items are many small things that stay until the end: looking for circles among them again and again
+    takes about a sixth of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from orthokernels.edge.checks.check import Check
 from orthokernels.edge.runner import Request, serve
-from orthokernels.edge.viewing import keep_objects, keep_result, keep_volumes
+from orthokernels.edge.viewing import keep_objects, keep_result
 
 from tests.edge.results import NAMES, true_run
 from tests.edge.threshold import Threshold
@@ -21,7 +21,6 @@ class Stripes(Threshold):
         super().evaluate(request, tell, writing)
         run = true_run(list(request.sources), stripes)
         keep_result(run, CHECKS, sorted(request.out.glob("*.dcm")), request.out)
-        keep_volumes(run, request.out)
 
     def abstain(self, request: Request) -> None:
         super().abstain(request)
