@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from orthokernels.edge.checks import Check, check_novelty, check_result, check_s
 from orthokernels.edge.completeness import examine
 from orthokernels.edge.config import Config
 from orthokernels.edge.objects import write_abstention, write_objects
-from orthokernels.edge.runner import Rejected, Request, serve
+from orthokernels.edge.runner import Rejected, Request, end_with_parent, serve
 from orthokernels.edge.store import Verdict
-from orthokernels.edge.viewing import keep_objects, keep_result
+from orthokernels.edge.viewing import draw_and_keep, keep_abstention, keep_result
 
 from orthokernels.bundle.golden import check_golden, golden_study
 from orthokernels.bundle.novelty_tables import read_tables
@@ -39,6 +41,9 @@ class PipelineEvaluator:
             raise InputError("work.bundle: names no bundle, so there is no model. Make one: orthokernels export")
         self._bundle = verify(config.work.bundle)
         self._results = config.results
+        # Pictures are drawn and compressed by a process of their own: that takes a third of what follows the model.
+        self._beside = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
+        self._beside.submit(int)  # so that it starts before the first study
         planes = [plane for plane in PLANES if plane in self._results.planes]
         self._model = open_bundle(self._bundle, self._results.joint, planes)
         self._known = read_tables(config.work.bundle, self._bundle.manifest, self._results.joint)
@@ -70,8 +75,9 @@ class PipelineEvaluator:
             labelmap=self._results.label_map,
             remarks=doubts(checks),
             supersedes=request.supersedes,
+            draw=lambda pictures: self._beside.submit(draw_and_keep, pictures),
         )
-        keep_result(made, checks, objects, request.out)
+        keep_result(made.result, checks, objects, request.out)
 
     def label(self, request: Request) -> dict[str, Any]:
         made, checks = self._run(request, lambda what, done, total: None)
@@ -113,7 +119,7 @@ class PipelineEvaluator:
             configuration_digest=self._results.digest(),
             supersedes=request.supersedes,
         )
-        keep_objects(objects, request.out)
+        keep_abstention(objects, request.out)
 
 
 def stop_at(checks: Sequence[Check]) -> None:

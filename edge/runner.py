@@ -83,7 +83,7 @@ class Evaluator(Protocol):
 
 def serve(make: Callable[[Config], Evaluator]) -> None:
     """Answer requests until standard input ends. ``make`` loads the model, once."""
-    _end_with_parent()
+    end_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     config = Config.model_validate_json(sys.stdin.readline())
@@ -100,7 +100,7 @@ def serve(make: Callable[[Config], Evaluator]) -> None:
         os._exit(OUT_OF_MEMORY)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker that outlives the appliance would write into folders that a new one owns."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes, not the receiver

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,7 @@ from orthokernels.result import PlaneArrays, StudyResult
 
 if TYPE_CHECKING:
     from orthokernels.edge.checks.check import Check
-
-    from orthokernels.pipeline import StudyRun
+    from orthokernels.edge.objects.pictures import Pictures
 
 FOLDER = "view"
 FINDINGS, CHECKS, IDENTITY = "findings.json", "checks.json", "identity.json"
@@ -41,50 +39,74 @@ _IDENTITY = {
 }
 
 
-def keep_result(run: StudyRun, checks: Sequence[Check], objects: Sequence[Path], out: Path) -> None:
-    """Write what the page shows of a run into ``out``'s own folder.
+def keep_result(result: StudyResult, checks: Sequence[Check], objects: Sequence[Path], out: Path) -> None:
+    """Write the texts that the page shows of a result into ``out``'s own folder.
 
     Args:
-        run: the result.
+        result: the findings and volumes.
         checks: what was checked before and after it.
-        objects: the DICOM files that were made of it; their pictures and headers are used.
+        objects: the DICOM files that were made of it; the first one's header names the patient.
         out: the folder of these files.
     """
     from orthokernels.report import findings_json
 
+    folder = _made_folder(out)
+    _write_identity(objects[0], folder)
+    (folder / FINDINGS).write_text(findings_json(result), encoding="utf-8")
+    told = [{"name": check.name, "verdict": check.verdict, "reason": check.reason} for check in checks]
+    (folder / CHECKS).write_text(json.dumps(told), encoding="utf-8")
+
+
+def keep_images(arrays: Mapping[str, PlaneArrays], objects: Sequence[Path], out: Path, *, untrained: bool) -> None:
+    """Write the volumes, label maps and pictures that the page shows into ``out``'s own folder.
+
+    Args:
+        arrays: by plane.
+        objects: the DICOM files, or some of them; those that are pictures are used.
+        out: the folder of these files.
+        untrained: the label maps come from random weights, and say so.
+    """
+    folder = _made_folder(out)
+    for plane, own in arrays.items():
+        _write_plane(plane, own, folder, untrained=untrained)
+    for path in objects:
+        _write_picture(path, folder)
+
+
+def draw_and_keep(pictures: Pictures) -> list[Path]:
+    """Write a result's pictures, and for the page these and the volumes: all that a second process may do of it."""
+    written = pictures.write()
+    keep_images(pictures.arrays, written, pictures.out, untrained=bool(pictures.result.untrained))
+    return written
+
+
+def keep_abstention(objects: Sequence[Path], out: Path) -> None:
+    """Write what the page shows where there is no result."""
+    keep_images({}, objects, out, untrained=False)
+    if objects:
+        _write_identity(objects[0], out / FOLDER)
+
+
+def _made_folder(out: Path) -> Path:
     folder = out / FOLDER
     folder.mkdir(exist_ok=True)
-    untrained = bool(run.result.untrained)
-    with ThreadPoolExecutor(1) as beside:  # volumes and pictures are mostly compressed, without the interpreter
-        volumes = [
-            beside.submit(_write_plane, plane, arrays, folder, untrained=untrained)
-            for plane, arrays in run.arrays.items()
-        ]
-        keep_objects(objects, out)
-        (folder / FINDINGS).write_text(findings_json(run.result), encoding="utf-8")
-        told = [{"name": check.name, "verdict": check.verdict, "reason": check.reason} for check in checks]
-        (folder / CHECKS).write_text(json.dumps(told), encoding="utf-8")
-        for volume in volumes:
-            volume.result()
+    return folder
 
 
-def keep_objects(objects: Sequence[Path], out: Path) -> None:
-    """Write pictures and identity, which an abstention has too."""
-    folder = out / FOLDER
-    folder.mkdir(exist_ok=True)
-    for number, path in enumerate(objects):
-        _write_object(path, folder, first=number == 0)
+def _write_identity(path: Path, folder: Path) -> None:
+    import pydicom
+
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_IDENTITY.values()))
+    told = {name: str(header.get(keyword, "")).replace("^", " ").strip() for name, keyword in _IDENTITY.items()}
+    (folder / IDENTITY).write_text(json.dumps(told), encoding="utf-8")
 
 
-def _write_object(path: Path, folder: Path, *, first: bool) -> None:
+def _write_picture(path: Path, folder: Path) -> None:
     import pydicom
     from PIL import Image
     from pydicom.uid import SecondaryCaptureImageStorage
 
     header = pydicom.dcmread(path, defer_size=4096)
-    if first:
-        told = {name: str(header.get(keyword, "")).replace("^", " ").strip() for name, keyword in _IDENTITY.items()}
-        (folder / IDENTITY).write_text(json.dumps(told), encoding="utf-8")
     if header.SOPClassUID == SecondaryCaptureImageStorage:
         picture = Image.fromarray(header.pixel_array)
         picture.save(folder / f"{path.stem}.png", compress_level=1)  # for one machine's own browser

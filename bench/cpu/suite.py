@@ -14,6 +14,7 @@ larger of its operations over the measured matrix rate and its bytes over the me
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -50,6 +51,8 @@ Suite = Literal["features", "layer", "denoiser", "sampling", "finetuning", "head
 SUITES: tuple[Suite, ...] = get_args(Suite)
 HALF_GIBIBYTE = 2**29
 LIMITS = ("ORTHOKERNELS_ISA", "ONEDNN_MAX_CPU_ISA")  # of our instruction set, and of PyTorch's and OpenVINO's
+# glibc's options of malloc, as malloc.h numbers them, and the largest threshold that it takes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD = -1, -3, 2**25
 SHORTEST = 0.02  # seconds of one measurement: shorter calls are repeated
 MOST_REPEATS = 200
 
@@ -71,6 +74,7 @@ def run_suite(
         in ``cases``.
     """
     torch.manual_seed(0)
+    keep_freed_memory()
     limits = "".join(f"{name}={os.environ[name]} " for name in LIMITS if name in os.environ)
     command = f"{limits}orthokernels bench cpu --suite {suite} --threads {threads} --rounds {rounds}" + " --tiny" * tiny
     command += f" --peers {','.join(peers)}" if peers else ""
@@ -89,6 +93,19 @@ def run_suite(
         "peak_resident_mb": peak_resident(suite, threads, tiny) if suite in ("features", "denoiser") else None,
         **(cases[0] if suite not in ("heads", "sweep") else {"cases": cases}),
     }
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, up to results of 32 MiB: the state that a process that runs for long ends in.
+
+    By itself glibc comes to it step by step, and gives the heap's end back in between: who asks next meets memory that
+    the process never had, which takes longer to come than some ops. Larger results always do, whoever asks. Other
+    systems' malloc is left as it is.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        option(M_TRIM_THRESHOLD, 2 * HALF_GIBIBYTE)
 
 
 def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:

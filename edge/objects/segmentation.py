@@ -28,7 +28,6 @@ def segmentation(
     setting: Setting,
     plane: PlaneResult,
     labels: np.ndarray,
-    affine: np.ndarray,
     frames: Sequence[Frame],
     *,
     labelmap: bool,
@@ -39,14 +38,9 @@ def segmentation(
         setting: the study.
         plane: what was made of the plane; its structures become the segments.
         labels: uint8 label map with axes (i, j, k) on the scanner's grid: i the column, j the row counted from below.
-        affine: (4, 4) float64, (i, j, k) to RAS mm.
-        frames: the source image of each slice k.
+        frames: the source image of each slice k, on whose grid the label map lies; see ``check_grid``.
         labelmap: write a Label Map Segmentation (Supplement 243) instead of a binary one.
-
-    Raises:
-        InputError: the label map does not lie on the frames' grid.
     """
-    _check_grid(plane.plane, labels.shape, affine, frames)
     images = [_single_frame(setting, frame, frames) for frame in frames]
     made = Segmentation(
         source_images=images,
@@ -74,8 +68,18 @@ def segmentation(
     return made
 
 
-def _check_grid(plane: str, shape: tuple[int, ...], affine: np.ndarray, frames: Sequence[Frame]) -> None:
-    """Each slice's first pixel must lie where the affine says: to half a pixel, as stacks are checked on reading."""
+def check_grid(plane: str, shape: tuple[int, ...], affine: np.ndarray, frames: Sequence[Frame]) -> None:
+    """Each slice's first pixel must lie where the affine says: to half a pixel, as stacks are checked on reading.
+
+    Args:
+        plane: for the message.
+        shape: of the label map, axes (i, j, k).
+        affine: (4, 4) float64, (i, j, k) to RAS mm.
+        frames: the source image of each slice k.
+
+    Raises:
+        InputError: the label map does not lie on the frames' grid.
+    """
     first = frames[0]
     if shape != (first.columns, first.rows, len(frames)):
         raise InputError(

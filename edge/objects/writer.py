@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import datetime
 import gc
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pydicom
 from highdicom import SOPClass
-from highdicom.seg import Segmentation
 from orthokernels.edge.objects.abstention import abstention_report
 from orthokernels.edge.objects.findings_report import answer, findings_report, remarks_on
-from orthokernels.edge.objects.page import abstention_page, result_page
-from orthokernels.edge.objects.picture import page_picture, plane_picture
-from orthokernels.edge.objects.segmentation import segmentation
+from orthokernels.edge.objects.page import abstention_page
+from orthokernels.edge.objects.picture import page_picture
+from orthokernels.edge.objects.pictures import PAGE, Pictures
+from orthokernels.edge.objects.saving import discreet, save
+from orthokernels.edge.objects.segmentation import check_grid, segmentation
 from orthokernels.edge.objects.setting import Setting, make_setting
 
 from orthokernels.data.dicom import Frame, read_frames
-from orthokernels.data.dicom.file import quiet_pydicom
 from orthokernels.errors import InputError
 from orthokernels.pipeline import StudyRun
 
-FINDINGS, ABSTENTION, PAGE = "findings.dcm", "abstention.dcm", "page.dcm"
-
-
-@contextmanager
-def _discreet() -> Iterator[None]:
-    """highdicom and pydicom quote odd names of patients in warnings, and logs hold no patient data."""
-    logger = logging.getLogger("highdicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with quiet_pydicom():
-            yield
-    finally:
-        logger.setLevel(level)
+FINDINGS, ABSTENTION = "findings.dcm", "abstention.dcm"
 
 
 @contextmanager
@@ -54,7 +41,14 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_discreet()
+def _at_once(pictures: Pictures) -> Future[list[Path]]:
+    """The pictures, written by the process that asks."""
+    written: Future[list[Path]] = Future()
+    written.set_result(pictures.write())
+    return written
+
+
+@discreet()
 @_uncollected()
 def write_objects(
     run: StudyRun,
@@ -68,6 +62,7 @@ def write_objects(
     indeterminate_within: float = 0.0,
     created: datetime.datetime | None = None,
     supersedes: Path | None = None,
+    draw: Callable[[Pictures], Future[list[Path]]] = _at_once,
 ) -> list[Path]:
     """Write what a run gave as DICOM objects that belong to the study of its source images.
 
@@ -87,6 +82,7 @@ def write_objects(
         created: the moment that the objects bear, the same for a repeat; the latest that the sources name where it is
             None.
         supersedes: the structured report that an earlier state of this study got.
+        draw: gets the pictures once no source can be refused any more, and has them written while the rest is made.
 
     Returns:
         Segmentations by plane, the structured report, pictures by plane, and the page, in this order. A plane on which
@@ -107,8 +103,15 @@ def write_objects(
         used=used,
     )
     frames: dict[str, list[Frame]] = {plane.plane: _frames(setting, run, plane.plane) for plane in result.planes}
-    segmentations = _segmentations(setting, run, frames, labelmap)
-    remarks = [*remarks_on(result), *remarks]
+    labelled = _labelled(run, frames)
+    answers = tuple(answer(finding, indeterminate_within).meaning for finding in result.findings)
+    remarks = (*remarks_on(result), *remarks)
+    pictures = draw(Pictures(setting, result, run.arrays, answers, remarks, out))
+    segmentations = {
+        plane.plane: segmentation(setting, plane, labelled[plane.plane], frames[plane.plane], labelmap=labelmap)
+        for plane in result.planes
+        if plane.plane in labelled
+    }
     report = findings_report(
         setting,
         result,
@@ -120,17 +123,10 @@ def write_objects(
     )
     made: dict[str, SOPClass] = {f"segmentation_{plane}.dcm": own for plane, own in segmentations.items()}
     made[FINDINGS] = report
-    for number, plane in enumerate(result.planes, start=1):
-        made[f"picture_{plane.plane}.dcm"] = plane_picture(
-            setting, plane, run.arrays[plane.plane], number=number, untrained=bool(result.untrained)
-        )
-    answers = [answer(finding, indeterminate_within).meaning for finding in result.findings]
-    page = result_page(result, answers, remarks)
-    made[PAGE] = page_picture(setting, page, kind="picture page", number=len(result.planes) + 1)
-    return _save(made, out)
+    return [*save(made, out), *pictures.result()]
 
 
-@_discreet()
+@discreet()
 def write_abstention(
     sources: Sequence[Path],
     out: Path,
@@ -175,19 +171,18 @@ def write_abstention(
             setting, abstention_page(joint, setting.side, reasons), kind=f"picture {' '.join(reasons)}", number=1
         ),
     }
-    return _save(made, out)
+    return save(made, out)
 
 
-def _segmentations(
-    setting: Setting, run: StudyRun, frames: Mapping[str, Sequence[Frame]], labelmap: bool
-) -> dict[str, Segmentation]:
-    made: dict[str, Segmentation] = {}
-    for plane in run.result.planes:
-        labels, affine = run.label_maps.get(plane.plane, (None, None))
-        if labels is None or affine is None or not labels.any():
-            continue
-        made[plane.plane] = segmentation(setting, plane, labels, affine, frames[plane.plane], labelmap=labelmap)
-    return made
+def _labelled(run: StudyRun, frames: Mapping[str, Sequence[Frame]]) -> dict[str, np.ndarray]:
+    """Label maps of the planes on which something was labelled, held against the places of their images."""
+    found = {}
+    for plane, images in frames.items():
+        labels, affine = run.label_maps.get(plane, (None, None))
+        if labels is not None and affine is not None and labels.any():
+            check_grid(plane, labels.shape, affine, images)
+            found[plane] = labels
+    return found
 
 
 def _frames(setting: Setting, run: StudyRun, plane: str) -> list[Frame]:
@@ -218,18 +213,3 @@ def _without_paths(reason: str, sources: Sequence[Path]) -> str:
 
 def _header(report: Path | None) -> pydicom.Dataset | None:
     return pydicom.dcmread(report, stop_before_pixels=True) if report is not None else None
-
-
-def _save(made: Mapping[str, SOPClass], out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    return [_save_whole(dataset, out / name) for name, dataset in made.items()]
-
-
-def _save_whole(dataset: SOPClass, path: Path) -> Path:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        dataset.save_as(file, enforce_file_format=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    return path

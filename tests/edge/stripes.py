@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from orthokernels.edge.checks.check import Check
 from orthokernels.edge.runner import Request, serve
-from orthokernels.edge.viewing import keep_objects, keep_result
+from orthokernels.edge.viewing import keep_abstention, keep_images, keep_result
 
 from tests.edge.results import NAMES, true_run
 from tests.edge.threshold import Threshold
@@ -20,11 +20,13 @@ class Stripes(Threshold):
     def evaluate(self, request: Request, tell, writing) -> None:
         super().evaluate(request, tell, writing)
         run = true_run(list(request.sources), stripes)
-        keep_result(run, CHECKS, sorted(request.out.glob("*.dcm")), request.out)
+        objects = sorted(request.out.glob("*.dcm"))
+        keep_images(run.arrays, objects, request.out, untrained=bool(run.result.untrained))
+        keep_result(run.result, CHECKS, objects, request.out)
 
     def abstain(self, request: Request) -> None:
         super().abstain(request)
-        keep_objects(sorted(request.out.glob("*.dcm")), request.out)
+        keep_abstention(sorted(request.out.glob("*.dcm")), request.out)
 
 
 def stripes(volume) -> np.ndarray:

@@ -133,17 +133,20 @@ _TIBIA_BOX = (-41.0, -28.0, -1e3, 41.0, 36.0, 10.0)
 class Place(NamedTuple):
     """Where a field of ``Knee`` begins in its packed form, and its rows."""
 
-    at: int
-    rows: int
+    at: np.int64
+    rows: np.int64
 
 
 def places() -> dict[str, Place]:
-    """The place of every field of a packed knee. All knees have the same."""
+    """The place of every field of a packed knee. All knees have the same.
+
+    NumPy's numbers, since Numba compiles a function anew for each Python integer that it knows beforehand.
+    """
     found: dict[str, Place] = {}
     at = 0
     knee = draw_knee(np.random.default_rng(0))
     for name, values in zip(Knee._fields[:-1], knee[:-1], strict=True):
-        found[name] = Place(at, len(values))
+        found[name] = Place(np.int64(at), np.int64(len(values)))
         at += values.size
     return found
 

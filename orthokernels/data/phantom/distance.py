@@ -4,11 +4,16 @@ Each is close to the true distance near the surface and never far above it elsew
 to skip a whole block of voxels. A solid's numbers stand in one flat array ``s`` from index ``at``: slicing arrays in
 compiled code would cost more than the arithmetic. Ellipsoids follow the first-order bound of Inigo Quilez, value over
 gradient.
+
+Functions named in the plural ask about ``count`` points at once. Coordinates and results are rows of WIDTH numbers in
+one flat array ``p``: a row is named by the index of its first number. Their loops over points hold arithmetic and
+choices alone, no branches, and so become vector instructions: 2 to 4 times as fast with AVX2 as point by point.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -16,9 +21,15 @@ from numba import njit
 # Compiled code of the phantom: no counting of references to arrays, whose atomic steps cost more than the arithmetic
 # (part_at asked for nothing: 225 ns with it, 120 without), no check for division by zero, and no care for infinities.
 # The order of sums stays, so that a machine's vectors do not show in the result.
-compiled = njit(  # type: ignore[call-overload]
-    _nrt=False, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "arcp"}
-)
+_OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy", "fastmath": {"nnan", "ninf", "nsz", "arcp"}}
+compiled = njit(**_OPTIONS)
+# Put into their callers before anything is compiled: short ones, and long ones that are called from one place, which as
+# functions of their own would be optimised again for each level above them.
+merged = njit(**_OPTIONS, inline="always")
+
+WIDTH = 64
+# Added and taken away again, this rounds to the nearest integer; unlike ``floor``, which converts, on whole vectors.
+ROUNDING = 1.5 * 2.0**52
 
 TABLE_START = -120.0
 TABLE_STEP = 2.0
@@ -66,9 +77,7 @@ def narrowed_ellipsoid(x: float, y: float, z: float, s: np.ndarray, at: int, les
     gx, gy, gz = ux / rx, uy / ry, uz / rz
     gradient = math.sqrt(gx * gx + gy * gy + gz * gz)
     smallest = min(rx, ry, rz)
-    if gradient < 1e-9:
-        return -smallest
-    return max(value * (value - 1.0) / gradient, -smallest)
+    return -smallest if gradient < 1e-9 else max(value * (value - 1.0) / gradient, -smallest)
 
 
 @compiled
@@ -80,7 +89,6 @@ def column(x: float, y: float, z: float, s: np.ndarray, at: int, ends: int, squa
     ellipse, to 1, a rounded rectangle.
     """
     low, high = s[ends], s[ends + 1]
-    above = max(low - z, z - high)
     row = (min(max(z, low), high) - TABLE_START) / TABLE_STEP
     i = int(row)
     t = row - i
@@ -90,34 +98,60 @@ def column(x: float, y: float, z: float, s: np.ndarray, at: int, ends: int, squa
     dy = y - (s[a + 1] + t * (s[b + 1] - s[a + 1]))
     rx = s[a + 2] + t * (s[b + 2] - s[a + 2])
     ry = s[a + 3] + t * (s[b + 3] - s[a + 3])
-    u = abs(s[a + 4] * dx + s[a + 5] * dy) / rx
-    v = abs(s[a + 4] * dy - s[a + 5] * dx) / ry
+    across = outline(s[a + 4] * dx + s[a + 5] * dy, s[a + 4] * dy - s[a + 5] * dx, rx, ry, square)
+    return max(across, low - z, z - high)
+
+
+@compiled
+def outline(x: float, y: float, rx: float, ry: float, square: float) -> float:
+    """Distance within a plane to an outline around 0 with half-axes ``rx`` and ``ry``; ``square`` as of ``column``."""
+    u, v = abs(x) / rx, abs(y) / ry
     smallest = min(rx, ry)
     round_norm = math.sqrt(u * u + v * v)
-    if round_norm < 1e-6:
-        return max(-smallest, above)
     box_norm = math.sqrt(math.sqrt(u * u * u * u + v * v * v * v))
     value = (1.0 - square) * round_norm + square * box_norm
     p, q = (1.0 - square) / round_norm, square / (box_norm * box_norm * box_norm)
     gx = (p * u + q * u * u * u) / rx
     gy = (p * v + q * v * v * v) / ry
     across = max((value - 1.0) / math.sqrt(gx * gx + gy * gy), -smallest)
-    return max(across, above)
+    return -smallest if round_norm < 1e-6 else across
+
+
+@compiled
+def cone(x: float, y: float, z: float, s: np.ndarray, a: int) -> float:
+    """Distance to a round cone between two points of 4 numbers: x, y, z and radius."""
+    bx, by, bz = s[a + 4] - s[a], s[a + 5] - s[a + 1], s[a + 6] - s[a + 2]
+    px, py, pz = x - s[a], y - s[a + 1], z - s[a + 2]
+    t = min(max((px * bx + py * by + pz * bz) / (bx * bx + by * by + bz * bz), 0.0), 1.0)
+    dx, dy, dz = px - t * bx, py - t * by, pz - t * bz
+    return math.sqrt(dx * dx + dy * dy + dz * dz) - ((1.0 - t) * s[a + 3] + t * s[a + 7])
 
 
 @compiled
 def cord(x: float, y: float, z: float, s: np.ndarray, at: int, count: int, blend: float) -> float:
     """Distance to a chain of round cones: ``count`` points of 4 numbers, x, y, z and radius."""
-    best = 1e9
-    for i in range(count - 1):
-        a = at + 4 * i
-        bx, by, bz = s[a + 4] - s[a], s[a + 5] - s[a + 1], s[a + 6] - s[a + 2]
-        px, py, pz = x - s[a], y - s[a + 1], z - s[a + 2]
-        t = min(max((px * bx + py * by + pz * bz) / (bx * bx + by * by + bz * bz), 0.0), 1.0)
-        dx, dy, dz = px - t * bx, py - t * by, pz - t * bz
-        d = math.sqrt(dx * dx + dy * dy + dz * dz) - ((1.0 - t) * s[a + 3] + t * s[a + 7])
-        best = smooth_min(best, d, blend)
+    best = cone(x, y, z, s, at)
+    for i in range(1, count - 1):
+        best = smooth_min(best, cone(x, y, z, s, at + 4 * i), blend)
     return best
+
+
+@compiled
+def band(x: float, y: float, z: float, s: np.ndarray, a: int) -> float:
+    """Distance to a flat band between two points as of ``strap``."""
+    b = a + 8
+    bx, by, bz = s[b] - s[a], s[b + 1] - s[a + 1], s[b + 2] - s[a + 2]
+    px, py, pz = x - s[a], y - s[a + 1], z - s[a + 2]
+    t = min(max((px * bx + py * by + pz * bz) / (bx * bx + by * by + bz * bz), 0.0), 1.0)
+    dx, dy, dz = px - t * bx, py - t * by, pz - t * bz
+    along = dx * s[a + 5] + dy * s[a + 6] + dz * s[a + 7]
+    rest = math.sqrt(max(dx * dx + dy * dy + dz * dz - along * along, 0.0))
+    half_width = (1.0 - t) * s[a + 3] + t * s[b + 3]
+    half_thickness = (1.0 - t) * s[a + 4] + t * s[b + 4]
+    over = max(abs(along) - (half_width - half_thickness), 0.0)
+    share = along / half_width
+    thinner = half_thickness * min(0.6 * share * share, 0.6)
+    return math.sqrt(over * over + rest * rest) - half_thickness + thinner
 
 
 @compiled
@@ -126,19 +160,94 @@ def strap(x: float, y: float, z: float, s: np.ndarray, at: int, count: int) -> f
 
     ``count`` points of 8 numbers: x, y, z, half the width, half the thickness, the unit vector across the band's width.
     """
-    best = 1e9
-    for i in range(count - 1):
-        a = at + 8 * i
-        b = a + 8
-        bx, by, bz = s[b] - s[a], s[b + 1] - s[a + 1], s[b + 2] - s[a + 2]
-        px, py, pz = x - s[a], y - s[a + 1], z - s[a + 2]
-        t = min(max((px * bx + py * by + pz * bz) / (bx * bx + by * by + bz * bz), 0.0), 1.0)
-        dx, dy, dz = px - t * bx, py - t * by, pz - t * bz
-        along = dx * s[a + 5] + dy * s[a + 6] + dz * s[a + 7]
-        rest = math.sqrt(max(dx * dx + dy * dy + dz * dz - along * along, 0.0))
-        half_width = (1.0 - t) * s[a + 3] + t * s[b + 3]
-        half_thickness = (1.0 - t) * s[a + 4] + t * s[b + 4]
-        over = max(abs(along) - (half_width - half_thickness), 0.0)
-        thinner = half_thickness * min(0.6 * (along / half_width) ** 2, 0.6)
-        best = min(best, math.sqrt(over * over + rest * rest) - half_thickness + thinner)
+    best = band(x, y, z, s, at)
+    for i in range(1, count - 1):
+        best = min(best, band(x, y, z, s, at + 8 * i))
     return best
+
+
+@compiled
+def boxes(p: np.ndarray, count: int, x: int, y: int, z: int, s: np.ndarray, at: int, out: int) -> None:
+    """``box`` of many points."""
+    for n in range(count):
+        p[out + n] = box(p[x + n], p[y + n], p[z + n], s, at)
+
+
+@compiled
+def ellipsoids(
+    p: np.ndarray, count: int, x: int, y: int, z: int, s: np.ndarray, at: int, less: float, out: int
+) -> None:
+    """``narrowed_ellipsoid`` of many points."""
+    for n in range(count):
+        p[out + n] = narrowed_ellipsoid(p[x + n], p[y + n], p[z + n], s, at, less)
+
+
+@compiled
+def columns(
+    p: np.ndarray, count: int, x: int, y: int, z: int, s: np.ndarray, at: int, ends: int, square: float, out: int,
+    rows: int,
+) -> None:  # fmt: skip
+    """``column`` of many points; the four rows from ``rows`` are scratch."""
+    low, high = s[ends], s[ends + 1]
+    for n in range(count):  # the table's rows differ from point to point, and are read one by one
+        row = (min(max(p[z + n], low), high) - TABLE_START) / TABLE_STEP
+        i = int(row)
+        t = row - i
+        a = at + 6 * i
+        b = a + 6
+        dx = p[x + n] - (s[a] + t * (s[b] - s[a]))
+        dy = p[y + n] - (s[a + 1] + t * (s[b + 1] - s[a + 1]))
+        p[rows + n] = s[a + 4] * dx + s[a + 5] * dy
+        p[rows + WIDTH + n] = s[a + 4] * dy - s[a + 5] * dx
+        p[rows + 2 * WIDTH + n] = s[a + 2] + t * (s[b + 2] - s[a + 2])
+        p[rows + 3 * WIDTH + n] = s[a + 3] + t * (s[b + 3] - s[a + 3])
+    for n in range(count):
+        across = outline(p[rows + n], p[rows + WIDTH + n], p[rows + 2 * WIDTH + n], p[rows + 3 * WIDTH + n], square)
+        p[out + n] = max(across, low - p[z + n], p[z + n] - high)
+
+
+@compiled
+def cords(
+    p: np.ndarray, count: int, x: int, y: int, z: int, s: np.ndarray, at: int, points: int, blend: float, out: int
+) -> None:
+    """``cord`` of many points."""
+    for n in range(count):
+        p[out + n] = cone(p[x + n], p[y + n], p[z + n], s, at)
+    for i in range(1, points - 1):
+        for n in range(count):
+            p[out + n] = smooth_min(p[out + n], cone(p[x + n], p[y + n], p[z + n], s, at + 4 * i), blend)
+
+
+@compiled
+def straps(p: np.ndarray, count: int, x: int, y: int, z: int, s: np.ndarray, at: int, points: int, out: int) -> None:
+    """``strap`` of many points."""
+    for n in range(count):
+        p[out + n] = band(p[x + n], p[y + n], p[z + n], s, at)
+    for i in range(1, points - 1):
+        for n in range(count):
+            p[out + n] = min(p[out + n], band(p[x + n], p[y + n], p[z + n], s, at + 8 * i))
+
+
+@merged
+def least(p: np.ndarray, count: int, row: int) -> float:
+    """The smallest of a row's numbers."""
+    found = p[row]
+    for n in range(1, count):
+        found = min(found, p[row + n])
+    return found
+
+
+@merged
+def most(p: np.ndarray, count: int, row: int) -> float:
+    """The largest of a row's numbers."""
+    found = p[row]
+    for n in range(1, count):
+        found = max(found, p[row + n])
+    return found
+
+
+@merged
+def assign(p: np.ndarray, count: int, row: int, value: float) -> None:
+    """Give a row one value."""
+    for n in range(count):
+        p[row + n] = value

@@ -18,8 +18,18 @@ import numpy as np
 from numba import njit
 
 from orthokernels.data.phantom import field, scene
-from orthokernels.data.phantom.distance import compiled
-from orthokernels.data.phantom.sampling import KNEE, MARGIN, Scan, code_digest, joint_point, part_at, prune, textured
+from orthokernels.data.phantom.distance import WIDTH, compiled, merged
+from orthokernels.data.phantom.field import CLEAR, PART, X, Y, Z
+from orthokernels.data.phantom.sampling import (
+    KNEE,
+    MARGIN,
+    Scan,
+    code_digest,
+    joint_point,
+    parts_of_scene,
+    prune_scene,
+    textured,
+)
 
 # The step is the smaller of what gives a voxel so many points, and a share of a pixel: eight points where slices are
 # five pixels thick. A film thinner than a step, as fluid on cartilage is, still shows a little beaded at 256 x 256;
@@ -39,6 +49,9 @@ _FINE_MARGIN = 1.15
 READINGS = 16
 _STRIDES = (0.7548776662466927, 0.5698402909980532)
 
+# Set in a point's number where all that a voxel around it is read at is of the same part.
+INNER = 128
+
 _ANGLES = (0.41, 0.73, 0.29)  # radians about x, y and z: of no series and no bone
 
 
@@ -55,16 +68,18 @@ class Lattice(NamedTuple):
 
     Attributes:
         to_joint: (4, 4) float64, lattice indices to the joint's frame in mm.
-        parts: (i, j, k) uint8, what lies at each point; not written in bricks that no series meets, and in others only
-            where one does.
+        parts: (i, j, k) uint8, what lies at each point, and INNER besides; not written in bricks that no series meets,
+            and in others only where one does.
         bricks: (bricks, 3) int64, the first indices of those that are.
         series: (grids, 3, 5) float64, a row for each axis of each grid: lattice indices to its own, and its voxels.
+        extent: mm from a voxel's centre to the farthest place that it is read at, of any grid.
     """
 
     to_joint: np.ndarray
     parts: np.ndarray
     bricks: np.ndarray
     series: np.ndarray
+    extent: float
 
 
 def readings(count: int = READINGS) -> np.ndarray:
@@ -101,6 +116,7 @@ def plan_lattice(grids: Sequence[Grid], points: float = POINTS) -> Lattice:
     to_joint[:3, :3], to_joint[:3, 3] = turn * spacing, turn @ low
     bricks = BRICK * np.indices(counts).reshape(3, -1).T
     centres = (bricks + 0.5 * (BRICK - 1)) @ to_joint[:3, :3].T + to_joint[:3, 3]
+    extent = max(0.5 * float(np.linalg.norm(g.to_joint[:3, :3] * (1.0, 1.0, g.thickness))) for g in grids)
     met = np.zeros(len(bricks), bool)
     series = np.empty((len(grids), 3, 5))
     for number, grid in enumerate(grids):
@@ -111,7 +127,7 @@ def plan_lattice(grids: Sequence[Grid], points: float = POINTS) -> Lattice:
         # A ball around a brick and half a step, as a box in the grid's indices.
         reach = 0.5 + 0.5 * math.sqrt(3.0) * (BRICK + 1) * spacing * np.linalg.norm(to_grid[:3, :3], axis=1)
         met |= ((indices > -reach) & (indices < np.array(grid.shape) - 1.0 + reach)).all(axis=1)
-    return Lattice(to_joint, np.empty(counts * BRICK, np.uint8), bricks[met], series)
+    return Lattice(to_joint, np.empty(counts * BRICK, np.uint8), bricks[met], series, extent)
 
 
 @compiled
@@ -140,77 +156,116 @@ def met(i: float, j: float, k: float, side: int, series: np.ndarray) -> bool:
     return False
 
 
-@compiled
+@merged
 def fill_brick(
-    i0: int, j0: int, k0: int, lattice: Lattice, joint: np.ndarray, anatomy: int, whole: bool, flags: np.ndarray,
-    waiting: np.ndarray,
+    i0: int, j0: int, k0: int, lattice: Lattice, joint: np.ndarray, whole: bool, flags: np.ndarray, waiting: np.ndarray,
+    asked: np.ndarray, p: np.ndarray, q: np.ndarray, parts_at: Callable[..., None], prune: Callable[..., None],
 ) -> None:  # fmt: skip
     """The parts of one brick, in blocks that are halved as long as a border may cross them; all points if ``whole``.
 
+    ``parts_at`` and ``prune`` are those of ``field``, or what ``sampling`` has in their place for scenes.
+
     Blocks that no series meets are left as they are.
 
-    Blocks wait on a stack, so that all of a block's eighths are done before its neighbour: ``flags[level]`` belongs to
-    the block that is being divided at that level.
+    A block's eighths are asked about together, and so are all points of those of 2 x 2 x 2 that a border crosses.
+    Blocks to divide wait on a stack, so that all that is within one is done before its neighbour: ``flags[level]``
+    belongs to the block that is being divided at that level.
     """
     m = lattice.to_joint
-    half_cell = 0.5 * math.sqrt(m[0, 0] * m[0, 0] + m[1, 0] * m[1, 0] + m[2, 0] * m[2, 0])
-    waiting[0, 0], waiting[0, 1], waiting[0, 2], waiting[0, 3], waiting[0, 4] = i0, j0, k0, BRICK, 1
+    step = math.sqrt(m[0, 0] * m[0, 0] + m[1, 0] * m[1, 0] + m[2, 0] * m[2, 0])
+    diagonal = math.sqrt(3.0) * step  # of a cell
     flags[0, :] = True
-    left, level = 1, 0
-    while left > 0:
-        left -= 1
-        i, j, k, side = waiting[left, 0], waiting[left, 1], waiting[left, 2], waiting[left, 3]
+    asked[0, 0], asked[0, 1], asked[0, 2] = i0, j0, k0
+    count, side, level, left = 1, BRICK, 0, 0
+    while count > 0:
         half = 0.5 * (side - 1)
-        if _PRUNED_DOWN_TO <= side < BRICK and not met(i + half, j + half, k + half, side, lattice.series):
-            continue
-        radius = 2.0 * half_cell * half * math.sqrt(3.0)
-        x, y, z = point_of(i + half, j + half, k + half, m)
-        if side >= _PRUNED_DOWN_TO:
-            level = waiting[left, 4]
+        for n in range(count):
+            a, b, c = asked[n, 0], asked[n, 1], asked[n, 2]
+            p[X + n], p[Y + n], p[Z + n] = point_of(a + half, b + half, c + half, m)
+        parts_at(p, q, count, joint, flags[level])
+        reach = (MARGIN if side > 2 else _FINE_MARGIN) * diagonal * half
+        crossed = 0
+        for n in range(count):
+            a, b, c = asked[n, 0], asked[n, 1], asked[n, 2]
+            if side == 1 or (not whole and p[CLEAR + n] > reach):
+                # The points next to a voxel's centre and to where it is read may lie half a diagonal off.
+                inner = (p[CLEAR + n] / MARGIN - lattice.extent - diagonal) / step
+                fill_block(lattice.parts, a, b, c, side, int(p[PART + n]), inner)
+            elif side >= _PRUNED_DOWN_TO:
+                waiting[left, 0], waiting[left, 1], waiting[left, 2], waiting[left, 3] = a, b, c, side
+                waiting[left, 4] = level + 1
+                left += 1
+            else:
+                asked[crossed, 0], asked[crossed, 1], asked[crossed, 2] = a, b, c
+                crossed += 1
+        count = 8 * crossed
+        if crossed > 0:
+            side = 1
+            for n in range(count - 1, -1, -1):  # from behind: the blocks stand where their first points go
+                asked[n, 0] = asked[n >> 3, 0] + (n >> 2 & 1)
+                asked[n, 1], asked[n, 2] = asked[n >> 3, 1] + (n >> 1 & 1), asked[n >> 3, 2] + (n & 1)
+        while count == 0 and left > 0:
+            left -= 1
+            i, j, k, side, level = (
+                waiting[left, 0], waiting[left, 1], waiting[left, 2], waiting[left, 3], waiting[left, 4],
+            )  # fmt: skip
             for n in range(flags.shape[1]):
                 flags[level, n] = flags[level - 1, n]
-        part, clearance = part_at(x, y, z, joint, anatomy, flags[level])
-        if side == 1:
-            lattice.parts[i, j, k] = part
-        elif not whole and clearance > (MARGIN if side > 2 else _FINE_MARGIN) * radius:
-            for a in range(i, i + side):
-                for b in range(j, j + side):
-                    for c in range(k, k + side):
-                        lattice.parts[a, b, c] = part
-        else:
-            if side >= _PRUNED_DOWN_TO and not whole:
-                prune(x, y, z, radius, joint, anatomy, flags[level])
+            if not whole:
+                half = 0.5 * (side - 1)
+                x, y, z = point_of(i + half, j + half, k + half, m)
+                prune(x, y, z, diagonal * half, joint, flags[level], p)
             side //= 2
+            half = 0.5 * (side - 1)
             for n in range(8):
-                waiting[left, 0] = i + side * (n >> 2)
-                waiting[left, 1] = j + side * (n >> 1 & 1)
-                waiting[left, 2] = k + side * (n & 1)
-                waiting[left, 3], waiting[left, 4] = side, level + 1
-                left += 1
+                a, b, c = i + side * (n >> 2), j + side * (n >> 1 & 1), k + side * (n & 1)
+                if side < _PRUNED_DOWN_TO or met(a + half, b + half, c + half, side, lattice.series):
+                    asked[count, 0], asked[count, 1], asked[count, 2] = a, b, c
+                    count += 1
+
+
+@compiled
+def fill_block(parts: np.ndarray, i: int, j: int, k: int, side: int, part: int, inner: float) -> None:
+    """Give all points of a block one part; those up to ``inner`` steps from its centre are INNER ones."""
+    half = 0.5 * (side - 1)
+    most = inner * inner if inner >= 0.0 else -1.0
+    for a in range(side):
+        for b in range(side):
+            across = (a - half) * (a - half) + (b - half) * (b - half)
+            for c in range(side):
+                within = across + (c - half) * (c - half) <= most
+                parts[i + a, j + b, k + c] = part + (INNER if within else 0)
 
 
 @compiled
 def mixture(
     found: np.ndarray, x: float, y: float, z: float, scan: Scan, times: np.ndarray, votes: np.ndarray
 ) -> tuple[float, int]:
-    """Signal and commonest label of a voxel at (x, y, z) with samples of the parts ``found``.
+    """Signal and commonest label of a voxel at (x, y, z) with samples of the parts ``found``, which is changed.
 
     Grain is taken at the voxel's centre, once for each part. ``times`` and ``votes`` are (256,) int64, zeros before and
     after.
     """
-    for part in found:
+    samples, distinct = len(found), 0
+    for n in range(samples):
+        part = found[n]
+        if times[part] == 0:
+            found[distinct] = part
+            distinct += 1
         times[part] += 1
-        votes[scan.label[part]] += 1
     total, most, label = 0.0, 0, 0
-    for part in found:
-        if times[part] > 0:
-            total += times[part] * textured(part, x, y, z, scan)
-            times[part] = 0
-        of = scan.label[part]
+    for n in range(distinct):
+        part = found[n]
+        total += times[part] * textured(part, x, y, z, scan)
+        votes[scan.label[part]] += times[part]
+        times[part] = 0
+    for n in range(distinct):
+        of = scan.label[found[n]]
         if votes[of] > most or (votes[of] == most and of < label):
             most, label = votes[of], of
-        votes[of] = 0
-    return total / len(found), label
+    for n in range(distinct):
+        votes[scan.label[found[n]]] = 0
+    return total / samples, label
 
 
 @njit(_nrt=False, error_model="numpy", inline="always")  # type: ignore[call-overload]
@@ -221,13 +276,17 @@ def read_voxel(
     """One voxel from its readings of ``parts``, flat, whose planes and rows lie ``plane`` and ``row`` apart."""
     u, v, w = point_of(i, j, k, to_lattice)
     x, y, z = joint_point(i, j, k, scan)
+    # All indices are positive: the lattice begins outside of every series.
+    middle = int(parts[np.uint64(int(u) * plane + int(v) * row + int(w))])
+    if middle >= INNER:
+        voxels[i, j, k], labels[i, j, k] = textured(middle - INNER, x, y, z, scan), scan.label[middle - INNER]
+        return
     alike = True
     for n in range(len(spread)):
         if 2 * n >= len(spread) and alike:
             break
-        # All are positive: the lattice begins outside of every series.
         at = int(u + spread[n, 0]) * plane + int(v + spread[n, 1]) * row + int(w + spread[n, 2])
-        found[n] = parts[np.uint64(at)]
+        found[n] = parts[np.uint64(at)] & (INNER - 1)
         alike &= found[n] == found[0]
     if alike:
         voxels[i, j, k], labels[i, j, k] = textured(found[0], x, y, z, scan), scan.label[found[0]]
@@ -235,16 +294,30 @@ def read_voxel(
         voxels[i, j, k], labels[i, j, k] = mixture(found, x, y, z, scan, times, votes)
 
 
-def _compile(sources: str) -> tuple[Callable[..., int], Callable[..., int]]:
-    """Filling and reading, compiled; kept on disk under a key that holds ``sources``, as ``sampling`` does."""
+def _compile(sources: str) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
+    """Filling from a knee, from a scene, and reading, compiled; kept on disk under a key that holds ``sources``.
+
+    Two ways of filling, since a knee's and a scene's code each take a minute or so to compile, and few want both.
+    """
 
     @njit(_nrt=False, cache=True, nogil=True)  # type: ignore[call-overload]
-    def fill(
-        lattice: Lattice, joint: np.ndarray, anatomy: int, whole: bool, flags: np.ndarray, waiting: np.ndarray
-    ) -> int:
+    def fill_from_knee(
+        lattice: Lattice, joint: np.ndarray, whole: bool, flags: np.ndarray, waiting: np.ndarray, asked: np.ndarray,
+        p: np.ndarray, q: np.ndarray,
+    ) -> int:  # fmt: skip
         for n in range(len(lattice.bricks)):
             i, j, k = lattice.bricks[n, 0], lattice.bricks[n, 1], lattice.bricks[n, 2]
-            fill_brick(i, j, k, lattice, joint, anatomy, whole, flags, waiting)
+            fill_brick(i, j, k, lattice, joint, whole, flags, waiting, asked, p, q, field.parts_at, field.prune)
+        return len(sources)
+
+    @njit(_nrt=False, cache=True, nogil=True)  # type: ignore[call-overload]
+    def fill_from_scene(
+        lattice: Lattice, joint: np.ndarray, whole: bool, flags: np.ndarray, waiting: np.ndarray, asked: np.ndarray,
+        p: np.ndarray, q: np.ndarray,
+    ) -> int:  # fmt: skip
+        for n in range(len(lattice.bricks)):
+            i, j, k = lattice.bricks[n, 0], lattice.bricks[n, 1], lattice.bricks[n, 2]
+            fill_brick(i, j, k, lattice, joint, whole, flags, waiting, asked, p, q, parts_of_scene, prune_scene)
         return len(sources)
 
     @njit(_nrt=False, cache=True, nogil=True)  # type: ignore[call-overload]
@@ -264,10 +337,10 @@ def _compile(sources: str) -> tuple[Callable[..., int], Callable[..., int]]:
                             )  # fmt: skip
         return len(sources)
 
-    return fill, read
+    return fill_from_knee, fill_from_scene, read
 
 
-_fill, _read = _compile(code_digest())
+_fill_from_knee, _fill_from_scene, _read = _compile(code_digest())
 
 
 def fill_lattice(lattice: Lattice, joint: np.ndarray, anatomy: int, whole: bool = False) -> None:
@@ -277,7 +350,9 @@ def fill_lattice(lattice: Lattice, joint: np.ndarray, anatomy: int, whole: bool 
     what stands in one depends on nothing else.
     """
     count = field.FLAGS if anatomy == KNEE else int(joint[scene.FLAGS])
-    _fill(lattice, joint, anatomy, whole, np.ones((8, count), np.bool_), np.empty((64, 5), np.int64))
+    flags, waiting, asked = np.ones((8, count), np.bool_), np.empty((64, 5), np.int64), np.empty((WIDTH, 3), np.int64)
+    fill = _fill_from_knee if anatomy == KNEE else _fill_from_scene
+    fill(lattice, joint, whole, flags, waiting, asked, *field.scratch())
 
 
 def read_grid(
@@ -293,3 +368,19 @@ def read_grid(
     plane, row = lattice.parts.shape[1] * lattice.parts.shape[2], lattice.parts.shape[2]
     found, times, votes = np.zeros(len(spread), np.int64), np.zeros(256, np.int64), np.zeros(256, np.int64)
     _read(lattice.parts.reshape(-1), plane, row, to_lattice, scan, spread, found, times, votes, voxels, labels)
+
+
+def ask_grid(to_joint: np.ndarray, shape: tuple[int, int, int], joint: np.ndarray, anatomy: int) -> np.ndarray:
+    """What lies at each point of a grid, (i, j, k) uint8, by asking every solid there: the plain way.
+
+    Args:
+        to_joint: (4, 4) indices to the joint's frame in mm.
+        shape: points along i, j and k.
+        joint, anatomy: as of ``fill_lattice``.
+    """
+    counts = -(-np.array(shape) // BRICK)
+    bricks = BRICK * np.indices(tuple(counts)).reshape(3, -1).T
+    itself = np.hstack([np.eye(3, 4), BRICK * counts[:, None]])[None]
+    lattice = Lattice(np.asarray(to_joint, float), np.empty(counts * BRICK, np.uint8), bricks, itself, 0.0)
+    fill_lattice(lattice, joint, anatomy, whole=True)
+    return lattice.parts[: shape[0], : shape[1], : shape[2]] & np.uint8(INNER - 1)
