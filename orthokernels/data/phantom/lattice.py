@@ -41,7 +41,7 @@ BRICK = 16  # points along each side of the blocks that are halved
 _PRUNED_DOWN_TO = 4
 _TILE = 8  # voxels along i and j that are read together, slice by slice, so that their points stay in the cache
 
-# Clearance may be overstated; in a block of 2 x 2 x 2 a mistake costs a point.
+# Clearance may be overstated; in a block of 2 x 2 x 2, or around a voxel, a mistake costs a point.
 _FINE_MARGIN = 1.15
 
 # Where a voxel is read: evenly through the slice, within the pixel by the two irrational strides that spread points
@@ -72,7 +72,7 @@ class Lattice(NamedTuple):
             and in others only where one does.
         bricks: (bricks, 3) int64, the first indices of those that are.
         series: (grids, 3, 5) float64, a row for each axis of each grid: lattice indices to its own, and its voxels.
-        extent: mm from a voxel's centre to the farthest place that it is read at, of any grid.
+        extent: steps from the point nearest to a voxel's centre to the farthest that it is read from, of any grid.
     """
 
     to_joint: np.ndarray
@@ -116,7 +116,7 @@ def plan_lattice(grids: Sequence[Grid], points: float = POINTS) -> Lattice:
     to_joint[:3, :3], to_joint[:3, 3] = turn * spacing, turn @ low
     bricks = BRICK * np.indices(counts).reshape(3, -1).T
     centres = (bricks + 0.5 * (BRICK - 1)) @ to_joint[:3, :3].T + to_joint[:3, 3]
-    extent = max(0.5 * float(np.linalg.norm(g.to_joint[:3, :3] * (1.0, 1.0, g.thickness))) for g in grids)
+    extent = max(_farthest(np.linalg.inv(to_joint) @ g.to_joint, g.thickness) for g in grids)
     met = np.zeros(len(bricks), bool)
     series = np.empty((len(grids), 3, 5))
     for number, grid in enumerate(grids):
@@ -128,6 +128,15 @@ def plan_lattice(grids: Sequence[Grid], points: float = POINTS) -> Lattice:
         reach = 0.5 + 0.5 * math.sqrt(3.0) * (BRICK + 1) * spacing * np.linalg.norm(to_grid[:3, :3], axis=1)
         met |= ((indices > -reach) & (indices < np.array(grid.shape) - 1.0 + reach)).all(axis=1)
     return Lattice(to_joint, np.empty(counts * BRICK, np.uint8), bricks[met], series, extent)
+
+
+def _farthest(to_lattice: np.ndarray, thickness: float) -> float:
+    """Steps between two points of the lattice that a voxel may be read from, one of them nearest to its centre.
+
+    A place s steps from the centre along an axis is read from a point up to |s| + 1 steps, cut off, from that one.
+    """
+    steps = np.abs(readings() * (1.0, 1.0, thickness) @ to_lattice[:3, :3].T)
+    return float(np.linalg.norm(np.floor(steps + 1.0), axis=1).max())
 
 
 @compiled
@@ -188,8 +197,7 @@ def fill_brick(
         for n in range(count):
             a, b, c = asked[n, 0], asked[n, 1], asked[n, 2]
             if side == 1 or (not whole and p[CLEAR + n] > reach):
-                # The points next to a voxel's centre and to where it is read may lie half a diagonal off.
-                inner = (p[CLEAR + n] / MARGIN - lattice.extent - diagonal) / step
+                inner = p[CLEAR + n] / (_FINE_MARGIN * step) - lattice.extent
                 fill_block(lattice.parts, a, b, c, side, int(p[PART + n]), inner)
             elif side >= _PRUNED_DOWN_TO:
                 waiting[left, 0], waiting[left, 1], waiting[left, 2], waiting[left, 3] = a, b, c, side
