@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import multiprocessing
 import shutil
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import nibabel
@@ -166,12 +168,19 @@ def test_page_shows_what_the_pipeline_gives_by_itself(service, offline):
     assert "demo" in get(service, "/model")[1]
 
 
-def test_worker_tries_its_model_on_the_golden_case_before_it_works(bundle, tmp_path):
+def test_worker_tries_its_model_before_it_works_and_ends_with_its_helper(bundle, knee, tmp_path):
+    """The golden case first. Then the process that draws is killed: the worker falls with it, and begins anew."""
     from orthokernels.edge.evaluate import PipelineEvaluator
+    from orthokernels.edge.runner import Request
 
-    verified = PipelineEvaluator(config(tmp_path, results={"planes": ["sagittal"]}, work={"bundle": bundle})).verified
-    assert verified is not None
-    assert "of the labelled voxels as recorded (sagittal)" in verified
+    worker = PipelineEvaluator(config(tmp_path, results={"planes": ["sagittal"]}, work={"bundle": bundle}))
+    assert worker.verified is not None
+    assert "of the labelled voxels as recorded (sagittal)" in worker.verified
+    (helper,) = multiprocessing.active_children()
+    helper.kill()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BrokenProcessPool):
+        worker.evaluate(Request(tuple(knee), tmp_path / "out"), lambda what, done, total: None, lambda: None)
 
 
 def test_model_that_gives_something_else_is_not_ready_and_evaluates_nothing(start, bundle, knee, tmp_path):

@@ -472,3 +472,4 @@ def test_label_map_of_another_grid_is_refused(phantom, tmp_path):
             write_objects(
                 replace(run, label_maps={**run.label_maps, "axial": wrong}), sources, tmp_path / "out", **DIGESTS
             )
+    assert not (tmp_path / "out").exists()
