@@ -27,8 +27,8 @@ Filling alone, beside training, again for the ratio alone:
            but then it must be tested whether rows overlap, or there are no vectors: 0.21
 
 Reading, likewise: 0.147, and 0.127 where a voxel within one part is read once (35 of 5.4 million voxels differ, and no
-label) and where a mixed one's parts are counted before they are looked up. Not kept: places of a voxel in vectors, or as
-integers, which were no faster.
+label) and where a mixed one's parts are counted before they are looked up. Not kept: a voxel's places in vectors, or as
+integers, which was no faster.
 
 An average hides films: at 256 x 256 four points bead fluid on cartilage, so there the lattice has eight.
 """
