@@ -41,6 +41,20 @@ def test_halving_a_lattices_blocks_finds_what_asking_at_every_point_finds(joint:
     assert np.mean(found[True][asked] != found[False][asked]) < 2e-4
 
 
+@pytest.mark.parametrize("joint", ["knee", "shoulder"])
+def test_who_else_is_asked_about_together_with_a_point_changes_nothing(joint: str) -> None:
+    """The same points in blocks that begin elsewhere; numbers are such that their places are the same to the bit."""
+    anatomy = JOINTS[joint].draw(np.random.default_rng(7), {"ACL": True} if joint == "knee" else {})
+    to_joint = np.diag([2.5, 2.5, 2.5, 1.0])
+    to_joint[:3, 3] = -60.0, -60.0, -40.0
+    moved = to_joint.copy()
+    moved[:3, 3] += 2.5 * np.array([1, 3, 5])
+    here = ask_grid(to_joint, (48, 48, 32), anatomy.packed, anatomy.kind)
+    there = ask_grid(moved, (47, 45, 27), anatomy.packed, anatomy.kind)
+    assert len(np.unique(here)) > 10
+    np.testing.assert_array_equal(here[1:, 3:, 5:], there)
+
+
 def test_reading_a_lattice_agrees_with_asking_in_each_voxel() -> None:
     anatomy = JOINTS["knee"].draw(np.random.default_rng(4), {})
     planned = plan_series(4, JOINTS["knee"].examination, "right", "pd_fs", 96)

@@ -169,7 +169,7 @@ def test_page_shows_what_the_pipeline_gives_by_itself(service, offline):
 
 
 def test_worker_tries_its_model_before_it_works_and_ends_with_its_helper(bundle, knee, tmp_path):
-    """The golden case first. Then the process that draws is killed: the worker falls with it, and begins anew."""
+    """The golden case first. Then the process that draws is killed, and the worker falls with it."""
     from orthokernels.edge.evaluate import PipelineEvaluator
     from orthokernels.edge.runner import Request
 

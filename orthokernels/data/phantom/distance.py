@@ -6,8 +6,9 @@ compiled code would cost more than the arithmetic. Ellipsoids follow the first-o
 gradient.
 
 Functions named in the plural ask about ``count`` points at once. Coordinates and results are rows of WIDTH numbers in
-one flat array ``p``: a row is named by the index of its first number. Their loops over points hold arithmetic and
-choices alone, no branches, and so become vector instructions: 2 to 4 times as fast with AVX2 as point by point.
+one flat array ``p``: a row is named by the index of its first number. Where their loops over points hold arithmetic and
+choices alone, no branches, they become vector instructions: with AVX2, beside other work, an ellipsoid took a quarter
+of the time that it takes point by point, a strap a quarter, a cord of seven points a third.
 """
 
 from __future__ import annotations
@@ -89,7 +90,14 @@ def column(x: float, y: float, z: float, s: np.ndarray, at: int, ends: int, squa
     ellipse, to 1, a rounded rectangle.
     """
     low, high = s[ends], s[ends + 1]
-    row = (min(max(z, low), high) - TABLE_START) / TABLE_STEP
+    u, v, rx, ry = within_outline(x, y, min(max(z, low), high), s, at)
+    return max(outline(u, v, rx, ry, square), low - z, z - high)
+
+
+@compiled
+def within_outline(x: float, y: float, z: float, s: np.ndarray, at: int) -> tuple[float, float, float, float]:
+    """A point in the frame of the outline at its height, and the outline's half-axes there."""
+    row = (z - TABLE_START) / TABLE_STEP
     i = int(row)
     t = row - i
     a = at + 6 * i
@@ -98,8 +106,7 @@ def column(x: float, y: float, z: float, s: np.ndarray, at: int, ends: int, squa
     dy = y - (s[a + 1] + t * (s[b + 1] - s[a + 1]))
     rx = s[a + 2] + t * (s[b + 2] - s[a + 2])
     ry = s[a + 3] + t * (s[b + 3] - s[a + 3])
-    across = outline(s[a + 4] * dx + s[a + 5] * dy, s[a + 4] * dy - s[a + 5] * dx, rx, ry, square)
-    return max(across, low - z, z - high)
+    return s[a + 4] * dx + s[a + 5] * dy, s[a + 4] * dy - s[a + 5] * dx, rx, ry
 
 
 @compiled
@@ -190,17 +197,9 @@ def columns(
     """``column`` of many points; the four rows from ``rows`` are scratch."""
     low, high = s[ends], s[ends + 1]
     for n in range(count):  # the table's rows differ from point to point, and are read one by one
-        row = (min(max(p[z + n], low), high) - TABLE_START) / TABLE_STEP
-        i = int(row)
-        t = row - i
-        a = at + 6 * i
-        b = a + 6
-        dx = p[x + n] - (s[a] + t * (s[b] - s[a]))
-        dy = p[y + n] - (s[a + 1] + t * (s[b + 1] - s[a + 1]))
-        p[rows + n] = s[a + 4] * dx + s[a + 5] * dy
-        p[rows + WIDTH + n] = s[a + 4] * dy - s[a + 5] * dx
-        p[rows + 2 * WIDTH + n] = s[a + 2] + t * (s[b + 2] - s[a + 2])
-        p[rows + 3 * WIDTH + n] = s[a + 3] + t * (s[b + 3] - s[a + 3])
+        u, v, rx, ry = within_outline(p[x + n], p[y + n], min(max(p[z + n], low), high), s, at)
+        p[rows + n], p[rows + WIDTH + n] = u, v
+        p[rows + 2 * WIDTH + n], p[rows + 3 * WIDTH + n] = rx, ry
     for n in range(count):
         across = outline(p[rows + n], p[rows + WIDTH + n], p[rows + 2 * WIDTH + n], p[rows + 3 * WIDTH + n], square)
         p[out + n] = max(across, low - p[z + n], p[z + n] - high)

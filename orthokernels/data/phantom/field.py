@@ -582,12 +582,9 @@ def settle_soft_parts(p: np.ndarray, count: int, knee: np.ndarray, active: np.nd
         settle(p, count, _A, PCL)
     settle(p, count, _FRONT_CORDS, TENDON)
     settle_sides(p, count, knee, active)
-    for n in range(count):  # the fascia lies between two distances; deeper points go on
-        depth, near, known = -FASCIA_HALF_THICKNESS - p[_FASCIA_ROW + n], p[_NEAR + n], p[PART + n]
-        here = known < 0.0 and depth < 0.0
-        p[PART + n] = FASCIA if here else known
-        p[CLEAR + n] = min(near, -depth) if here else p[CLEAR + n]
-        p[_NEAR + n] = min(near, depth)
+    for n in range(count):
+        p[_A + n] = -FASCIA_HALF_THICKNESS - p[_FASCIA_ROW + n]  # points outside of it are settled
+    settle(p, count, _A, FASCIA)
     settle_filling(p, count, knee, active)
 
 

@@ -276,7 +276,7 @@ def mixture(
     return total / samples, label
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")  # type: ignore[call-overload]
+@merged
 def read_voxel(
     i: int, j: int, k: int, parts: np.ndarray, plane: int, row: int, to_lattice: np.ndarray, scan: Scan,
     spread: np.ndarray, found: np.ndarray, times: np.ndarray, votes: np.ndarray, voxels: np.ndarray, labels: np.ndarray,
