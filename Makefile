@@ -41,8 +41,8 @@ sbom: $(VENV)/installed
 
 # Training forks its data loaders, and OpenVINO (2026.4), once loaded, can end a process at a fork: they do not meet.
 test: $(VENV)/installed lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=tests/training
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/training
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 --ignore=tests/training
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 tests/training
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 // does backward, for the sums and for dx.
 #include "cpu/group_norm_silu.h"
 
+#include "cpu/threads.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -44,6 +45,18 @@ std::int64_t units_of(const GroupNormShape& shape) {
   return shape.samples * group_norm_blocks(shape) * (shape.channels_last ? 1 : shape.all_channels());
 }
 
+// Calls visit(block) for every block of a thread's share of the units; the last first where `back`, since a pass that
+// begins where the one before it ended finds the most in the caches. All threads of a region come here and wait.
+template <typename Visit>
+void share_blocks(const GroupNormShape& shape, bool back, const Visit& visit) {
+  const std::int64_t units = units_of(shape), thread = thread_number(), threads = thread_count();
+  const std::int64_t first = units * thread / threads, end = units * (thread + 1) / threads;
+  Block blocks[2];
+  for (std::int64_t i = first; i < end; ++i)
+    for (int n = 0, count = blocks_of(shape, back ? first + end - 1 - i : i, blocks); n < count; ++n) visit(blocks[n]);
+#pragma omp barrier
+}
+
 // Where the sums of a sample's channel and block are.
 template <typename Task>
 double* sums_at(const Task& task, std::int64_t sample, std::int64_t channel, std::int64_t block) {
@@ -58,15 +71,22 @@ float* table_at(const Task& task, std::int64_t sample, int kind) {
 }
 
 // kSums sums over the rows of a block, of each of kV vectors of columns; `add(sums, row, column, count)` adds a place.
+// Where a row has few vectors, the sums of several rows wait beside each other, or each addition would wait for the last.
 template <int kSums, int kV, typename Add>
 inline void add_rows(std::int64_t rows, std::int64_t column, int count, Vector (&total)[kV][kSums], const Add& add) {
+  constexpr int kAtOnce = kSums * kV > 4 ? 1 : 8 / (kSums * kV);  // eight sums fit the registers
   for (std::int64_t first = 0; first < rows; first += kRun) {
     const std::int64_t end = rows - first < kRun ? rows : first + kRun;
-    Vector sums[kV][kSums] = {};
-    for (std::int64_t row = first; row < end; ++row)
-      for (int j = 0; j < kV; ++j) add(sums[j], row, column + j * kLanes, count);
-    for (int j = 0; j < kV; ++j)
-      for (int i = 0; i < kSums; ++i) total[j][i] += sums[j][i];
+    Vector sums[kAtOnce][kV][kSums] = {};
+    std::int64_t row = first;
+    for (; row + kAtOnce <= end; row += kAtOnce)
+      for (int n = 0; n < kAtOnce; ++n)
+        for (int j = 0; j < kV; ++j) add(sums[n][j], row + n, column + j * kLanes, count);
+    for (; row < end; ++row)
+      for (int j = 0; j < kV; ++j) add(sums[0][j], row, column + j * kLanes, count);
+    for (int n = 0; n < kAtOnce; ++n)
+      for (int j = 0; j < kV; ++j)
+        for (int i = 0; i < kSums; ++i) total[j][i] += sums[n][j][i];
   }
 }
 
@@ -97,11 +117,12 @@ struct Width {
   static constexpr int vectors = kV;
 };
 
-// Calls visit(width, column, lanes) for all columns, four vectors at a time while there are so many.
+// Calls visit(width, column, lanes) for all columns, four vectors at a time while there are so many, then two.
 template <typename Visit>
 inline void for_columns(std::int64_t columns, const Visit& visit) {
   std::int64_t column = 0;
   for (; column + 4 * kLanes <= columns; column += 4 * kLanes) visit(Width<4>{}, column, kLanes);
+  for (; column + 2 * kLanes <= columns; column += 2 * kLanes) visit(Width<2>{}, column, kLanes);
   for (; column < columns; column += kLanes) visit(Width<1>{}, column, lanes_left(column, columns));
 }
 
@@ -253,20 +274,15 @@ void apply(const GroupNormTask& task, const Block& block) {
 
 void forward(const GroupNormTask& task) {
   const GroupNormShape& shape = task.shape;
-  const std::int64_t units = units_of(shape), groups = shape.samples * shape.groups;
+  const std::int64_t groups = shape.samples * shape.groups;
   const auto write = shape.channels_last ? (task.input.silu ? apply<true, true> : apply<true, false>)
                                          : (task.input.silu ? apply<false, true> : apply<false, false>);
 #pragma omp parallel num_threads(task.threads)
   {
-    Block blocks[2];
-#pragma omp for schedule(static)
-    for (std::int64_t unit = 0; unit < units; ++unit)
-      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) gather_moments(task, blocks[n]);
+    share_blocks(shape, false, [&](const Block& block) { gather_moments(task, block); });
 #pragma omp for schedule(static)
     for (std::int64_t n = 0; n < groups; ++n) fold_group(task, n / shape.groups, n % shape.groups);
-#pragma omp for schedule(static)
-    for (std::int64_t unit = 0; unit < units; ++unit)
-      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) write(task, blocks[n]);
+    share_blocks(shape, true, [&](const Block& block) { write(task, block); });
   }
 }
 
@@ -340,7 +356,7 @@ void gather_sums(const GroupNormGradientTask& task, const Block& block) {
     return;
   }
   for_columns(block.columns, [&](auto width, std::int64_t column, int lanes) {
-    constexpr int kV = decltype(width)::vectors == 4 ? 2 : 1;  // the sums of two fit the registers
+    constexpr int kV = decltype(width)::vectors == 1 ? 1 : 2;  // the sums of two fit the registers
     for (std::int64_t first = column; first < column + decltype(width)::vectors * kLanes; first += kV * kLanes) {
       Vector total[kV][3] = {};
       add_rows<3, kV>(block.rows, first, lanes, total, [&](Vector* sums, std::int64_t row, std::int64_t at, int count) {
@@ -416,21 +432,16 @@ void write_gradient(const GroupNormGradientTask& task, const Block& block) {
 
 void backward(const GroupNormGradientTask& task) {
   const GroupNormShape& shape = task.shape;
-  const std::int64_t units = units_of(shape), groups = shape.samples * shape.groups;
+  const std::int64_t groups = shape.samples * shape.groups;
   const auto write = shape.channels_last ? write_gradient<true> : write_gradient<false>;
 #pragma omp parallel num_threads(task.threads)
   {
-    Block blocks[2];
 #pragma omp for schedule(static)
     for (std::int64_t n = 0; n < groups; ++n) prepare_group(task, n / shape.groups, n % shape.groups);
-#pragma omp for schedule(static)
-    for (std::int64_t unit = 0; unit < units; ++unit)
-      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) gather_sums(task, blocks[n]);
+    share_blocks(shape, false, [&](const Block& block) { gather_sums(task, block); });
 #pragma omp for schedule(static)
     for (std::int64_t n = 0; n < groups; ++n) finish_group(task, n / shape.groups, n % shape.groups);
-#pragma omp for schedule(static)
-    for (std::int64_t unit = 0; unit < units; ++unit)
-      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) write(task, blocks[n]);
+    share_blocks(shape, true, [&](const Block& block) { write(task, block); });
   }
 }
 

@@ -5,11 +5,14 @@ And what attention asks of its tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from orthokernels.backends.cpu.kept_memory import KEPT, keeps
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -29,16 +32,20 @@ def empty_volume(
 ) -> Tensor:
     """A new volume like x in batch, dtype and device, and in what is not given.
 
-    With three sides it is no view: autograd lets nobody add in place to a view that an op returned.
+    With three sides it is no view: autograd lets nobody add in place to a view that an op returned. Large ones on a
+    processor lie in memory that is used again.
     """
     channels = x.shape[1] if channels is None else channels
     sides = x.shape[2:] if sides is None else sides
-    if (layout or layout_of(x)) == "channels_first":
-        return x.new_empty((x.shape[0], channels, *sides))
-    if len(sides) != 3:  # PyTorch has no name for the layout
-        return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
     shape = (x.shape[0], channels, *sides)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    last = (layout or layout_of(x)) == "channels_last"
+    if last and len(sides) != 3:  # PyTorch has no name for the layout
+        return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
+    memory_format = torch.channels_last_3d if last else torch.contiguous_format
+    if keeps(x, math.prod(shape) * x.element_size()):
+        stride = torch.empty(shape, device="meta", memory_format=memory_format).stride()
+        return KEPT.empty(shape, x.dtype, stride)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def check_alike(q: Tensor, k: Tensor, v: Tensor) -> None:

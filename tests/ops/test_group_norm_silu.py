@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthokernels.backends.cpu import gains
 from orthokernels.backends.registry import BackendUnavailable
 from orthokernels.ops import group_norm_silu
 from orthokernels.ops.group_norm_silu import reference
@@ -206,14 +205,11 @@ def test_auto_on_a_processor_is_the_native_kernels_where_they_are_faster_and_pla
     assert not torch.equal(group_norm_silu(large, 4), reference(large, 4))  # or the first row would say nothing
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["large pages for who asks", "for everybody, or nobody"])
-def test_auto_takes_a_large_volume_s_norm_alone_where_large_pages_are_ours(alone, monkeypatch):
-    monkeypatch.setattr(gains, "_large_pages_are_ours_alone", lambda: alone)
+def test_auto_takes_a_large_volume_s_norm_alone():
     x = torch.randn(1, 32, 64, 64, 64)
     native = group_norm_silu(x, 4, activation=None, backend="cpu")
-    plain = reference(x, 4, activation=None)
-    assert not torch.equal(native, plain)
-    assert torch.equal(group_norm_silu(x, 4, activation=None), native if alone else plain)
+    assert not torch.equal(native, reference(x, 4, activation=None))
+    assert torch.equal(group_norm_silu(x, 4, activation=None), native)
 
 
 def test_a_backend_that_can_not_says_why(monkeypatch):

@@ -6,20 +6,14 @@ called plainly.
 
 from __future__ import annotations
 
-import functools
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 
 def plain_is_faster_group_norm(x: Tensor, skip: Tensor | None, activation: str | None) -> bool:
-    """Of ``group_norm_silu``: without SiLU no pass over the volume is saved, only a large result may come faster."""
+    """Of ``group_norm_silu``: without SiLU no pass over the volume is saved, but a large result lies in kept memory."""
     elements = x.numel() + (0 if skip is None else skip.numel())
-    if activation is None:
-        return _here(x) and (elements < 2**23 or not _large_pages_are_ours_alone())
-    return _here(x) and elements < 2**20
+    return _here(x) and elements < (2**23 if activation is None else 2**20)
 
 
 def plain_is_faster_doubling(x: Tensor) -> bool:
@@ -54,16 +48,6 @@ def plain_is_faster_pooling(q: Tensor) -> bool:
 def plain_is_faster_attention(q: Tensor) -> bool:
     """Of ``attention3d`` with a bias or a window, by its tokens."""
     return _here(q) and q.shape[3] < 64
-
-
-@functools.cache
-def _large_pages_are_ours_alone() -> bool:
-    """Whether native results get large pages and PyTorch's don't: only who asks gets them, and PyTorch does not ask."""
-    try:
-        asked = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    except OSError:
-        return False
-    return asked and os.environ.get("THP_MEM_ALLOC_ENABLE") != "1"
 
 
 def _here(x: Tensor) -> bool:
