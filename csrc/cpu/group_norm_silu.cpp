@@ -2,7 +2,6 @@
 // does backward, for the sums and for dx.
 #include "cpu/group_norm_silu.h"
 
-#include "cpu/threads.h"
 #include "cpu/vector.h"
 
 namespace orthokernels::cpu::ORTHOKERNELS_ISA {
@@ -43,18 +42,6 @@ int blocks_of(const GroupNormShape& shape, std::int64_t unit, Block (&found)[2])
 
 std::int64_t units_of(const GroupNormShape& shape) {
   return shape.samples * group_norm_blocks(shape) * (shape.channels_last ? 1 : shape.all_channels());
-}
-
-// Calls visit(block) for every block of a thread's share of the units; the last first where `back`, since a pass that
-// begins where the one before it ended finds the most in the caches. All threads of a region come here and wait.
-template <typename Visit>
-void share_blocks(const GroupNormShape& shape, bool back, const Visit& visit) {
-  const std::int64_t units = units_of(shape), thread = thread_number(), threads = thread_count();
-  const std::int64_t first = units * thread / threads, end = units * (thread + 1) / threads;
-  Block blocks[2];
-  for (std::int64_t i = first; i < end; ++i)
-    for (int n = 0, count = blocks_of(shape, back ? first + end - 1 - i : i, blocks); n < count; ++n) visit(blocks[n]);
-#pragma omp barrier
 }
 
 // Where the sums of a sample's channel and block are.
@@ -274,15 +261,20 @@ void apply(const GroupNormTask& task, const Block& block) {
 
 void forward(const GroupNormTask& task) {
   const GroupNormShape& shape = task.shape;
-  const std::int64_t groups = shape.samples * shape.groups;
+  const std::int64_t units = units_of(shape), groups = shape.samples * shape.groups;
   const auto write = shape.channels_last ? (task.input.silu ? apply<true, true> : apply<true, false>)
                                          : (task.input.silu ? apply<false, true> : apply<false, false>);
 #pragma omp parallel num_threads(task.threads)
   {
-    share_blocks(shape, false, [&](const Block& block) { gather_moments(task, block); });
+    Block blocks[2];
+#pragma omp for schedule(static)
+    for (std::int64_t unit = 0; unit < units; ++unit)
+      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) gather_moments(task, blocks[n]);
 #pragma omp for schedule(static)
     for (std::int64_t n = 0; n < groups; ++n) fold_group(task, n / shape.groups, n % shape.groups);
-    share_blocks(shape, true, [&](const Block& block) { write(task, block); });
+#pragma omp for schedule(static)
+    for (std::int64_t unit = 0; unit < units; ++unit)
+      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) write(task, blocks[n]);
   }
 }
 
@@ -432,16 +424,21 @@ void write_gradient(const GroupNormGradientTask& task, const Block& block) {
 
 void backward(const GroupNormGradientTask& task) {
   const GroupNormShape& shape = task.shape;
-  const std::int64_t groups = shape.samples * shape.groups;
+  const std::int64_t units = units_of(shape), groups = shape.samples * shape.groups;
   const auto write = shape.channels_last ? write_gradient<true> : write_gradient<false>;
 #pragma omp parallel num_threads(task.threads)
   {
+    Block blocks[2];
 #pragma omp for schedule(static)
     for (std::int64_t n = 0; n < groups; ++n) prepare_group(task, n / shape.groups, n % shape.groups);
-    share_blocks(shape, false, [&](const Block& block) { gather_sums(task, block); });
+#pragma omp for schedule(static)
+    for (std::int64_t unit = 0; unit < units; ++unit)
+      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) gather_sums(task, blocks[n]);
 #pragma omp for schedule(static)
     for (std::int64_t n = 0; n < groups; ++n) finish_group(task, n / shape.groups, n % shape.groups);
-    share_blocks(shape, true, [&](const Block& block) { write(task, block); });
+#pragma omp for schedule(static)
+    for (std::int64_t unit = 0; unit < units; ++unit)
+      for (int n = 0, count = blocks_of(shape, unit, blocks); n < count; ++n) write(task, blocks[n]);
   }
 }
 

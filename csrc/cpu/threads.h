@@ -1,4 +1,4 @@
-// Which of a parallel region's threads runs, and of how many.
+// Which of a parallel region's threads runs.
 #pragma once
 
 #if defined(_OPENMP)
@@ -12,14 +12,6 @@ static inline int thread_number() {
   return omp_get_thread_num();
 #else
   return 0;
-#endif
-}
-
-static inline int thread_count() {
-#if defined(_OPENMP)
-  return omp_get_num_threads();
-#else
-  return 1;
 #endif
 }
 
