@@ -86,9 +86,9 @@ def test_threads_never_share_a_result(kept):
     wrong = []
 
     def fill(number: float) -> None:
-        for _ in range(20):
+        for _ in range(5):
             own = [empty_volume(volume()).fill_(number) for _ in range(2)]
-            wrong.extend(own[n].flatten()[::4096].ne(number).sum().item() for n in range(2))
+            wrong.extend(each[:, ::8, ::4, ::16, ::16].ne(number).sum().item() for each in own)
 
     threads = [threading.Thread(target=fill, args=(float(number),)) for number in range(3)]
     for thread in threads:
