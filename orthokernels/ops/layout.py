@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from orthokernels.backends.cpu.kept_memory import KEPT, keeps
+from orthokernels.backends.cpu.kept_memory import KEPT
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -42,9 +42,8 @@ def empty_volume(
     if last and len(sides) != 3:  # PyTorch has no name for the layout
         return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
     memory_format = torch.channels_last_3d if last else torch.contiguous_format
-    if keeps(x, math.prod(shape) * x.element_size()):
-        stride = torch.empty(shape, device="meta", memory_format=memory_format).stride()
-        return KEPT.empty(shape, x.dtype, stride)
+    if KEPT.takes(x, math.prod(shape) * x.element_size()):
+        return KEPT.empty(shape, x.dtype, memory_format)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.cpu import kept_memory
-from orthokernels.backends.cpu.kept_memory import LEAST_BYTES, KeptMemory
+from orthokernels.backends.cpu.kept_memory import KEPT, LEAST_BYTES, KeptMemory
 from orthokernels.ops import layout
 from orthokernels.ops.layout import empty_volume
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
@@ -26,8 +26,7 @@ LEAST_CHANNELS = LEAST_BYTES // (4 * 16 * 64 * 64)
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> KeptMemory:
     own = KeptMemory(8 * LEAST_BYTES)
-    for module in (kept_memory, layout):
-        monkeypatch.setattr(module, "KEPT", own)
+    monkeypatch.setattr(layout, "KEPT", own)
     return own
 
 
@@ -116,19 +115,24 @@ def test_a_failed_allocation_gives_back_what_is_kept_first(kept, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_waits_for_no_thread_of_its_parent(kept):
-    made = empty_volume(volume())
-    del made
-    with kept._lock:
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    with KEPT._lock:
         child = os.fork()
         if child == 0:
-            os._exit(kept.empty((1,), torch.float32, (1,)).numel() - 1)
+            os._exit(KEPT.empty((1,), torch.float32, torch.contiguous_format).numel() - 1)
     deadline = time.monotonic() + 30
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.01)
     if ended == (0, 0):
         os.kill(child, signal.SIGKILL)
     assert ended == (child, 0)
+
+
+def test_a_default_device_elsewhere_changes_nothing(kept):
+    x = volume()
+    with torch.device("meta"):
+        made = empty_volume(x)
+    assert (made.device.type, made.shape) == ("cpu", x.shape)
 
 
 def test_gradients_are_those_of_fresh_memory(kept):
@@ -139,6 +143,8 @@ def test_gradients_are_those_of_fresh_memory(kept):
         y += 1  # in place, since it is no view
         (y * y).sum().backward()
         found = x.grad
+        del y
+        assert kept.bytes >= LEAST_BYTES  # it lay there
     again = x.detach().requires_grad_()
     (upsample2x_trilinear(again, backend="torch") + 1).square().sum().backward()
     torch.testing.assert_close(found, again.grad, rtol=1e-4, atol=1e-4)  # sums of a few dozen products, float32

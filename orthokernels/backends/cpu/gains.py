@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from orthokernels.backends.cpu.kept_memory import LEAST_BYTES
+
 
 def plain_is_faster_group_norm(x: Tensor, skip: Tensor | None, activation: str | None) -> bool:
     """Of ``group_norm_silu``: without SiLU no pass over the volume is saved, but a large result lies in kept memory."""
     elements = x.numel() + (0 if skip is None else skip.numel())
-    return _here(x) and elements < (2**23 if activation is None else 2**20)
+    return _here(x) and elements < (LEAST_BYTES // 4 if activation is None else 2**20)
 
 
 def plain_is_faster_doubling(x: Tensor) -> bool:

@@ -1,10 +1,10 @@
 """Memory of large results, kept for the next one.
 
-The C library takes what is above 32 MiB from the system and gives it back as soon as nobody holds it. Memory that a
-process never had comes a page at a time: 256 MiB can take longer than the op that fills them (bench/NOTES.md, Fresh
-memory). So results of that size lie in memory of our own: the last tensor that holds it returns it, and the next result
-of the same size gets it. At most ORTHOKERNELS_KEPT_MB are kept, 1,024 unless the environment says otherwise; 0 keeps
-nothing.
+The C library takes what is above 32 MiB from the system as a rule, and gives it back as soon as nobody holds it. Memory
+that a process never had comes a page at a time: 256 MiB can take longer than the op that fills them (bench/NOTES.md,
+Fresh memory). So results of that size lie in memory of our own: the last tensor that holds it returns it, and the next
+result of the same size gets it. At most ORTHOKERNELS_KEPT_MB are kept, 1,024 unless the environment says otherwise; 0
+keeps nothing.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ class KeptMemory:
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self._begin()
-        if hasattr(os, "register_at_fork"):  # another thread may hold the lock then, and is not in the child
-            os.register_at_fork(after_in_child=self._begin)
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """With nothing free; what is lent comes back here all the same."""
         self._free: list[Buffer] = []
         self._lock = threading.Lock()
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int]) -> Tensor:
+    def takes(self, x: Tensor, bytes_of_result: int) -> bool:
+        """Whether a result beside x is to lie here; a traced or wrapped tensor has no memory."""
+        return type(x) is Tensor and x.device.type == "cpu" and LEAST_BYTES <= bytes_of_result <= self.most_bytes
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
         """A tensor that is no view, with anything in it.
 
         Raises:
@@ -58,7 +61,8 @@ class KeptMemory:
         lent = buffer[:]  # an object of its own: it ends with the tensors that share it
         weakref.finalize(lent, self._take_back, buffer).atexit = False
         storage = torch.from_numpy(lent).untyped_storage()
-        return torch.empty(0, dtype=dtype).set_(storage, 0, torch.Size(shape), tuple(stride))
+        stride = torch.empty(shape, device="meta", memory_format=memory_format).stride()
+        return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), stride)
 
     @property
     def bytes(self) -> int:
@@ -106,8 +110,5 @@ def _most_bytes() -> int:
 
 
 KEPT = KeptMemory(_most_bytes())
-
-
-def keeps(x: Tensor, bytes_of_result: int) -> bool:
-    """Whether a result beside x lies in kept memory; a traced or wrapped tensor has none."""
-    return type(x) is Tensor and x.device.type == "cpu" and LEAST_BYTES <= bytes_of_result <= KEPT.most_bytes
+if hasattr(os, "register_at_fork"):  # another thread may hold the lock then, and is not in the child
+    os.register_at_fork(after_in_child=KEPT.begin)
