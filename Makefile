@@ -12,6 +12,7 @@ SBOM ?= build/sbom.json
 BIN = $(VENV)/bin
 WEIGHTS = orthokernels/models/demo
 JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 .PHONY: demo edge-demo sbom test lint types clean
 
@@ -41,8 +42,8 @@ sbom: $(VENV)/installed
 
 # Training forks its data loaders, and OpenVINO (2026.4), once loaded, can end a process at a fork: they do not meet.
 test: $(VENV)/installed lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 --ignore=tests/training
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 tests/training
+	$(PYTEST) --ignore=tests/training
+	$(PYTEST) tests/training
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
