@@ -99,8 +99,8 @@ def keep_freed_memory() -> None:
     """Have malloc keep what is freed, up to results of 32 MiB: the state that a process that runs for long ends in.
 
     By itself glibc comes to it step by step, and gives the heap's end back in between: who asks next meets memory that
-    the process never had, which takes longer to come than some ops. Larger results of PyTorch's always do; ours lie in
-    memory that is used again (``backends/cpu/kept_memory.py``). Other systems' malloc is left as it is.
+    the process never had, which takes longer to come than some ops. Larger results of PyTorch's do as a rule;
+    ours lie in memory that is used again (``backends/cpu/kept_memory.py``). Other systems' malloc is left as it is.
     """
     option = getattr(ctypes.CDLL(None), "mallopt", None)
     if option is not None:
