@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -408,15 +409,15 @@ def test_monai_s_attention_is_left_where_it_does_more():
     torch.testing.assert_close((model(x), model(x, mask)), want, rtol=1e-5, atol=1e-6)
 
 
-def test_fifty_steps_of_sampling_stay_with_eager():
-    # Of every kind of block the fewest: interpreted kernels take a minute all the same.
+def test_sampling_stays_with_eager():
+    # Of every kind of block the fewest: a step of interpreted kernels takes a second all the same.
     model = randomised(UNet(base_channels=4, channel_mults=(1,), groups=2, attention_rates=())).eval()
     x = volume(1, 1, 2, 4, 4)
 
     @torch.no_grad()
-    def sampled(dtype: torch.dtype) -> Tensor:
+    def sampled(steps: int, dtype: torch.dtype) -> Tensor:
         scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
-        scheduler.set_timesteps(50)
+        scheduler.set_timesteps(steps)
         moving = x
         for timestep in scheduler.timesteps:
             output = model.to(dtype)(moving.to(dtype), timestep.expand(1))
@@ -427,17 +428,17 @@ def test_fifty_steps_of_sampling_stay_with_eager():
     def psnr(found: Tensor, want: Tensor) -> float:
         return float(10 * torch.log10((want.max() - want.min()) ** 2 / (found - want).square().mean()))
 
-    eager = sampled(torch.float32)
+    steps = {"torch": 50, "triton": 10} | ({"cpu": 50} if importlib.util.find_spec("orthokernels._native") else {})
+    eager = {own: sampled(own, torch.float32) for own in {*steps.values()}}
     figures = {}
-    for backend in ("torch", "triton"):
+    for backend, own in steps.items():
         accelerate(model, backend=backend)
-        figures[backend] = psnr(sampled(torch.float32), eager)
+        figures[backend] = psnr(sampled(own, torch.float32), eager[own])
     accelerate(model, backend="torch")  # the interpreter's bfloat16 is not a GPU's
-    figures["bfloat16"] = psnr(sampled(torch.bfloat16), eager)
-    print({name: f"{figure:.1f} dB" for name, figure in figures.items()})
-    assert figures["torch"] > 60
-    assert figures["triton"] > 60
-    assert figures["bfloat16"] > 20
+    half = psnr(sampled(50, torch.bfloat16), eager[50])
+    print({name: f"{figure:.1f} dB" for name, figure in {**figures, "bfloat16": half}.items()})
+    assert min(figures.values()) > 60
+    assert half > 20
 
 
 @pytest.mark.parametrize("first", ["compile", "accelerate"])

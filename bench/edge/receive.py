@@ -3,11 +3,13 @@
     python -m orthokernels.bench.edge.receive [--out FILE]
 
 The sender's own time counts, as a scanner would see it; every image is on disk and in the database when it ends. Beside
-it stands a plain disk: writing the same bytes, synced one by one, with nothing else.
+it stand a plain disk, which writes the same bytes, file and folder synced one by one, with nothing else; and the intake
+alone, which also syncs a row for each, with neither sender nor network.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import statistics
@@ -26,8 +28,9 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.dcmtk import program
 from orthokernels.edge.durable import write_durably
-from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.intake import Arrival, Intake
 from orthokernels.edge.receive.open_studies import OpenStudies
+from orthokernels.edge.receive.part10 import read_meta
 from orthokernels.edge.receive.scp import Receiver
 from orthokernels.edge.store import Store
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -51,6 +54,7 @@ def main(
         facts["megabytes"] = round(sum(path.stat().st_size for path in series.iterdir()) / 1e6, 1)
         facts["held_to_seconds"] = HELD_TO_SECONDS
         facts["disk_alone"] = _told([_disk_alone(series, Path(folder, f"disk{n}")) for n in range(rounds)])
+        facts["intake_alone"] = _told([_intake_alone(series, Path(folder, f"intake{n}")) for n in range(rounds)])
         for name, environment in (("no_delay", {"TCP_NODELAY": "1"}), ("delay", {})):
             runs = [_received(series, Path(folder, f"{name}{n}"), port, environment) for n in range(rounds + 1)]
             facts[name] = _told(runs[1:])
@@ -89,14 +93,34 @@ def _disk_alone(series: Path, target: Path) -> float:
     return time.perf_counter() - started
 
 
-def _received(series: Path, data: Path, port: int, environment: dict[str, str]) -> float:
-    config = Config.model_validate(
+def _intake_alone(series: Path, data: Path) -> float:
+    arrivals = []
+    for path in sorted(series.iterdir()):
+        with path.open("rb") as file:
+            syntax = read_meta(file).syntax
+            arrivals.append(Arrival(io.BytesIO(file.read()), syntax, source="MR1", priority=2))
+    database = Database(data)
+    intake = Intake(_config(data), Store(database))
+    started = time.perf_counter()
+    for arrival in arrivals:
+        intake.take(arrival)
+    seconds = time.perf_counter() - started
+    database.close()
+    return seconds
+
+
+def _config(data: Path, port: int = 1) -> Config:
+    return Config.model_validate(
         {
             "appliance": {"data": data},
             "receive": {"port": port, "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]},
             "disk": {"keep_free_bytes": 0, "refuse_above": 1.0},
         }
     )
+
+
+def _received(series: Path, data: Path, port: int, environment: dict[str, str]) -> float:
+    config = _config(data, port)
     with _receiving(config):
         started = time.perf_counter()
         subprocess.run(
