@@ -11,14 +11,15 @@ from typing import Any
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, load_encoder, load_module
-from orthokernels.models.weights_folder import Card, Settings, load_settings
+from orthokernels.models.weights_folder import Card, Settings, load_card, load_settings
+from orthokernels.tasks import PLANES
 
 
 def start_from(weights: Path, out: Path) -> None:
     """Make ``out`` hold what ``weights`` holds, unless it is the same folder; files that ``out`` has stay.
 
     Raises:
-        InputError: ``weights`` is no weights folder, or ``out`` can not be written.
+        InputError: ``weights`` is no weights folder, or ``out`` can not be written or holds another denoiser.
     """
     if not weights.is_dir():
         raise InputError(f"--weights {weights}: no such folder. Pre-train first: orthokernels train pretrain.")
@@ -26,11 +27,23 @@ def start_from(weights: Path, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if out.resolve() == weights.resolve():
             return
+        _check_same_denoisers(weights, out)
         for path in sorted(weights.iterdir()):
             if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
                 shutil.copy2(path, out / path.name)
     except OSError as error:
         raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+
+
+def _check_same_denoisers(weights: Path, out: Path) -> None:
+    """Refuse an ``out`` whose denoisers would stay, so that ``weights`` would not be what is trained on."""
+    for plane in PLANES:
+        paths = [folder / f"{plane}.safetensors" for folder in (weights, out)]
+        if all(path.is_file() for path in paths) and len({load_card(path, ("unet",)).digest for path in paths}) > 1:
+            raise InputError(
+                f"--out {out}: its {plane} denoiser is another than that of --weights {weights}. Choose a new --out, "
+                f"or train on {out} itself: --weights {out}."
+            )
 
 
 def load_denoiser(folder: Path, plane: str) -> tuple[UNet, Card]:

@@ -1,0 +1,36 @@
+"""The weights folder that training reads and adds to: whose denoisers it holds, and whose heads."""
+
+from __future__ import annotations
+
+import pytest
+
+from orthokernels.errors import InputError
+from orthokernels.models.weights_folder import load_card
+from orthokernels.training.weights_folder import start_from
+from tests.training.toy import NETWORK, write_weights
+
+WIDER = {**NETWORK, "base_channels": 12}
+
+
+def digest(folder, plane):
+    return load_card(folder / f"{plane}.safetensors", ("unet",)).digest
+
+
+def test_out_with_another_denoiser_is_refused_and_left_as_it_is(tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal", "axial"))
+    out = write_weights(tmp_path / "out", planes=("axial",), network=WIDER)
+    before = digest(out, "axial")
+    with pytest.raises(InputError, match=r"out: its axial denoiser is another than that of --weights .*weights\."):
+        start_from(weights, out)
+    assert digest(out, "axial") == before
+    assert not (out / "sagittal.safetensors").exists()
+
+
+def test_out_that_began_with_these_weights_is_taken_up(tmp_path):
+    weights, out = write_weights(tmp_path / "weights"), tmp_path / "out"
+    start_from(weights, out)
+    (out / "weights.json").write_text('{"name": "kept"}')
+    (out / "sagittal.safetensors").unlink()
+    start_from(weights, out)
+    assert digest(out, "sagittal") == digest(weights, "sagittal")
+    assert (out / "weights.json").read_text() == '{"name": "kept"}'
