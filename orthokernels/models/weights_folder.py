@@ -18,7 +18,7 @@ Tensors may be stored in half precision; they are float32 once loaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ from orthokernels.folders import cache_folder
 from orthokernels.tasks import PLANES
 
 PUBLISHED_TIMESTEP, PUBLISHED_BLOCK = 100, "mid_2"
+SEGMENTATION = ("segmentation", "segmentation.encoder")  # files behind the plane's name, and names in an origin
 FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuning changes; time_embed stays
 
 
@@ -169,6 +170,27 @@ def check_structures(folder: Path, plane: str, pooling: str | None, *, segments:
             f"{folder}: the {plane} pooling reads the structures that the segmentation finds, and there is no "
             f"{plane}.segmentation.safetensors. Fetch or train the weights again."
         )
+
+
+def check_origins(folder: Path, plane: str, cards: Mapping[str, Card]) -> None:
+    """Refuse a module of a plane that was trained on other modules than lie beside it now, as far as its card says.
+
+    Args:
+        cards: of modules by the stems of their files, with all of the plane's among them.
+    """
+    beside = {f"{plane}.{part}".removesuffix(".denoiser"): part for part in ("denoiser", *SEGMENTATION)}
+    for stem, card in cards.items():
+        for read, part in beside.items():
+            if stem.split(".")[0] == plane and card.origin.get(part) not in (None, origin_of(cards.get(read))):
+                raise InputError(
+                    f"{folder / stem}.safetensors: was trained on another {part.replace('.', ' ')} than the one beside "
+                    "it. Train it again on this one (orthokernels train), or take the whole folder it came from."
+                )
+
+
+def origin_of(card: Card | None) -> str:
+    """How the origin of a module's card names another that it was trained on: by digest, "none" where there is none."""
+    return "none" if card is None else card.digest
 
 
 def no_denoiser(folder: Path, planes: Iterable[str]) -> InputError:

@@ -113,7 +113,9 @@ def train_plane(
             told(done, total, {})
 
         if config.pooling == "structures":
-            heads = _on_structures(stage, _with_segmentation(stage, out, settings), tell)
+            segmenting, read = _with_segmentation(stage, out, settings)
+            origin |= read
+            heads = _on_structures(stage, segmenting, tell)
         else:
             heads = _on_maps(stage, made, tell)
     return PlaneResult(heads.classifier, heads.arguments, origin, point, heads.train, heads.validate)
@@ -180,15 +182,15 @@ def _regional(
     )  # fmt: skip
 
 
-def _with_segmentation(stage: _Stage, out: Path, settings: Settings) -> PlaneWeights:
-    """The plane as the pipeline will run it, with a pooling that makes all numbers."""
+def _with_segmentation(stage: _Stage, out: Path, settings: Settings) -> tuple[PlaneWeights, dict[str, str]]:
+    """The plane as the pipeline will run it, with a pooling that makes all numbers; and the segmentation's origin."""
     denoiser, _ = load_denoiser(out, stage.plane)
-    weights = load_segmentation(out, stage.plane, denoiser, settings)
+    weights, read = load_segmentation(out, stage.plane, denoiser, settings)
     weights.timestep, weights.block = stage.point.timestep, stage.point.block
     weights.encoder = stage.unet if stage.config.start == "segmentation" else None
     assert weights.segmentation is not None
     weights.pooling = StructurePool(**stage.grid(), kept=1, classes=weights.segmentation.classes)
-    return weights
+    return weights, read
 
 
 def _on_structures(stage: _Stage, weights: PlaneWeights, tell: Tell) -> _Heads:

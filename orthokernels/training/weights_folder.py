@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, load_encoder, load_module
-from orthokernels.models.weights_folder import Card, Settings, load_card, load_settings
+from orthokernels.models.weights_folder import (
+    SEGMENTATION,
+    Card,
+    Settings,
+    check_origins,
+    load_card,
+    load_settings,
+    origin_of,
+)
 from orthokernels.tasks import PLANES
 
 
@@ -62,7 +70,7 @@ def load_segmentation_encoder(folder: Path, plane: str, denoiser: UNet) -> tuple
     """A copy of a plane's denoiser with the encoder and middle that were fine-tuned for segmentation.
 
     Raises:
-        InputError: the folder has none, or its file is damaged.
+        InputError: the folder has none, or its file is damaged or was trained on another denoiser.
     """
     path = folder / f"{plane}.segmentation.encoder.safetensors"
     if not path.is_file():
@@ -70,14 +78,21 @@ def load_segmentation_encoder(folder: Path, plane: str, denoiser: UNet) -> tuple
             f"{folder}: has no {plane} encoder that was fine-tuned for segmentation. Make it with orthokernels train "
             "segment and an encoder_rate above 0, or set start=denoiser."
         )
-    return load_encoder(path, denoiser)
+    encoder, card = load_encoder(path, denoiser)
+    _check_origins(folder, plane, {path.stem: card})
+    return encoder, card
 
 
-def load_segmentation(folder: Path, plane: str, denoiser: UNet, settings: Settings) -> PlaneWeights:
+def load_segmentation(
+    folder: Path, plane: str, denoiser: UNet, settings: Settings
+) -> tuple[PlaneWeights, dict[str, str]]:
     """A plane's denoiser with its segmentation head, and the head's own encoder where there is one.
 
+    Returns:
+        The weights, and what a card's origin says of them.
+
     Raises:
-        InputError: the folder has no such head, or a file is damaged.
+        InputError: the folder has no such head, a file is damaged, or was trained on another denoiser.
     """
     path = folder / f"{plane}.segmentation.safetensors"
     if not path.is_file():
@@ -85,14 +100,25 @@ def load_segmentation(folder: Path, plane: str, denoiser: UNet, settings: Settin
             f"{folder}: has no {plane} segmentation head, which pooling = structures reads. Make it with orthokernels "
             "train segment, or set another pooling."
         )
-    head: Any = load_module(path, None)[0]
-    encoder = folder / f"{plane}.segmentation.encoder.safetensors"
-    return PlaneWeights(
+    cards: dict[str, Card] = {}
+    head: Any
+    head, cards[path.stem] = load_module(path, None)
+    encoder, own = folder / f"{plane}.segmentation.encoder.safetensors", None
+    if encoder.is_file():
+        own, cards[encoder.stem] = load_encoder(encoder, denoiser)
+    _check_origins(folder, plane, cards)
+    found = PlaneWeights(
         denoiser,
         segmentation=head,
         segmentation_point=settings.point("segmentation", plane),
-        segmentation_encoder=load_encoder(encoder, denoiser)[0] if encoder.is_file() else None,
+        segmentation_encoder=own,
     )
+    return found, {part: origin_of(cards.get(f"{plane}.{part}")) for part in SEGMENTATION}
+
+
+def _check_origins(folder: Path, plane: str, cards: Mapping[str, Card]) -> None:
+    """Refuse what was fine-tuned or trained for segmentation on another denoiser than the folder's."""
+    check_origins(folder, plane, {plane: load_card(folder / f"{plane}.safetensors", ("unet",)), **cards})
 
 
 def need_denoisers(folder: Path, planes: Sequence[str]) -> None:

@@ -223,6 +223,14 @@ def test_a_folder_that_is_damaged_is_refused_with_the_reason(folder, tmp_path):
     refused(
         "5 heads do not divide 32 channels", lambda own: altered(own / pooling, arguments={"channels": 32, "heads": 5})
     )
+    refused(
+        r"axial\.segmentation\.safetensors: was trained on another denoiser",
+        lambda own: altered(own / head, origin={"denoiser": "0" * 64}),
+    )
+    refused(
+        r"axial\.knee\.pooling\.safetensors: was trained on another segmentation",
+        lambda own: altered(own / pooling, origin={"segmentation": "0" * 64}),
+    )
     refused("mid_9", lambda own: (own / "weights.json").write_text('{"size": 32, "block": {"axial": "mid_9"}}'))
     refused(
         "timestep 1000 of the axial plane; allowed are 0 to 999",

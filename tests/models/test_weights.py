@@ -252,6 +252,33 @@ def test_encoder_of_another_network_is_refused(tmp_path):
         load_weights(str(tmp_path))
 
 
+def test_a_module_that_was_trained_on_another_one_is_refused(tmp_path):
+    small_folder(tmp_path)
+    denoiser, encoder = (
+        json.loads((tmp_path / f"axial{name}.json").read_text())["digest"] for name in ("", ".segmentation.encoder")
+    )
+    arguments = {"arguments": {"channels": 32}, "plane": "axial", "joint": "knee"}
+    pooling = tmp_path / "axial.knee.pooling.safetensors"
+
+    def save(**origin):
+        save_module(POOLINGS["none"](32), pooling, "none", origin=origin, **arguments)
+
+    whole = {"denoiser": denoiser, "segmentation": "none", "segmentation.encoder": encoder}
+    for read in ({}, {"denoiser": denoiser}, whole):
+        save(**read)
+        assert load_weights(str(tmp_path)).planes["axial"].pooling is not None
+    for part, named in (("denoiser", "denoiser"), ("segmentation.encoder", "segmentation encoder")):
+        save(**{**whole, part: "0" * 64})
+        with pytest.raises(
+            InputError, match=rf"axial\.knee\.pooling\.safetensors: was trained on another {named} than"
+        ):
+            load_weights(str(tmp_path))
+    save(**whole)
+    (tmp_path / "axial.segmentation.encoder.safetensors").unlink()
+    with pytest.raises(InputError, match="was trained on another segmentation encoder than the one beside it"):
+        load_weights(str(tmp_path))
+
+
 def test_settings_say_size_notice_and_the_point_of_each_task(tmp_path):
     points = {"segmentation": {"axial": FeaturePoint(timestep=30, block="mid_0")}}
     small_folder(tmp_path, Settings(size=64, notice="Made for a test.", points=points))

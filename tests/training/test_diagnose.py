@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,13 @@ def test_structure_heads_score_as_the_pipeline_will(tmp_path, cache):
     scored = study_findings(outputs, found)
     area = np.nanmean([auroc(scored.truth[:, n], scored.single["sagittal"][:, n]) or np.nan for n in range(8)])
     assert area == pytest.approx(report["planes"]["sagittal"]["macro_auroc"], abs=1e-6)
+    # Another segmentation beside the old heads: they would read what they were not trained on.
+    shutil.copytree(weights, tmp_path / "other")
+    segment(
+        studies, tmp_path / "other", tmp_path / "other", trained.model_copy(update={"encoder_rate": 0}), resume=False
+    )
+    with pytest.raises(InputError, match=r"knee\.pooling\.safetensors: was trained on another segmentation"):
+        load_weights(str(tmp_path / "other"), "knee")
     (weights / "sagittal.segmentation.safetensors").unlink()
     with pytest.raises(InputError, match="the sagittal pooling reads the structures"):
         load_weights(str(weights), "knee")

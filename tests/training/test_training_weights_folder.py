@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from orthokernels.errors import InputError
-from orthokernels.models.weights_folder import load_card
-from orthokernels.training.weights_folder import start_from
+from orthokernels.models.orthodiffusion import MultiscaleSegmentationHead
+from orthokernels.models.orthodiffusion.weights import save_encoder, save_module
+from orthokernels.models.weights_folder import Settings, load_card
+from orthokernels.training.weights_folder import (
+    load_denoiser,
+    load_segmentation,
+    load_segmentation_encoder,
+    start_from,
+)
 from tests.training.toy import NETWORK, write_weights
 
 WIDER = {**NETWORK, "base_channels": 12}
@@ -34,3 +41,24 @@ def test_out_that_began_with_these_weights_is_taken_up(tmp_path):
     start_from(weights, out)
     assert digest(out, "sagittal") == digest(weights, "sagittal")
     assert (out / "weights.json").read_text() == '{"name": "kept"}'
+
+
+def test_a_segmentation_of_another_denoiser_is_not_built_on(tmp_path):
+    folder = write_weights(tmp_path / "weights", planes=("axial",))
+    denoiser, card = load_denoiser(folder, "axial")
+    head = {"widths": (8, 16, 16, 16), "classes": 12, "patch": (1, 2, 2)}
+
+    def save(digest):
+        facts = {"plane": "axial", "origin": {"denoiser": digest}}
+        path = folder / "axial.segmentation.safetensors"
+        save_module(MultiscaleSegmentationHead(**head), path, "multiscale_segmentation_head", arguments=head, **facts)
+        return save_encoder(denoiser, folder / "axial.segmentation.encoder.safetensors", **facts).digest
+
+    encoder = save(card.digest)
+    _, read = load_segmentation(folder, "axial", denoiser, Settings())
+    assert read["segmentation.encoder"] == encoder
+    save("0" * 64)
+    with pytest.raises(InputError, match=r"axial\.segmentation\.safetensors: was trained on another denoiser"):
+        load_segmentation(folder, "axial", denoiser, Settings())
+    with pytest.raises(InputError, match=r"encoder\.safetensors: was trained on another denoiser than the one beside"):
+        load_segmentation_encoder(folder, "axial", denoiser)

@@ -24,6 +24,7 @@ from orthokernels.models.weights_folder import (
     FINE_TUNED,
     Card,
     FeaturePoint,
+    check_origins,
     check_structures,
     load_card,
     load_settings,
@@ -67,8 +68,8 @@ class _Reading:
     def __init__(self, folder: Path, joint: str, engine: Engine, digest: str | None) -> None:
         self.folder, self.joint, self.engine, self.digest = folder, joint, engine, digest
         self.settings = load_settings(folder)
-        self.cards: list[Card] = []
-        self.tensors: dict[str, Tensors] = {}  # by the stems of their files
+        self.cards: dict[str, Card] = {}  # by the stems of their files, as the tensors
+        self.tensors: dict[str, Tensors] = {}
 
     def model(self, planes: Sequence[str]) -> NativeModel:
         found = {plane: self._plane(plane) for plane in planes if self._path(plane).is_file()}
@@ -80,12 +81,12 @@ class _Reading:
         late_fusion = None
         if kind is not None:
             with _fitting(self._path(patients)):
-                late_fusion = LateFusionCard.of(self.cards[-1])
+                late_fusion = LateFusionCard.of(self.cards[patients])
         settings = self.settings
         return NativeModel(
             name=settings.name if settings.name != "unnamed" else str(self.folder),
             digest=self.digest or self._digest(),
-            trained=all(card.trained for card in self.cards), notice=settings.notice, joint=self.joint,
+            trained=all(card.trained for card in self.cards.values()), notice=settings.notice, joint=self.joint,
             size=settings.size, thresholds=settings.thresholds.get(self.joint, {}), planes=found,
             fusion_name=fusion_name, fusion=fusion, late_fusion=late_fusion, late_fusion_state=late_fusion_state,
         )  # fmt: skip
@@ -109,6 +110,7 @@ class _Reading:
         encoder = self._encoder(f"{plane}.{self.joint}.encoder", plane, denoiser)
         if pooling is not None or segmentation is None:
             diagnosing = Task(encoder, point.timestep, (point.block,))
+        check_origins(self.folder, plane, self.cards)
         own = NativePlane(
             self.engine, point.timestep, point.block, segmenting, diagnosing, segmentation, pooling, head
         )  # fmt: skip
@@ -127,7 +129,7 @@ class _Reading:
         state, card = load_tensors(path, known, check=self.digest is None)
         with _fitting(path):
             made = make(card.module, state, card.arguments)
-        self.cards.append(card)
+        self.cards[stem] = card
         self.tensors[stem] = state
         return made, card.module
 
@@ -141,7 +143,7 @@ class _Reading:
         expected = {name: tensor.shape for name, tensor in own.items() if name.startswith(FINE_TUNED)}
         if {name: tensor.shape for name, tensor in tuned.items()} != expected:
             raise not_its_encoder(path)
-        self.cards.append(card)
+        self.cards[stem] = card
         self.tensors[stem] = {**own, **tuned}
         return Network(self.tensors[stem], denoiser.arguments, self.engine)
 

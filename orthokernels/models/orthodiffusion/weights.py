@@ -32,6 +32,7 @@ from orthokernels.models.weights_folder import (
     FeaturePoint,
     Settings,
     check_digest,
+    check_origins,
     check_structures,
     digest_of_bytes,
     folder_of,
@@ -190,6 +191,7 @@ def _load_late_fusion(path: Path, cards: list[Card]) -> tuple[LateFusion | None,
 
 def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards: list[Card]) -> PlaneWeights:
     """One plane's modules; the card of each file is added to ``cards``."""
+    found: dict[str, Card] = {}
 
     def load(stem: str, kind: str | None) -> nn.Module | None:
         path = folder / f"{stem}.safetensors"
@@ -198,7 +200,7 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
         module, card = load_encoder(path, denoiser) if kind == "unet_encoder" else load_module(path, kind)
         if card.joint not in (None, joint):
             return None  # a segmentation of another joint's structures
-        cards.append(card)
+        found[stem] = card
         return module
 
     denoiser: Any = load(plane, "unet")
@@ -212,6 +214,8 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
     }
     kind = "structures" if isinstance(own["pooling"], StructurePool) else None
     check_structures(folder, plane, kind, segments=own["segmentation"] is not None)
+    check_origins(folder, plane, found)
+    cards.extend(found.values())
     return PlaneWeights(
         denoiser, point.timestep, point.block, segmentation_point=settings.point("segmentation", plane), **own
     )
