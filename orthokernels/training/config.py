@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -206,6 +206,23 @@ def load_config(model: type[Model], file: Path | None = None, overrides: Sequenc
     except ValidationError as error:
         where = f"{file}: " if file is not None else ""
         raise InputError(where + "; ".join(_told(model, e) for e in error.errors()) + ".") from error
+
+
+def named(section: BaseModel, **which: set[str]) -> dict[str, Any]:
+    """Settings as plain values under their dotted names, for a run's identity.
+
+    Args:
+        which: "include" or "exclude", names of the section's own.
+    """
+
+    def below(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, dict):
+            yield name, value
+            return
+        for key, own in value.items():
+            yield from below(f"{name}.{key}" if name else key, own)
+
+    return dict(below("", section.model_dump(mode="json", **which)))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.weights_folder import FeaturePoint, load_settings
+from orthokernels.models.weights_folder import FeaturePoint
 from orthokernels.training.baselines import resnet18, unet3d
 from orthokernels.training.config_heads import LabelsConfig, SegmentConfig
 from orthokernels.training.curves import progress
@@ -33,17 +34,21 @@ def train_and_score(
     weights: Path,
     config: LabelsConfig,
     folder: Path,
+    identity: Mapping[str, Any],
     processes: Processes,
     silent: bool,
 ) -> list[list[Any]]:
     """Train on ``selection.train``, score on ``selection.validate`` (the test set).
 
+    Args:
+        config: with the point at which features are taken.
+        folder: of the run, whose checkpoints are taken up where ``identity`` is theirs.
+
     Returns:
         Dice of each series and structure (None where neither map has it), or probability of each series and label.
     """
-    settings = load_settings(weights)
-    task_name = "segmentation" if config.task == "segmentation" else config.data.joint
-    point = config.point or settings.point(task_name, config.plane)
+    point = config.point
+    assert point is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, scale = _network(method, weights, point, config, seed)
@@ -61,7 +66,7 @@ def train_and_score(
         samples=TrainingSlabs(selection.cache, selection.train, seed, config.augment, labelled=segments),
         config=config.loop.model_copy(update={"seed": seed}),
         optimiser=config.optimiser,
-        identity={"method": method, "seed": seed, "training series": selection.identity(), "task": config.task},
+        identity=dict(identity),
         groups=None if scale is None else groups(module, scale),
         workers=config.data.workers,
         prefetch=config.data.prefetch,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.weights_folder import FeaturePoint
-from orthokernels.training.config import OptimiserConfig
+from orthokernels.training.config import OptimiserConfig, named
 from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes
@@ -140,8 +140,8 @@ def finetune_plane(
         optimiser=OptimiserConfig(rate=head.learning_rate, weight_decay=head.weight_decay, schedule="cosine"),
         identity={
             "task": "diagnose",
-            "training series": selection.identity(),
-            "frozen levels": str(frozen),
+            **selection.identity(),
+            **named(config, include={"pooling", "pooling_heads", "start", "encoder_rate", "frozen_levels", "augment"}),
             **identity,
         },
         groups=groups(network, config.encoder_rate),

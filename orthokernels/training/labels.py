@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from orthokernels.errors import InputError
-from orthokernels.models.weights_folder import load_settings
+from orthokernels.models.weights_folder import load_card, load_settings
 from orthokernels.training.bootstrap import aurocs, interval, mean_over_labels, means, patient_counts
+from orthokernels.training.config import named
 from orthokernels.training.config_heads import LabelsConfig
 from orthokernels.training.contenders import train_and_score
 from orthokernels.training.distributed import Processes, alone
@@ -62,6 +63,8 @@ def labels(
     processes = processes or alone()
     need_denoisers(weights, (config.plane,))
     settings = load_settings(weights)
+    task = "segmentation" if config.task == "segmentation" else config.data.joint
+    config = config.model_copy(update={"point": config.point or settings.point(task, config.plane)})
     selection = _selection(data, config, settings.size, processes, silent)
     scores: dict[tuple[str, float], list[Any]] = {}
     for share in config.shares:
@@ -116,16 +119,19 @@ def _scores(
     """A run's scores, from its folder where it is done: Dice [series, structures] or probabilities [series, labels]."""
     path = folder / "scores.json"
     identity = {
-        "settings": config.model_dump(mode="json", exclude={"shares", "seeds", "methods", "bootstrap", "data"}),
-        "train": selection.identity(),
-        "test": Selection(selection.validate, (), selection.cache).identity(),
+        **named(config, exclude={"shares", "seeds", "methods", "bootstrap", "data"}),
+        **selection.identity(),
+        "test series": selection.held_out(),
+        "method": method,
+        "seed": seed,
+        "denoiser": load_card(weights / f"{config.plane}.safetensors", ("unet",)).digest,
     }
     if path.is_file():
         stored = json.loads(path.read_text())
         if stored["identity"] != identity:
             raise InputError(f"{folder}: belongs to a comparison with other settings or data. Use another --out.")
         return stored["scores"]
-    found = train_and_score(method, seed, selection, weights, config, folder, processes, silent)
+    found = train_and_score(method, seed, selection, weights, config, folder, identity, processes, silent)
     beside = path.with_suffix(".writing")
     beside.write_text(json.dumps({"identity": identity, "scores": found}))
     os.replace(beside, path)

@@ -66,7 +66,8 @@ class Run:
     Attributes:
         out: folder for checkpoints/ and tensorboard/.
         samples: training data by number.
-        identity: what makes a checkpoint this run's: network and data; plain values.
+        identity: what makes a checkpoint this run's: network, data and settings that decide the result; plain values.
+            The optimiser's are added. Its rate and schedule and ``loop.steps`` may change when a run is taken up.
         groups: the optimiser's parameter groups ({"params": ..., "scale": of the rate}); all of the module by default.
         best: name of the validation figure whose best checkpoint is kept, and whether "min" or "max" is best.
         resume: take up the newest checkpoint; otherwise earlier ones are removed.
@@ -130,6 +131,10 @@ class _Loop:
             **run.identity,
             "loop.seed": self.config.seed,
             "samples per step": self.config.batch * self.config.accumulate * self.processes.world,
+            # What comes back with the optimiser's state, whatever the settings say. The rate is set anew each step.
+            "optimiser.betas": list(run.optimiser.betas),
+            "optimiser.weight_decay": run.optimiser.weight_decay,
+            "shares of the rate": [group["scale"] for group in self.optimiser.param_groups],
         }
         self.best = math.inf
         self.figures: dict[str, float] = {}

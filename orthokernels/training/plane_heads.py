@@ -131,7 +131,7 @@ def _finetuned(stage: _Stage, out: Path, origin: dict[str, str], resume: bool, s
     finetune_plane(
         stage.unet, made, stage.point, stage.selection, stage.truth, stage.weight, config,
         out / "training" / f"{stage.plane}.{joint}",
-        {"plane": stage.plane, "joint": joint, "pooling": config.pooling, **origin},
+        {"plane": stage.plane, "joint": joint, **origin},
         processes=stage.processes, resume=resume, silent=silent,
     )  # fmt: skip
     return made

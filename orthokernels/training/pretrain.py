@@ -19,7 +19,7 @@ from orthokernels.models.orthodiffusion.diffusion import GaussianDiffusion
 from orthokernels.models.orthodiffusion.unet import UNet, fold
 from orthokernels.models.orthodiffusion.weights import save_module
 from orthokernels.tasks import PLANES
-from orthokernels.training.config import PretrainConfig
+from orthokernels.training.config import PretrainConfig, named
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.loader import (
@@ -194,15 +194,14 @@ def _network(config: PretrainConfig) -> UNet:
 
 
 def identity(plane: str, config: PretrainConfig, records: Sequence[Record]) -> dict[str, Any]:
-    """What a resumed run must have in common with the one before: network, plane and data."""
-    network = {f"network.{name}": value for name, value in config.network.model_dump(mode="json").items()}
-    del network["network.checkpoint"]  # recomputing changes memory, not weights
+    """What a resumed run must have in common with the one before: network, loss, plane and data."""
+    decisive = named(config, include={"network", "augment", "ema", "loss", "min_snr_gamma"})
+    del decisive["network.checkpoint"]  # recomputing changes memory, not weights
     told = "\n".join(f"{record.image.name} {record.study} {record.patient}" for record in records)
     return {
         "task": "pretrain",
         "plane": plane,
-        **network,
-        **{f"augment.{name}": value for name, value in config.augment.model_dump(mode="json").items()},
+        **decisive,
         "data.size": config.data.size,
         "data.preparation": config.data.preparation,
         "training series": f"{len(records)} ({hashlib.sha256(told.encode()).hexdigest()[:12]})",

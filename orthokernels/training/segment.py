@@ -21,6 +21,7 @@ from orthokernels.models.orthodiffusion.weights import save_encoder, save_module
 from orthokernels.models.weights_folder import FeaturePoint, Settings, load_settings
 from orthokernels.tasks import STRUCTURES
 from orthokernels.training import checkpoint
+from orthokernels.training.config import named
 from orthokernels.training.config_heads import SegmentConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone
@@ -37,6 +38,10 @@ from orthokernels.training.weights_folder import (
 )
 
 CLASSES = len(STRUCTURES) + 1
+# Settings that do not decide what a step learns, and those that another part of a run's identity tells.
+_NOT_IN_IDENTITY = {
+    "planes", "data", "points", "loop", "epochs", "half", "validate_series", "keep_best", "optimiser",
+}  # fmt: skip
 
 
 def segment(
@@ -100,7 +105,8 @@ def _segment_plane(
     )
     run = training_run(out / "training" / f"{plane}.segmentation", selection, config, processes)
     run.groups, run.resume = groups(network, config.encoder_rate), resume
-    run.identity |= {"task": "segment", "plane": plane, "denoiser": card.digest, "head": config.head}
+    run.identity |= {"task": "segment", "plane": plane, "denoiser": card.digest, **named(point)}
+    run.identity |= named(config, exclude=_NOT_IN_IDENTITY)
     run.identity |= {f"head.{name}": str(value) for name, value in arguments.items()}
     with progress(f"Segmentation, {plane}", config.loop.log_every, silent or not processes.first) as run.tell:
         trained = train(task, run)
@@ -132,7 +138,7 @@ def training_run(out: Path, selection: Selection, config: SegmentConfig, process
         ),
         config=loop,
         optimiser=config.optimiser,
-        identity={"training series": selection.identity()},
+        identity=selection.identity(),
         best=("dice", "max") if config.keep_best else None,
         workers=config.data.workers,
         prefetch=config.data.prefetch,

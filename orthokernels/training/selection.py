@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orthokernels.errors import InputError
 from orthokernels.training.cache import PreparedCache
@@ -30,10 +31,22 @@ class Selection:
             self.cache,
         )
 
-    def identity(self) -> str:
-        """A short name for the training records, for checkpoints."""
-        told = "\n".join(f"{r.study} {r.patient} {r.plane} {r.image.name}" for r in self.train)
-        return f"{len(self.train)} ({hashlib.sha256(told.encode()).hexdigest()[:12]})"
+    def identity(self) -> dict[str, Any]:
+        """The training records, by a short name, and how they are prepared: a run's identity as far as data go."""
+        return {
+            "training series": _name_of(self.train),
+            "data.preparation": self.cache.mode,
+            "data.size": self.cache.size,
+        }
+
+    def held_out(self) -> str:
+        """A short name for the validation records."""
+        return _name_of(self.validate)
+
+
+def _name_of(records: Sequence[Record]) -> str:
+    told = "\n".join(f"{r.study} {r.patient} {r.plane} {r.image.name}" for r in records)
+    return f"{len(records)} ({hashlib.sha256(told.encode()).hexdigest()[:12]})"
 
 
 def labelled(record: Record) -> bool:

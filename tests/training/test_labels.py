@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from orthokernels.errors import InputError
+from orthokernels.models.weights_folder import FeaturePoint
+from orthokernels.training import contenders
 from orthokernels.training import labels as comparison
 from orthokernels.training.baselines import resnet18, unet3d
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import LabelsConfig
 from orthokernels.training.labels import labels, subset
 from orthokernels.training.records import read_records
-from tests.training.toy import data_settings, write_studies, write_weights
+from tests.training.toy import NETWORK, data_settings, write_studies, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,30 @@ def test_every_method_and_share_has_a_row_with_its_gain_over_scratch(studies, tm
     other = own.model_copy(update={"encoder_rate": 0.5})
     with pytest.raises(InputError, match="belongs to a comparison with other settings or data"):
         labels(studies, weights, tmp_path / "out", other)
+
+
+def test_a_killed_run_and_a_done_one_belong_to_denoiser_point_and_preparation(studies, tmp_path, monkeypatch):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    own = config(studies, methods=("frozen",), shares=(0.3,), loop=LoopConfig(steps=1, batch=1, validate_every=0))
+    others = [
+        own.model_copy(update={"point": FeaturePoint(timestep=20)}),
+        own.model_copy(
+            update={"data": data_settings(studies, validate_share=0, test_share=0.25, preparation="published")}
+        ),
+    ]
+    # A run that is killed between its training and its scores.
+    with monkeypatch.context() as killed:
+        killed.setattr(contenders, "dice_per_series", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            labels(studies, weights, tmp_path / "out", own)
+    for other, message in zip(others, (r"point\.timestep was 100, is 20", "data.preparation was full"), strict=True):
+        with pytest.raises(InputError, match=message):
+            labels(studies, weights, tmp_path / "out", other)
+    labels(studies, weights, tmp_path / "out", own)
+    wider = write_weights(tmp_path / "wider", planes=("sagittal",), network={**NETWORK, "base_channels": 12})
+    for folder, other in ((weights, others[0]), (weights, others[1]), (wider, own)):
+        with pytest.raises(InputError, match="belongs to a comparison with other settings or data"):
+            labels(studies, folder, tmp_path / "out", other)
 
 
 def test_no_test_patients_is_one_sentence(studies, tmp_path):

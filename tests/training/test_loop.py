@@ -63,13 +63,26 @@ class Volumes(Regression):
         return (module(volume).mean((1, 2, 3, 4)) - batch["x"].sum(dim=1)).square().mean(), {}
 
 
-def run(out, samples=None, identity=None, ema=None, best=None, resume=True, rate=0.01, tell=None, **loop):
+def run(
+    out,
+    samples=None,
+    identity=None,
+    ema=None,
+    best=None,
+    resume=True,
+    rate=0.01,
+    tell=None,
+    groups=None,
+    betas=(0.9, 0.999),
+    **loop,
+):
     given = {"steps": 12, "batch": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **loop}
     return Run(
         out=out,
         samples=samples or Numbered(),
         config=LoopConfig(**given),
-        optimiser=OptimiserConfig(rate=rate, warmup=3),
+        optimiser=OptimiserConfig(rate=rate, warmup=3, betas=betas),
+        groups=groups,
         identity=identity or {"network": "one"},
         ema=ema,
         best=best,
@@ -157,12 +170,26 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path):
         ({"identity": {"network": "two"}}, "network was one, is two"),
         ({"batch": 2}, "samples per step was 4, is 2"),
         ({"seed": 1}, r"loop\.seed was 0, is 1"),
+        ({"betas": (0.5, 0.999)}, r"optimiser\.betas was \[0\.9, 0\.999\], is \[0\.5, 0\.999\]"),
     ],
 )
 def test_another_run_is_not_taken_up(tmp_path, changed, message):
     train(Regression(), run(tmp_path))
     with pytest.raises(InputError, match=message):
         train(Regression(), run(tmp_path, **changed))
+
+
+def test_a_group_s_share_of_the_rate_is_the_run_s_and_the_rate_may_change(tmp_path):
+    def trained(scale, **changes):
+        task = Regression()
+        groups = [{"params": list(task.module[0].parameters())}, {"params": list(task.module[3].parameters())}]
+        groups[1]["scale"] = scale
+        return train(task, run(tmp_path, groups=groups, **changes))
+
+    trained(0.5, steps=4)
+    with pytest.raises(InputError, match=r"shares of the rate was \[1\.0, 0\.5\], is \[1\.0, 0\.1\]"):
+        trained(0.1)
+    assert trained(0.5, rate=0.001).figures["rate"] == 0.001
 
 
 def test_a_loss_that_is_no_number_stops_with_step_files_and_weights_from_before(tmp_path):

@@ -167,6 +167,10 @@ def test_a_loss_that_is_no_number_names_the_files(tmp_path, toy_data, toy_settin
         ("data.validate_share=0.5", r"training series was 6 .*, is 4"),
         ("data.preparation=full", r"data\.preparation was published, is full"),
         ("augment.gain=0.1", r"augment\.gain was 0\.0, is 0\.1"),
+        ("loss=l1", "loss was l2, is l1"),
+        ("min_snr_gamma=5", r"min_snr_gamma was None, is 5\.0"),
+        ("ema.decay=0.9", r"ema\.decay was 0\.995, is 0\.9"),
+        ("optimiser.weight_decay=0.1", r"optimiser\.weight_decay was 0\.0, is 0\.1"),
     ],
 )
 def test_resuming_with_another_network_or_other_data_is_refused(tmp_path, toy_data, toy_settings, change, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -38,6 +39,18 @@ def config(folder, **changes) -> SegmentConfig:
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     return write_studies(tmp_path_factory.mktemp("studies"), 12)
+
+
+SHORT = LoopConfig(steps=1, batch=1, validate_every=0)
+
+
+@pytest.fixture(scope="module")
+def begun(studies, tmp_path_factory):
+    """A weights folder with the checkpoint of a run, and its cache's folder."""
+    weights = write_weights(tmp_path_factory.mktemp("begun"), planes=("sagittal",))
+    cache = tmp_path_factory.mktemp("cache")
+    segment(studies, weights, weights, config(cache, loop=SHORT, validate_series=1))
+    return weights, cache
 
 
 def test_losses_equal_the_definitions_in_float64():
@@ -125,6 +138,25 @@ def test_frozen_encoder_writes_none_and_removes_an_earlier_one(studies, tmp_path
     segment(studies, weights, weights, config(tmp_path, loop=short, encoder_rate=0), resume=False)
     assert not (weights / "sagittal.segmentation.encoder.safetensors").exists()
     assert load_weights(str(weights), planes=("sagittal",)).planes["sagittal"].segmentation_encoder is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": {"sagittal": {"timestep": 20, "block": "mid_2"}}}, "timestep was 100, is 20"),
+        ({"encoder_rate": 0.5}, r"encoder_rate was 0\.1, is 0\.5"),
+        ({"cross_entropy": 1.0}, r"cross_entropy was 0\.2, is 1\.0"),
+        ({"augment": {"gain": 0.1}}, r"augment\.gain was 0\.0, is 0\.1"),
+        ({"placed": 0.5}, r"placed was 0\.0, is 0\.5"),
+        ({"preparation": "published"}, r"data\.preparation was full, is published"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_taken_up(studies, begun, tmp_path, change, message):
+    if "preparation" in change:
+        change = {"data": data_settings(begun[1], **change)}
+    shutil.copytree(begun[0], tmp_path / "out")
+    with pytest.raises(InputError, match=message):
+        segment(studies, tmp_path / "out", tmp_path / "out", config(begun[1], loop=SHORT, **change))
 
 
 def test_published_head_needs_a_sixteenfold_map(studies, tmp_path):
