@@ -19,7 +19,7 @@ from orthokernels.training.distributed import Processes
 from orthokernels.training.features import noise_for
 from orthokernels.training.fusion_training import weighted_bce
 from orthokernels.training.loader import Batch, FixedSlabs, TrainingSlabs, covering_slabs, fixed_batches
-from orthokernels.training.loop import Run, train
+from orthokernels.training.loop import Run, steps_of, train
 from orthokernels.training.metrics import auroc, mean_of
 from orthokernels.training.probe import PlaneClassifier
 from orthokernels.training.randomness import unit_noise
@@ -131,12 +131,13 @@ def finetune_plane(
     network = SlabClassifier(unet, classifier, point.block, trainable=True, frozen_levels=frozen)
     task = DiagnosisTask(network, point.timestep, truth, weight, selection, seed=config.seed, processes=processes)
     head = config.finetune
-    batch = head.batch or len(selection.train)
-    steps = max(1, math.ceil(head.epochs * len(selection.train) / batch))
+    series, passes = len(selection.train), config.loop.accumulate * processes.world
+    batch = head.batch or math.ceil(series / passes)  # all at once: of all passes and processes together
+    loop = config.loop.model_copy(update={"batch": batch, "seed": config.seed})
     run = Run(
         out=out,
         samples=TrainingSlabs(selection.cache, selection.train, config.seed, config.augment),
-        config=config.loop.model_copy(update={"steps": steps, "batch": batch, "seed": config.seed}),
+        config=loop.model_copy(update={"steps": steps_of(head.epochs, series, loop, processes)}),
         optimiser=OptimiserConfig(rate=head.learning_rate, weight_decay=head.weight_decay, schedule="cosine"),
         identity={
             "task": "diagnose",

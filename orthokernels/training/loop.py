@@ -114,6 +114,16 @@ def train(task: Task, run: Run) -> Trained:
             restore(loop.kept)
 
 
+def samples_per_step(config: LoopConfig, processes: Processes) -> int:
+    """Samples that one optimiser step reads, in all passes and processes."""
+    return config.batch * config.accumulate * processes.world
+
+
+def steps_of(epochs: int, samples: int, config: LoopConfig, processes: Processes) -> int:
+    """Steps that read ``samples`` so many times, at least one."""
+    return max(1, math.ceil(epochs * samples / samples_per_step(config, processes)))
+
+
 class _Loop:
     def __init__(self, task: Task, run: Run) -> None:
         self.task, self.run, self.config, self.processes = task, run, run.config, run.processes
@@ -130,7 +140,7 @@ class _Loop:
         self.identity = {
             **run.identity,
             "loop.seed": self.config.seed,
-            "samples per step": self.config.batch * self.config.accumulate * self.processes.world,
+            "samples per step": samples_per_step(self.config, self.processes),
             # What comes back with the optimiser's state, whatever the settings say. The rate is set anew each step.
             "optimiser.betas": list(run.optimiser.betas),
             "optimiser.weight_decay": run.optimiser.weight_decay,

@@ -26,7 +26,7 @@ from orthokernels.training.config_heads import SegmentConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.loader import FixedSlabs, TrainingSlabs, covering_slabs
-from orthokernels.training.loop import Run, train
+from orthokernels.training.loop import Run, samples_per_step, steps_of, train
 from orthokernels.training.segmentation_task import SegmentationNetwork, SegmentationTask, groups
 from orthokernels.training.selection import Selection, labelled, select
 from orthokernels.training.weights_folder import (
@@ -122,9 +122,8 @@ def training_run(out: Path, selection: Selection, config: SegmentConfig, process
     """The loop's run over slabs of the training records."""
     loop = config.loop
     if config.epochs is not None:
-        steps = math.ceil(config.epochs * len(selection.train) / (loop.batch * loop.accumulate))
-        loop = loop.model_copy(update={"steps": steps})
-    whole_from = round((1 - config.whole_share) * loop.steps) * loop.batch * loop.accumulate * processes.world
+        loop = loop.model_copy(update={"steps": steps_of(config.epochs, len(selection.train), loop, processes)})
+    whole_from = round((1 - config.whole_share) * loop.steps) * samples_per_step(loop, processes)
     return Run(
         out=out,
         samples=TrainingSlabs(

@@ -17,6 +17,7 @@ from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_weights, save_encoder
 from orthokernels.models.weights_folder import load_settings
 from orthokernels.tasks import LABELS, PLANES
+from orthokernels.training.checkpoint import Checkpoints
 from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
 from orthokernels.training.distributed import alone
@@ -209,6 +210,17 @@ def test_fine_tuning_writes_an_encoder_of_its_own(studies, cache, tmp_path):
     assert all(name.startswith(("input_blocks.0", "input_blocks.1.")) for name in changed)  # up to in_1
     assert "macro_auroc" in report["planes"]["sagittal"]
     assert loaded.fusion is None
+    with pytest.raises(InputError, match=r"encoder_rate was 0\.05, is 0\.5"):
+        diagnose(studies, weights, tmp_path / "out", config(cache, pooling="selfattn", encoder_rate=0.5, **changes))
+
+
+def test_fine_tuning_reads_each_series_once_an_epoch(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    finetune = HeadConfig(epochs=2, batch=3, learning_rate=1e-3)
+    settings = config(cache, planes=("sagittal",), encoder="finetune", finetune=finetune, loop={"accumulate": 4})
+    diagnose(studies, weights, weights, settings)
+    state = Checkpoints(weights / "training" / "sagittal.ankle" / "checkpoints").newest()[1]
+    assert (state["step"], state["samples"]) == (4, 48)  # 2 x 24 series, 12 a step
 
 
 @pytest.mark.parametrize("encoder", ["probe", "finetune"])

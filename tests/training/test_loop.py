@@ -13,8 +13,9 @@ from torch import nn
 from orthokernels.errors import InputError
 from orthokernels.training.checkpoint import Checkpoints
 from orthokernels.training.config import EmaConfig, LoopConfig, OptimiserConfig
+from orthokernels.training.distributed import Processes
 from orthokernels.training.ema import Ema
-from orthokernels.training.loop import Run, TrainingStoppedError, train
+from orthokernels.training.loop import Run, TrainingStoppedError, steps_of, train
 from orthokernels.training.optimiser import make_optimiser, set_rate
 
 CPU = torch.device("cpu")
@@ -231,6 +232,17 @@ def test_accumulated_passes_are_one_larger_batch(tmp_path):
     # The same samples, added up in another order: float32 rounding, which Adam may raise to the order of its rate
     # where a gradient is near 0; over 12 steps at 0.01, 1e-5 is a thousandth of the way.
     torch.testing.assert_close(weights(one.module), weights(two.module), rtol=0, atol=1e-5)
+
+
+def test_epochs_are_passes_over_the_data_by_all_processes_together():
+    def steps(epochs, world=1, **loop):
+        return steps_of(epochs, 24, LoopConfig(**loop), Processes(0, world, CPU))
+
+    assert steps(2, batch=4) == 12
+    assert steps(2, batch=4, accumulate=3) == 4
+    assert steps(2, batch=4, accumulate=3, world=2) == 2
+    assert steps(1, batch=7) == 4  # the last step goes beyond
+    assert steps(0, batch=4) == 1
 
 
 def test_the_best_validation_is_kept(tmp_path):

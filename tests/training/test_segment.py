@@ -15,7 +15,8 @@ from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import SegmentConfig
-from orthokernels.training.segment import segment
+from orthokernels.training.distributed import Processes, alone
+from orthokernels.training.segment import segment, training_run
 from orthokernels.training.segmentation_task import (
     FeatureNetwork,
     SegmentationNetwork,
@@ -23,6 +24,7 @@ from orthokernels.training.segmentation_task import (
     groups,
     segmentation_losses,
 )
+from orthokernels.training.selection import labelled, select
 from tests.training.toy import NETWORK, data_settings, write_studies, write_volume, write_weights
 
 
@@ -128,6 +130,16 @@ def test_head_learns_and_the_folder_loads(studies, tmp_path):
     assert loaded.segmentation_encoder is not None
     assert (tmp_path / "out" / "sagittal.safetensors").read_bytes() == before
     assert sorted(p.name for p in weights.iterdir()) == ["sagittal.json", "sagittal.safetensors", "weights.json"]
+
+
+def test_epochs_count_every_process_s_slabs(studies, tmp_path):
+    own = config(tmp_path, epochs=2, loop=LoopConfig(batch=2, accumulate=2), whole_share=0.5)
+    selection = select(studies, own.data, 32, ("sagittal",), labelled, alone())
+    assert len(selection.train) == 8
+    for world, steps in ((1, 4), (2, 2)):
+        run = training_run(tmp_path, selection, own, Processes(0, world, torch.device("cpu")))
+        assert run.config.steps == steps
+        assert run.samples.whole_from == 8
 
 
 def test_frozen_encoder_writes_none_and_removes_an_earlier_one(studies, tmp_path):
