@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthokernels.errors import need
+from orthokernels.errors import InputError, need
 
 if TYPE_CHECKING:
     from orthokernels.training.distributed import Processes
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train: denoisers without labels, then heads on their features. Under torchrun, on several devices.",
+    help="Train: denoisers without labels, then heads on their features. Under torchrun, pretrain, segment and "
+    "diagnose run on several devices; the others run as one process.",
 )
+
+SHARED = ("pretrain", "segment", "diagnose")  # commands that several processes do together
 
 Data = Annotated[Path, typer.Option("--data", help="A folder with studies.csv, or a CSV of a published layout.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, checkpoints and TensorBoard curves.")]
@@ -38,14 +41,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 @contextmanager
 def joined_run(command: str, device: str) -> Iterator[Processes]:
-    """This process's part of the run, once everything that training needs is known to be installed."""
+    """This process's part of the run, once everything that training needs is known to be installed.
+
+    Raises:
+        InputError: something is not installed, the device can't be used, or the command can't be shared.
+    """
     for module in ("torch", "tensorboard", "yaml"):
         need(f"orthokernels train {command}", module, "train")
     # PyTorch reads it at its first allocation: fresh memory in large pages instead of 4 KiB at a time (bench/NOTES.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from orthokernels.training.distributed import joined
+    from orthokernels.training.distributed import joined, world_size
     from orthokernels.training.signals import AskedToStop
 
+    if world_size() > 1 and command not in SHARED:
+        raise InputError(
+            f"orthokernels train {command} runs as one process, and {world_size()} were started. Start it without "
+            f"torchrun; on several devices run {', '.join(SHARED)}."
+        )
     with joined(device) as processes:
         try:
             yield processes

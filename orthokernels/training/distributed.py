@@ -73,6 +73,11 @@ def alone(device: torch.device | str = "cpu") -> Processes:
     return Processes(0, 1, torch.device(device))
 
 
+def world_size() -> int:
+    """How many processes ``torchrun`` started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
     """This process's part of the run: one of many under ``torchrun``, else alone.
@@ -85,7 +90,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         InputError: the device can not be used.
     """
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world > 1 and wanted == "cuda":
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:

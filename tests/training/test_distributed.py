@@ -10,7 +10,9 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from orthokernels.cli import app
 from orthokernels.errors import InputError
 from orthokernels.training.checkpoint import Checkpoints
 from orthokernels.training.distributed import alone, joined
@@ -98,6 +100,16 @@ with joined("cpu") as processes:
     # Step 3 takes numbers 8 to 11; the second process has 10 and 11.
     assert all(one.startswith("step 3: the loss is nan. Its batch: file_10, file_11.") for one in told)
     assert Checkpoints(tmp_path / "checkpoints").newest()[0] == 2
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sweep", "labels", "demo"])
+def test_a_command_that_is_not_shared_refuses_a_second_process(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = ["--out", str(tmp_path / "out")]
+    given += [] if name == "demo" else ["--data", str(tmp_path), "--weights", str(tmp_path)]
+    with pytest.raises(InputError, match=f"orthokernels train {name} runs as one process, and 2 were started"):
+        CliRunner().invoke(app, ["train", name, *given], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_alone_nothing_is_exchanged():
