@@ -152,7 +152,8 @@ class EvaluateConfig(Section):
 
     Attributes:
         data: how the test set is read; ``size`` is the weights' own, and nothing is cached.
-        split: which records are the test set: of a split that the data set names, or all.
+        split: which records are the test set: all, or those of a split that the data set names or that is drawn by
+            ``data.validate_share``, ``data.test_share`` and ``data.split_seed``, which must be those of the training.
         seed, draws: of the features' noise, as ``orthokernels run``.
         bootstrap: draws of the intervals.
         level: of the intervals.

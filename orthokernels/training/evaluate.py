@@ -27,8 +27,8 @@ from orthokernels.training.config_heads import EvaluateConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.metrics import diagnosis_metrics, mean_of
 from orthokernels.training.predictions import Findings, SeriesOutput, run_records, study_findings
-from orthokernels.training.records import read_records
 from orthokernels.training.series import Record
+from orthokernels.training.splits import read_both, split_as_set
 
 Evaluation = dict[str, Any]
 
@@ -77,16 +77,15 @@ def evaluate(
 
 
 def records_to_score(data: Path, config: EvaluateConfig) -> list[Record]:
-    """The checked records of the test set."""
-    own = config.data
-    records = read_records(
-        data, own.joint, images=own.images, masks=own.masks, plane=own.plane, poses=own.poses,
-        masks_mirrored=own.masks_mirrored, split_file=own.split_file,
-    )  # fmt: skip
-    check_records(records, preparation=own.preparation)
-    chosen = [record for record in records if config.split in ("all", record.split)]
+    """The checked records of the test set; a split that the data set does not give is drawn as training draws it."""
+    records = read_both(data, config.data)
+    check_records(records, preparation=config.data.preparation)
+    chosen = records if config.split == "all" else split_as_set(records, config.data)[config.split]
     if not chosen:
-        raise InputError(f"{data}: no study is in the split {config.split!r}. Use --set split=all, or a split file.")
+        raise InputError(
+            f"{data}: no study is in the split {config.split!r}. Give the split file of the training, or its settings: "
+            "data.validate_share, data.test_share and data.split_seed."
+        )
     return chosen
 
 

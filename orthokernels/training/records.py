@@ -194,8 +194,9 @@ def split_by_patient(
 ) -> dict[str, list[Record]]:
     """Records by split, all of a patient on the same side.
 
-    Splits that the data set gives are kept: a patient with a split on any record has it on all. The others are drawn
-    by a hash of seed and patient, so adding patients moves nobody.
+    Splits that the data set gives are kept: a patient with a split on any record has it on all. The others are put in
+    the order of a hash of seed and patient, and cut at the fractions of their number: adding patients moves others
+    across the cuts. Give a data set that grows a split column or file.
 
     Args:
         fractions: share of the patients for each split, such as {"train": 0.8, "validate": 0.2}.

@@ -23,27 +23,42 @@ def load_splits(source: Path, data: DataConfig, planes: Sequence[str]) -> dict[s
     Raises:
         InputError: everything that is wrong with the data, in one message; or a plane without training data.
     """
+    every = read_both(source, data)
+    records = [record for record in every if record.plane in planes]
+    check_records(records, preparation=data.preparation)
+    splits = {
+        side: [record for record in own if record.plane in planes] for side, own in split_as_set(every, data).items()
+    }
+    for plane in planes:
+        if not any(record.plane == plane for record in splits["train"]):
+            raise InputError(f"{source}: has no {plane} series to train on. Leave the plane out with --planes.")
+    return splits
+
+
+def read_both(source: Path, data: DataConfig) -> list[Record]:
+    """Every record of a data set, and of the second table that is all for validation, where there is one."""
     settings: dict[str, Any] = {
         "images": data.images, "masks": data.masks, "plane": data.plane, "poses": data.poses,
         "masks_mirrored": data.masks_mirrored, "split_file": data.split_file,
     }  # fmt: skip
     if data.validation is None:
-        records = read_records(source, data.joint, **settings)
-    else:
-        records = read_records(source, data.joint, split="train", **settings)
-        records += read_records(data.validation, data.joint, split="validate", **settings)
-    records = [record for record in records if record.plane in planes]
-    check_records(records, preparation=data.preparation)
+        return read_records(source, data.joint, **settings)
+    records = read_records(source, data.joint, split="train", **settings)
+    return records + read_records(data.validation, data.joint, split="validate", **settings)
+
+
+def split_as_set(records: Sequence[Record], data: DataConfig) -> dict[str, list[Record]]:
+    """Records by split: the data set's own where it names who is trained on, else drawn as the settings say.
+
+    Args:
+        records: of every plane: a patient's side must not depend on the planes that a command asks for.
+    """
     if any(record.split == "train" for record in records):  # the data set has its own split; the rest stays out
         shares = {"train": 0.0, "validate": 0.0, "test": 0.0, "unused": 1.0}
     else:
         train_share = 1 - data.validate_share - data.test_share
         shares = {"train": train_share, "validate": data.validate_share, "test": data.test_share}
-    splits = split_by_patient(records, shares, data.split_seed)
-    for plane in planes:
-        if not any(record.plane == plane for record in splits["train"]):
-            raise InputError(f"{source}: has no {plane} series to train on. Leave the plane out with --planes.")
-    return splits
+    return split_by_patient(records, shares, data.split_seed)
 
 
 def prepared_cache(data: DataConfig) -> PreparedCache:

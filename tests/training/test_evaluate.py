@@ -14,12 +14,13 @@ from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import DiagnoseConfig, EvaluateConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
-from orthokernels.training.evaluate import evaluate, rows_of
+from orthokernels.training.evaluate import evaluate, records_to_score, rows_of
 from orthokernels.training.metrics import dice
 from orthokernels.training.predictions import run_records, study_findings
 from orthokernels.training.records import read_records
 from orthokernels.training.segment import segment
 from orthokernels.training.series import load_labels, load_volume
+from orthokernels.training.splits import load_splits
 from tests.training.toy import data_settings, write_studies, write_weights
 
 QUICK = HeadConfig(epochs=3, batch=8, learning_rate=1e-2)
@@ -97,6 +98,15 @@ def test_nothing_to_score_is_one_sentence(studies, tmp_path):
         evaluate(studies, str(bare), CONFIG)
 
 
+def test_a_split_is_drawn_as_training_draws_it(studies):
+    own = data_settings(studies, validate_share=0.25, test_share=0.25, split_seed=3)
+    sides = load_splits(studies, own, tasks.PLANES)
+    for side in ("train", "validate", "test"):
+        chosen = records_to_score(studies, EvaluateConfig(data=own, split=side))
+        assert chosen == sides[side]
+        assert chosen
+
+
 def test_split_that_no_study_is_in_is_one_sentence(studies, trained):
-    with pytest.raises(InputError, match="no study is in the split 'test'"):
+    with pytest.raises(InputError, match=r"no study is in the split 'test'.*data\.test_share and data\.split_seed"):
         evaluate(studies, str(trained), CONFIG.model_copy(update={"split": "test"}))

@@ -10,10 +10,12 @@ from PIL import Image
 
 from orthokernels.data.volume import Volume
 from orthokernels.errors import InputError
+from orthokernels.tasks import PLANES
 from orthokernels.training.records import read_records, split_by_patient
 from orthokernels.training.series import IGNORED, Record, load_labels, load_volume, read_mask
+from orthokernels.training.splits import load_splits
 from tests.data.series import noise, write_series
-from tests.training.toy import write_studies, write_volume
+from tests.training.toy import data_settings, write_studies, write_volume
 
 
 def write_table(path, header, *rows):
@@ -193,6 +195,33 @@ def test_split_depends_on_the_seed_and_not_on_the_order():
     first = {r.patient for r in split_by_patient(records, shares, 1)["train"]}
     assert first == {r.patient for r in split_by_patient(records[::-1], shares, 1)["train"]}
     assert first != {r.patient for r in split_by_patient(records, shares, 2)["train"]}
+
+
+def test_a_split_that_is_drawn_moves_as_patients_are_added_and_a_given_one_does_not():
+    shares, old = {"train": 0.5, "validate": 0.5}, [record(f"p{n}") for n in range(10)]
+    added = [record(f"q{n}") for n in range(10)]
+
+    def trained(records):
+        return {r.patient for r in split_by_patient(records, shares, 0)["train"] if r.patient.startswith("p")}
+
+    assert trained(old) != trained([*old, *added])
+    given = [record(r.patient, "train" if r.patient in trained(old) else "validate") for r in old]
+    assert trained([*given, *added]) == trained(old)
+
+
+def test_a_patient_s_side_does_not_depend_on_the_planes_asked_for(tmp_path):
+    write_studies(tmp_path, 24)  # of two studies a patient
+    for study in range(0, 24, 4):  # every second patient has no axial series
+        for each in (study, study + 1):
+            (tmp_path / f"study_{each:03d}" / "axial.nii.gz").unlink()
+            (tmp_path / f"study_{each:03d}" / "axial_labels.nii.gz").unlink()
+    data = data_settings(tmp_path, validate_share=0.4)
+    every = load_splits(tmp_path, data, PLANES)
+    for planes in (("axial",), ("sagittal",), ("coronal", "axial")):
+        own = load_splits(tmp_path, data, planes)
+        assert {r.plane for records in own.values() for r in records} == set(planes)
+        for side, records in own.items():
+            assert {r.patient for r in records} <= {r.patient for r in every[side]}
 
 
 def test_a_given_split_is_kept():
