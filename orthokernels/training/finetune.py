@@ -17,7 +17,7 @@ from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes
 from orthokernels.training.features import noise_for
-from orthokernels.training.fusion_training import weighted_bce
+from orthokernels.training.fusion_training import mean_one, weighted_bce
 from orthokernels.training.loader import Batch, FixedSlabs, TrainingSlabs, covering_slabs, fixed_batches
 from orthokernels.training.loop import Run, steps_of, train
 from orthokernels.training.metrics import auroc, mean_of
@@ -47,7 +47,7 @@ class DiagnosisTask:
 
     Args:
         module: takes (noisy, timesteps), or the clean slab alone where ``timestep`` is None.
-        truth, weight: of the training records, [series, labels] and [series].
+        truth, weight: of the training records, [series, labels] and [series], weights of any scale.
         validation: slabs, and their series' findings in ``validation_truth``; a series' logits are its slabs' mean.
     """
 
@@ -63,7 +63,7 @@ class DiagnosisTask:
         processes: Processes,
     ) -> None:
         self.module, self.timestep, self.seed, self.processes = module, timestep, seed, processes
-        self.truth, self.weight = truth.to(processes.device), weight.to(processes.device)
+        self.truth, self.weight = truth.to(processes.device), mean_one(weight).to(processes.device)
         self.held_out = selection.validate
         self.validation = FixedSlabs(selection.cache, covering_slabs(selection.cache, self.held_out))
         self.diffusion = GaussianDiffusion()

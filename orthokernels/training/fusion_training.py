@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orthokernels.models.orthodiffusion.fusion import FUSIONS, GatingFusion
 from orthokernels.training.config_heads import FusionConfig, HeadConfig
+from orthokernels.training.loop import TrainingStoppedError
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,20 @@ class Vectors:
 
 
 def weighted_bce(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over known labels (truth is NaN where unknown), rows by weight."""
-    weights = weight[:, None] * truth.isfinite()
+    """Binary cross-entropy, mean over known labels (truth is NaN where unknown), rows by weight.
+
+    Args:
+        weight: [rows], of mean 1 over all rows that are trained on (``mean_one``). A batch is not divided by its own
+            weights: alone in a batch, a row's would cancel.
+    """
+    known = truth.isfinite()
     each = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none")
-    return (each * weights).sum() / weights.sum().clamp(min=1e-12)
+    return (each * (weight[:, None] * known)).sum() / known.sum().clamp(min=1)
+
+
+def mean_one(weight: Tensor) -> Tensor:
+    """Weights [rows] of the training rows, scaled to mean 1; equal ones become 1 exactly."""
+    return (weight.double() / weight.double().mean()).to(weight.dtype)
 
 
 def fit(
@@ -64,9 +75,13 @@ def fit(
     Args:
         inputs: what ``module`` takes, each [rows, ...], or anything that a tensor of rows chooses from.
         truth: [rows, labels].
-        weight: [rows].
+        weight: [rows], of any scale.
         logits_of: gets logits out of the module's output, where it gives more than logits.
+
+    Raises:
+        TrainingStoppedError: the loss is not finite.
     """
+    weight = mean_one(weight)
     optimiser = torch.optim.Adam(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, config.epochs))
     order = torch.Generator().manual_seed(seed)
@@ -74,10 +89,15 @@ def fit(
     module.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
             for rows in torch.randperm(len(truth), generator=order).split(batch):
                 out = module(*(values[rows] for values in inputs))
                 loss = weighted_bce(logits_of(out) if logits_of else out, truth[rows], weight[rows])
+                if not bool(torch.isfinite(loss)):
+                    raise TrainingStoppedError(
+                        f"epoch {epoch + 1} of a head: the loss is {float(loss)}. Train with a learning_rate below "
+                        f"{config.learning_rate:g}, or with standardise=true."
+                    )
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()

@@ -16,6 +16,7 @@ from orthokernels.training.fusion_training import (
     Standardisation,
     Vectors,
     fit,
+    mean_one,
     out_of_fold_logits,
     patient_folds,
     train_fusion,
@@ -23,6 +24,7 @@ from orthokernels.training.fusion_training import (
     train_plane_head,
     weighted_bce,
 )
+from orthokernels.training.loop import TrainingStoppedError
 from orthokernels.training.metrics import auroc
 from orthokernels.training.triplets import triplets
 
@@ -143,7 +145,38 @@ def test_folds_keep_a_patient_together_and_are_even():
 def test_a_row_of_weight_two_counts_as_two_rows():
     logits, truth = torch.tensor([[0.3, -1.0], [2.0, 0.1]]), torch.tensor([[1.0, 0], [0, 1]])
     twice = weighted_bce(logits[[0, 1, 1]], truth[[0, 1, 1]], torch.ones(3))
-    torch.testing.assert_close(weighted_bce(logits, truth, torch.tensor([1.0, 2.0])), twice)
+    torch.testing.assert_close(weighted_bce(logits, truth, mean_one(torch.tensor([1.0, 2.0]))), twice)
+
+
+def test_a_row_s_weight_counts_in_a_batch_of_its_own():
+    logits, truth = torch.tensor([[0.3, -1.0], [2.0, 0.1]]), torch.tensor([[1.0, float("nan")], [0, 1]])
+    weight = mean_one(torch.tensor([0.1, 0.3]))
+    torch.testing.assert_close(weight, torch.tensor([0.5, 1.5]))
+    for row, own in enumerate(weight):
+        alone = weighted_bce(logits[[row]], truth[[row]], weight[[row]])
+        torch.testing.assert_close(alone, own * weighted_bce(logits[[row]], truth[[row]], torch.ones(1)))
+
+
+@pytest.mark.parametrize("value", [1.0, 1 / 3, 0.7])
+def test_equal_weights_change_no_bit(value):
+    assert torch.equal(mean_one(torch.full((97,), value)), torch.ones(97))
+    own = vectors(rows=40)
+    first, second = (
+        train_plane_head(Vectors(own.planes, own.truth, weight, own.patients), 0, HeadConfig(epochs=2), seed=0)
+        for weight in (own.weight, own.weight * value)
+    )
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_a_loss_that_is_no_number_names_the_epoch():
+    own = vectors(rows=20)
+    with pytest.raises(
+        TrainingStoppedError, match=r"epoch [2-9] of a head: the loss is (nan|inf).*learning_rate below"
+    ):
+        fit(
+            torch.nn.Linear(12, 2), [own.planes[0]], own.truth, own.weight,
+            HeadConfig(epochs=9, batch=None, learning_rate=1e37), seed=0,
+        )  # fmt: skip
 
 
 def test_same_seed_same_head_and_callers_generator_untouched():
