@@ -10,7 +10,8 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -208,11 +209,11 @@ def load_config(model: type[Model], file: Path | None = None, overrides: Sequenc
         raise InputError(where + "; ".join(_told(model, e) for e in error.errors()) + ".") from error
 
 
-def named(section: BaseModel, **which: set[str]) -> dict[str, Any]:
+def named(section: BaseModel, *, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
     """Settings as plain values under their dotted names, for a run's identity.
 
     Args:
-        which: "include" or "exclude", names of the section's own.
+        include, exclude: names of the section's own settings.
     """
 
     def below(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -222,7 +223,7 @@ def named(section: BaseModel, **which: set[str]) -> dict[str, Any]:
         for key, own in value.items():
             yield from below(f"{name}.{key}" if name else key, own)
 
-    return dict(below("", section.model_dump(mode="json", **which)))
+    return dict(below("", section.model_dump(mode="json", include=include, exclude=exclude)))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -267,6 +268,8 @@ def _told(model: type[BaseModel], error: Any) -> str:
     """One problem in words, with the nearest known name for an unknown one."""
     place = [str(part) for part in error["loc"]]
     name = ".".join(place)
+    if error["type"] == "value_error":
+        return f"{name} = {error['input']!r}: {error['ctx']['error']}"
     if error["type"] != "extra_forbidden":
         return f"{name} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
     known = _names(model, place[:-1])
@@ -278,5 +281,8 @@ def _told(model: type[BaseModel], error: Any) -> str:
 def _names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     current: Any = model
     for part in path:
-        current = current.model_fields[part].annotation
+        in_dict = get_origin(current) is dict
+        current = get_args(current)[1] if in_dict else current.model_fields[part].annotation
+        if get_origin(current) in (Union, UnionType):  # a group of settings, or None
+            current = next(one for one in get_args(current) if one is not type(None))
     return list(current.model_fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from orthokernels.models.weights_folder import FeaturePoint
 from orthokernels.training.config import (
@@ -54,6 +54,14 @@ class FusionConfig(Section):
     out_width: Positive = 512
     folds: Annotated[int, Field(ge=2)] = 5
     stacking: bool = False
+
+    @field_validator("keep")
+    @classmethod
+    def _is_trained(cls, keep: str, others: ValidationInfo) -> str:
+        modes = others.data.get("modes")  # absent where they are wrong themselves
+        if keep != "best" and modes is not None and keep not in modes:
+            raise ValueError(f"is not among fusion.modes ({', '.join(modes)}), so nothing would train it; add it there")
+        return keep
 
 
 class DiagnoseConfig(Section):

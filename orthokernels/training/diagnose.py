@@ -28,6 +28,7 @@ from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.fusion_training import Vectors, fusion_arguments, train_fusion, train_gate
 from orthokernels.training.metrics import diagnosis_metrics
 from orthokernels.training.patient_table import (
+    PatientTable,
     columns_of,
     late_fusion_arguments,
     read_patient_table,
@@ -61,19 +62,22 @@ def diagnose(
         InputError: data, weights or patient data can not be used.
     """
     processes = processes or alone()
+    table = None if config.patient_data is None else read_patient_table(config.patient_data)
     if processes.first:
         start_from(weights, out)
     processes.wait()
     need_denoisers(out, config.planes)
     settings, joint = load_settings(out), config.data.joint
     selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
+    sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}
+    if table is not None and set(config.planes) == set(PLANES):
+        _check_patients(table, sides, config)
     planes: dict[str, PlaneResult] = {
         plane: train_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
         for plane in config.planes
     }
     if not processes.first:
         return {}
-    sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}
     if not sides["validate"][config.planes[0]]:
         sides["validate"] = sides["train"]  # nothing was held out: figures are then of the training data
         for own in planes.values():
@@ -85,7 +89,9 @@ def diagnose(
         logits = own.classifier.head(own.validate[found.rows[:, 0]]).detach()
         single[plane] = found, found.mean_per_study(logits.sigmoid().numpy())
         report["planes"][plane] = _figures(*single[plane], joint)
-    fused = _fuse(planes, sides, config, report, out) if set(config.planes) == set(PLANES) else []
+    fused = _fuse(planes, sides, config, report, out, table) if set(config.planes) == set(PLANES) else []
+    if "patient_data" not in report:
+        remove_module(out, f"{joint}.patient_data")  # of an earlier run, whose vectors were others
     kept = _kept(fused, config, report)
     write_heads(out, planes, kept, config)
     truth, probability = _final(kept, single, sides["validate"], config.planes)
@@ -124,6 +130,7 @@ def _fuse(
     config: DiagnoseConfig,
     report: dict[str, Any],
     out: Path,
+    table: PatientTable | None,
 ) -> list[Fused]:
     """Every mode, trained on the training triplets and scored on the validation studies."""
     found = {side: triplets(records) for side, records in sides.items()}
@@ -147,10 +154,8 @@ def _fuse(
         fused.probability = found["validate"].mean_per_study(fused.probability)
         report.setdefault("fusion", {})[name] = _figures(found["validate"], fused.probability, config.data.joint)
         made.append(fused)
-    if config.patient_data is None:
-        remove_module(out, f"{config.data.joint}.patient_data")  # of an earlier run, whose vectors were others
-    else:
-        report["patient_data"] = _patient_data(train, validate, found, config, out)
+    if table is not None:
+        report["patient_data"] = _patient_data(train, validate, found, table, config, out)
     return made
 
 
@@ -161,11 +166,8 @@ def _kept(fused: list[Fused], config: DiagnoseConfig, report: dict[str, Any]) ->
     name = config.fusion.keep
     if name == "best":
         name = max(fused, key=lambda f: report["fusion"][f.name].get("macro_auroc") or 0.0).name  # type: ignore[assignment]
-    found = next((f for f in fused if f.name == name), None)
-    if found is None:
-        raise InputError(f"fusion.keep is {name}, which fusion.modes does not train. Add it there.")
     report["kept_fusion"] = name
-    return found
+    return next(f for f in fused if f.name == name)
 
 
 def _final(
@@ -183,15 +185,26 @@ def _final(
     return truth, np.mean([single[plane][1][rows[plane]] for plane in planes], axis=0)
 
 
-def _patient_data(
-    train: Vectors, validate: Vectors, found: dict[str, Triplets], config: DiagnoseConfig, out: Path
-) -> dict[str, Any]:
-    """Late fusion with patient data: its figures; its weights go to a file of their own."""
-    assert config.patient_data is not None
-    joint, table = config.data.joint, read_patient_table(config.patient_data)
-    missing = [s for side in found.values() for s in side.studies if s not in table]
+def _check_patients(
+    table: PatientTable, sides: dict[str, dict[str, list[Record]]], config: DiagnoseConfig
+) -> None:  # fmt: skip
+    """Refuse a table that lacks a study which the fusion will see: before the training, which takes longer."""
+    studies = [s for records in sides.values() for s in triplets(records).studies]
+    missing = [study for study in studies if study not in table]
     if missing:
         raise InputError(f"{config.patient_data}: has no row for study {missing[0]} ({len(missing)} are missing).")
+
+
+def _patient_data(
+    train: Vectors,
+    validate: Vectors,
+    found: dict[str, Triplets],
+    table: PatientTable,
+    config: DiagnoseConfig,
+    out: Path,
+) -> dict[str, Any]:
+    """Late fusion with patient data: its figures; its weights go to a file of their own."""
+    joint = config.data.joint
     rows = {side: [table[own.studies[study]] for study in own.study] for side, own in found.items()}
     fusion, encoding = train_late_fusion(train, rows["train"], config.late_fusion, seed=config.seed)
     with torch.no_grad():

@@ -95,7 +95,7 @@ def fit(
                 loss = weighted_bce(logits_of(out) if logits_of else out, truth[rows], weight[rows])
                 if not bool(torch.isfinite(loss)):
                     raise TrainingStoppedError(
-                        f"epoch {epoch + 1} of a head: the loss is {float(loss)}. Train with a learning_rate below "
+                        f"epoch {epoch + 1} of a head: the loss is {loss.item()}. Train with a learning_rate below "
                         f"{config.learning_rate:g}, or with standardise=true."
                     )
                 optimiser.zero_grad(set_to_none=True)

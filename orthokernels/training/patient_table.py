@@ -16,8 +16,10 @@ from orthokernels.training.config_heads import HeadConfig
 from orthokernels.training.fusion_training import Vectors, fit, seeded
 from orthokernels.training.records import read_table
 
+PatientTable = dict[str, dict[str, str]]  # rows by study
 
-def read_patient_table(path: Path) -> dict[str, dict[str, str]]:
+
+def read_patient_table(path: Path) -> PatientTable:
     """Rows by study (or ``acc_id``, as published).
 
     Raises:

@@ -6,6 +6,8 @@ import pytest
 
 from orthokernels.errors import InputError
 from orthokernels.training.config import PretrainConfig, load_config
+from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig
+from orthokernels.training.demo import DemoConfig
 
 
 def test_defaults_are_the_published_settings():
@@ -65,6 +67,32 @@ def test_numbers_may_be_written_as_python_writes_them():
 def test_a_wrong_setting_is_named(override, message):
     with pytest.raises(InputError, match=message):
         load_config(PretrainConfig, None, [override])
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "message"),
+    [
+        (
+            DemoConfig,
+            "diagnose.knee.probe.epoch=3",
+            r"no setting diagnose\.knee\.probe\.epoch \(did you mean epochs\?\)",
+        ),
+        (
+            DiagnoseConfig,
+            "points.sagittal.timestp=10",
+            r"no setting points\.sagittal\.timestp \(did you mean timestep\?\)",
+        ),
+        (LabelsConfig, "point.xyz=1", r"no setting point\.xyz \(there are timestep, block\)"),
+        (
+            DiagnoseConfig,
+            "points.frontal.timestep=10",
+            r"points\.frontal.*input should be 'sagittal', 'coronal' or 'axial'",
+        ),
+    ],
+)
+def test_a_wrong_setting_below_a_name_of_the_user_s_is_named(model, override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(model, None, [override])
 
 
 def test_a_group_is_not_a_value():

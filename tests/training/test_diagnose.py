@@ -18,6 +18,7 @@ from orthokernels.models.orthodiffusion.weights import load_weights, save_encode
 from orthokernels.models.weights_folder import load_settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.checkpoint import Checkpoints
+from orthokernels.training.config import load_config
 from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
 from orthokernels.training.distributed import alone
@@ -255,9 +256,21 @@ def test_patient_data_are_fused_late(studies, cache, tmp_path):
     assert set(report["patient_data"]) == {"fused", "mri", "tabular", "mri_share"}
     assert all(0 < share < 1 for share in report["patient_data"]["mri_share"])
     assert (weights / "ankle.patient_data.safetensors").is_file()
-    table.write_text("\n".join(table.read_text().splitlines()[:5]) + "\n")
-    with pytest.raises(InputError, match="has no row for study study_"):
-        diagnose(studies, weights, weights, config(cache, fusion=fusion, patient_data=table))
+    diagnose(studies, weights, weights, config(cache, planes=("axial",)))  # its vectors are not those that it reads
+    assert not list(weights.glob("ankle.patient_data.*"))
+
+
+@pytest.mark.parametrize(("rows", "message"), [(4, "has no row for study study_"), (0, "lists nothing")])
+def test_a_table_of_patients_that_is_wrong_is_told_before_training(studies, cache, tmp_path, rows, message):
+    weights, table = write_weights(tmp_path / "weights"), tmp_path / "patients.csv"
+    lines = [
+        "study,age,height,weight,sex,patient_type,event",
+        *(f"study_{n:03d},20,170,70,0,0,fall" for n in range(rows)),
+    ]
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=message):
+        diagnose(studies, weights, weights, config(cache, patient_data=table))
+    assert not list(weights.glob("*.ankle.*"))
 
 
 def test_pooling_heads_that_do_not_fit_are_named(studies, cache, tmp_path):
@@ -266,11 +279,11 @@ def test_pooling_heads_that_do_not_fit_are_named(studies, cache, tmp_path):
         diagnose(studies, weights, weights, config(cache, planes=("axial",), pooling="selfattn", pooling_heads=3))
 
 
-def test_fusion_to_keep_must_be_trained(studies, cache, tmp_path):
-    weights = write_weights(tmp_path / "weights")
-    fusion = config(cache).fusion.model_copy(update={"modes": ("linear_add",), "keep": "gating"})
-    with pytest.raises(InputError, match=r"fusion\.keep is gating, which fusion\.modes does not train"):
-        diagnose(studies, weights, weights, config(cache, fusion=fusion))
+def test_fusion_to_keep_must_be_trained():
+    with pytest.raises(InputError, match=r"^fusion\.keep = 'gating': is not among fusion\.modes \(linear_add\)"):
+        load_config(DiagnoseConfig, None, ["fusion.modes=[linear_add]", "fusion.keep=gating"])
+    chosen = load_config(DiagnoseConfig, None, ["fusion.modes=[linear_add, gating]", "fusion.keep=gating"])
+    assert chosen.fusion.keep == "gating"
 
 
 def test_thresholds_of_half_stay(studies, cache, tmp_path):
