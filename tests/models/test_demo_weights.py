@@ -7,9 +7,14 @@ import pytest
 
 from orthokernels import pipeline, tasks
 from orthokernels.data.phantom import make_study, write_dicom
+from orthokernels.data.phantom.study import draw_findings
 from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.models.weights_folder import demo_folder, load_settings
+from orthokernels.training.config import load_config
+from orthokernels.training.demo import FIRST_TEST_SEED, RECIPE, REMARKS, DemoConfig
 from orthokernels.training.metrics import dice
+from orthokernels.training.series import Record
+from orthokernels.training.splits import split_as_set
 
 UNSEEN = 2_000_000  # studies to train with have seeds from 0, test studies from 1,000,000
 
@@ -26,6 +31,24 @@ def test_every_joint_is_complete_and_its_digest_is_the_card_s(joint):
         assert (own.segmentation is not None) == (joint == "knee")
     assert set(weights.thresholds) == {label.key for label in tasks.LABELS[joint]}
     assert weights.digest() in (demo_folder() / "README.md").read_text()
+
+
+def test_the_card_ends_with_the_recipe_s_remarks():
+    assert (demo_folder() / "README.md").read_text().endswith("\n\n" + REMARKS.read_text().strip() + "\n")
+
+
+def test_the_card_is_right_about_whom_was_chosen_on_and_what_the_tables_share():
+    config = load_config(DemoConfig, RECIPE)
+    knees = [Record(f"study_{n}", f"PHANTOM{n}", "axial", demo_folder()) for n in range(config.studies["knee"])]
+    unseen, chosen_on = (
+        {record.patient for record in split_as_set(knees, data)["validate"]}
+        for data in (config.segment.data, config.diagnose["knee"].data)
+    )
+    assert (len(chosen_on), len(chosen_on - unseen)) == (120, 60)
+    for n in range(FIRST_TEST_SEED, FIRST_TEST_SEED + config.test_studies):
+        knee, ankle, shoulder = (list(draw_findings(n, joint).values()) for joint in ("knee", "ankle", "shoulder"))
+        assert knee == shoulder
+        assert knee[:4] == ankle
 
 
 def test_the_package_stays_small():
