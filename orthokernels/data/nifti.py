@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from orthokernels.data.dicom.file import short
 from orthokernels.data.volume import Source, Volume, check_size, check_voxels, hash_of
 from orthokernels.errors import InputError
 
@@ -18,7 +20,10 @@ SUFFIXES = (".nii", ".nii.gz")
 # NIFTI_INTENT_LABEL: the file says itself that its values are names, not intensities.
 _INTENT_LABEL = 1002
 
-_DAMAGE = (ValueError, TypeError, KeyError, OSError, EOFError, OverflowError, nibabel.filebasedimages.ImageFileError)
+_DAMAGE = (
+    ValueError, TypeError, KeyError, OSError, EOFError, OverflowError, zlib.error,
+    nibabel.filebasedimages.ImageFileError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,15 @@ class NiftiStack:
             else:
                 voxels = np.asanyarray(image.dataobj[..., self.time])
         except _DAMAGE as error:
-            raise InputError(f"{self.path}: the voxels can't be read ({error}). Copy the file again.") from error
+            raise InputError(f"{self.path}: the voxels can't be read ({short(error)}). Copy the file again.") from error
         if voxels.dtype.kind not in "iuf":
             raise InputError(
                 f"{self.path}: holds {voxels.dtype} values, not real intensities. Save the magnitude image."
             )
-        check_voxels(voxels, str(self.path))
         if voxels.dtype.itemsize > 4 or voxels.dtype == np.float16:
-            voxels = voxels.astype(np.float32)
+            with np.errstate(over="ignore"):  # what float32 can not hold becomes infinite, which is refused
+                voxels = voxels.astype(np.float32)
+        check_voxels(voxels, str(self.path))
         return Volume(voxels, self.affine, self.source, self.warnings)
 
 
@@ -69,7 +75,7 @@ def read_stacks(path: Path) -> list[NiftiStack]:
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         affine = np.array(image.affine, dtype=np.float64)
     except _DAMAGE as error:
-        raise InputError(f"{path}: not a readable NIfTI file ({str(error).splitlines()[0]}). Copy it again.") from error
+        raise InputError(f"{path}: not a readable NIfTI file ({short(error)}). Copy it again.") from error
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (3, 4):

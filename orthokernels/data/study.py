@@ -153,7 +153,7 @@ def _file_left_out(path: Path, message: str) -> LeftOut:
 
 def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
     """The plane a stack can stand for, or None and the reason why it can for none."""
-    slices = stack.shape[slice_axis(stack.affine) if stack.source.kind == "NIfTI" else 2]
+    slices = _slices(stack)
     if slices < MIN_SLICES:
         return None, f"{slices} slice{'s' if slices != 1 else ''}; at least {MIN_SLICES} are needed"
     if isinstance(stack, dicom.DicomStack) and {"P", "PHASE", "PHASE MAP"} & set(stack.frames[0].image_type[2:]):
@@ -166,12 +166,17 @@ def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
     return plane, ""
 
 
+def _slices(stack: Stack) -> int:
+    """How many slices a stack has; a NIfTI file's may lie along any of its axes."""
+    return stack.shape[slice_axis(stack.affine) if stack.source.kind == "NIfTI" else 2]
+
+
 def _rank(stack: Stack) -> tuple[float | str, ...]:
     """Sort key of CHOICE_RULE, best first; the hashes only make the order of equals the same every time."""
     source = stack.source
     fluid, fat = fluid_sensitive(source), fat_suppressed(source)
     echo = abs(source.echo_time - _USUAL_ECHO_MS) if source.echo_time is not None else float("inf")
-    return (-(fluid and fat), -fluid, -stack.shape[2], echo, source.series_hash, source.description)
+    return (-(fluid and fat), -fluid, -_slices(stack), echo, source.series_hash, source.description)
 
 
 def _one_study(stacks: Sequence[Stack], paths: Sequence[Path | str]) -> str:

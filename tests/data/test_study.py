@@ -230,6 +230,59 @@ def test_volumes_without_an_image_are_refused_when_read(tmp_path, make, message)
     assert message in reasons(study)
 
 
+@pytest.mark.parametrize("place", [12, 60])
+def test_a_flipped_byte_in_a_zipped_file_is_one_sentence(tmp_path, place):
+    voxels = np.random.default_rng(0).integers(0, 30, (20, 22, 17)).astype(np.int16)
+    path = nifti(tmp_path / "x.nii.gz", voxels)
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+    with pytest.raises(InputError, match="not a readable NIfTI file") as error:
+        read_study([path])
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_without_a_message_is_told_by_its_kind(tmp_path, monkeypatch):
+    path = nifti(tmp_path / "x.nii.gz", np.zeros((20, 20, 20), np.float32))
+
+    def refuse(*_):
+        raise EOFError
+
+    monkeypatch.setattr(nibabel, "load", refuse)
+    with pytest.raises(InputError, match=r"not a readable NIfTI file \(EOFError\)"):
+        read_study([path])
+
+
+def test_of_two_volumes_the_one_with_more_slices_is_taken_along_whatever_axis_they_lie(tmp_path):
+    rng = np.random.default_rng(0)
+    sides = {"few": (40, 44, 17), "many": (20, 16, 16)}  # the second's slices lie along its first axis
+    turned = np.array([[0, 0, 0.5, 0], [0, 0.5, 0, 0], [4.0, 0, 0, 0], [0, 0, 0, 1]])
+    for (name, shape), affine in zip(sides.items(), (None, turned), strict=True):
+        nifti(tmp_path / f"{name}.nii.gz", rng.normal(size=shape).astype(np.float32), affine)
+    assert read_study([tmp_path]).load("axial").source.paths[0].name == "many.nii.gz"
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_slices_that_are_stored_bright_for_dark_keep_one_scale(tmp_path, signed):
+    pixels = noise(1) // 4
+    if signed:
+        pixels = (pixels.astype(np.int16) - 500).astype(np.int16)
+    header = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": int(signed)}
+    as_is, inverted = (
+        write_series(tmp_path / kind, pixels, PhotometricInterpretation=kind, **header)[0].parent
+        for kind in ("MONOCHROME2", "MONOCHROME1")
+    )
+    dark, bright = (read_study([own]).load("sagittal").voxels.astype(np.int64) for own in (as_is, inverted))
+    assert np.unique(dark + bright).tolist() == [-1 if signed else 4095]
+
+
+def test_what_float32_can_not_hold_is_no_voxel(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17))
+    voxels[0, 0, 0] = 1e39
+    study = read_study([nifti(tmp_path / "x.nii.gz", voxels)])
+    assert study.load("axial") is None
+    assert "1 voxels are NaN or infinite" in reasons(study)
+
+
 def test_nifti_that_does_not_say_how_it_lies_is_refused(tmp_path):
     path = nifti(tmp_path / "x.nii", np.zeros((20, 20, 20), np.float32), code=0)
     with pytest.raises(InputError, match="does not say how it lies"):

@@ -48,8 +48,16 @@ def _pixels(path: Path) -> np.ndarray:
         array = dataset.pixel_array
     array = array.reshape(shape)
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        array = array.max() - array
+        array = _inverted(array, int(dataset.BitsStored))
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _inverted(array: np.ndarray, bits: int) -> np.ndarray:
+    """Bright for dark over all that the stored bits can hold, whatever they do: the same for all files of a series."""
+    if array.dtype.kind == "i":
+        return ~array  # -1 - value, which turns the range round
+    top = (1 << bits) - 1
+    return top - np.minimum(array, top)
 
 
 def _gdcm_pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
