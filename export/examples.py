@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from orthokernels.data.phantom.dataset import Recipe, write_studies
+from orthokernels.data.phantom.study import REVISION
 from orthokernels.data.prepare import SLAB, prepare, prepare_labels
 from orthokernels.data.study import read_study
 from orthokernels.data.volume import Volume
@@ -38,10 +39,11 @@ class SeriesExample:
 
 
 def phantom_records(folder: Path, joint: str, size: int, seeds: Sequence[int], *, workers: int = 1) -> list[Record]:
-    """Series of phantom studies, made where they are missing."""
-    write_studies(folder / joint, seeds, Recipe(joint=joint, matrix=size, nifti=True), workers=workers)
+    """Series of phantom studies, made where they are missing; those of each revision in a folder of their own."""
+    own = folder / (joint if REVISION == 1 else f"{joint}.{REVISION}")
+    write_studies(own, seeds, Recipe(joint=joint, matrix=size, nifti=True), workers=workers)
     wanted = {f"study_{seed:05d}" for seed in seeds}
-    return [record for record in read_records(folder / joint, joint) if record.study in wanted]
+    return [record for record in read_records(own, joint) if record.study in wanted]
 
 
 def examples_of_records(records: Iterable[Record], size: int) -> Iterator[SeriesExample]:

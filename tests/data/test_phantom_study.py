@@ -13,12 +13,12 @@ import pydicom
 import pytest
 
 from orthokernels.data.geometry import plane_of
-from orthokernels.data.phantom import PhantomStudy, make_study, write_dicom, write_nifti
+from orthokernels.data.phantom import PhantomStudy, dataset, make_study, write_dicom, write_nifti
 from orthokernels.data.phantom.dataset import Recipe, write_single, write_studies
 from orthokernels.data.phantom.parts import Part
 from orthokernels.data.phantom.protocol import KNEE, TIMINGS, draw_protocols
 from orthokernels.data.phantom.signal import TISSUES, spin_echo
-from orthokernels.data.phantom.study import JOINTS, draw_findings
+from orthokernels.data.phantom.study import JOINTS, REVISION, draw_findings
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
 from orthokernels.tasks import LABELS, PLANES
@@ -195,6 +195,19 @@ def test_studies_of_other_options_are_not_mixed(tmp_path):
     with pytest.raises(InputError, match="no contrast"):
         write_studies(tmp_path / "new", [0], Recipe(contrast="flair"))
     assert not (tmp_path / "new").exists()
+
+
+def test_studies_of_another_revision_are_not_mixed(tmp_path, monkeypatch):
+    write_studies(tmp_path / "set", [0], SMALL)
+    arguments = tmp_path / "set" / "phantom.json"
+    record = json.loads(arguments.read_text())
+    assert record.pop("revision") == REVISION
+    arguments.write_text(json.dumps(record))  # as they were before revisions were counted
+    write_studies(tmp_path / "set", [0], SMALL)
+    monkeypatch.setattr(dataset, "REVISION", REVISION + 1)
+    with pytest.raises(InputError, match=f"holds studies of revision {REVISION} of the phantom, and this version"):
+        write_studies(tmp_path / "set", [0, 1], SMALL)
+    assert not (tmp_path / "set" / "study_00001").exists()
 
 
 def test_dicom_studies_have_their_label_maps_beside_them_not_among_them(tmp_path):

@@ -1,7 +1,7 @@
 """Many phantom studies in one folder, with their findings in one table.
 
     DIR/studies.csv            study, patient, joint, side, then 0 or 1 for each finding of the joint
-    DIR/phantom.json           the arguments that the studies were made with
+    DIR/phantom.json           the arguments that the studies were made with, and the phantom's revision
     DIR/study_00000/...        one study, DICOM or NIfTI
     DIR/labels/study_00000/... the label maps of a study in DICOM; NIfTI images have theirs beside them
 
@@ -22,7 +22,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orthokernels.data.phantom.study import PhantomStudy, Side, check_arguments, draw_findings, draw_side, make_study
+from orthokernels.data.phantom.study import (
+    REVISION,
+    PhantomStudy,
+    Side,
+    check_arguments,
+    draw_findings,
+    draw_side,
+    make_study,
+)
 from orthokernels.data.phantom.write import write_dicom, write_labels, write_nifti
 from orthokernels.errors import InputError
 from orthokernels.tasks import LABELS
@@ -59,14 +67,14 @@ def write_studies(
     """Write one study for each seed, and the table of all that the folder holds.
 
     Args:
-        folder: new, empty, or holding studies of the same recipe, which are kept.
+        folder: new, empty, or holding studies of the same recipe and revision of the phantom, which are kept.
         seeds: of the studies.
         recipe: how they are made.
         workers: processes to share the work; the files are the same with any number.
         done: called with each study's folder name when it is there.
 
     Raises:
-        InputError: the folder holds something else, or studies of another recipe; or as ``make_study``.
+        InputError: the folder holds something else, or studies of another recipe or revision; or as ``make_study``.
     """
     target = Path(folder)
     for seed in seeds[:1]:
@@ -99,20 +107,28 @@ def _open(target: Path, seeds: Sequence[int], recipe: Recipe) -> list[int]:
     target.mkdir(parents=True, exist_ok=True)
     arguments = target / ARGUMENTS
     if arguments.is_file():
-        if _read_arguments(arguments) != asdict(recipe):
+        found = _read_arguments(arguments)
+        revision = found.pop("revision", 1)  # which was not written down at first
+        if found != asdict(recipe):
             raise InputError(f"{target}: holds studies made with other options ({ARGUMENTS}). Give another folder.")
+        if revision != REVISION:  # whose images would stand beside the findings of this one
+            raise InputError(
+                f"{target}: holds studies of revision {revision} of the phantom, and this version makes {REVISION}. "
+                "Give another folder."
+            )
     elif any(target.iterdir()):
         raise InputError(f"{target}: the folder is not empty, and nothing is overwritten. Give a new or an empty one.")
     else:
-        _replace(arguments, json.dumps(asdict(recipe), indent=2) + "\n")
+        _replace(arguments, json.dumps({**asdict(recipe), "revision": REVISION}, indent=2) + "\n")
     return [seed for seed in seeds if not (target / name_of(seed)).is_dir()]
 
 
-def _read_arguments(path: Path) -> object:
+def _read_arguments(path: Path) -> dict[str, object]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return None  # nobody's: it will not equal any recipe
+        found = None
+    return found if isinstance(found, dict) else {}  # nobody's: it will not equal any recipe
 
 
 def _made(target: Path, seeds: Sequence[int], recipe: Recipe, workers: int) -> Iterator[int]:

@@ -30,6 +30,10 @@ from orthokernels.data.phantom.signal import signal_of_parts
 from orthokernels.errors import InputError
 from orthokernels.tasks import LABELS
 
+# Of what a seed gives: images, label maps and findings. It rises with every change of any of these, so that what was
+# made before is told from what is made now.
+REVISION = 1
+
 Side = Literal["right", "left"]
 
 _LEAST_MATRIX, _MOST_MATRIX = 32, 1024
