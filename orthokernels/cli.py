@@ -113,7 +113,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Segment one study and score its findings; write label maps, findings.json, pictures and report.html."""
-    if bundle is None and engine != "native":
+    if bundle is None and (engine != "native" or weights.startswith("random:")):  # random numbers are PyTorch's
         need("orthokernels run with weights", "torch", "torch")
     elif bundle is not None and weights != "demo":
         raise InputError("--weights and --bundle are two models; pass one of them.")

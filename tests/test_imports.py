@@ -58,11 +58,12 @@ def test_nothing_under_orthokernels_imports_the_rooms_above():
     assert python(code).strip() == "[]"
 
 
-def test_run_without_pytorch_says_which_extra_to_install(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--engine", "native", "--weights", "random:0"]])
+def test_run_without_pytorch_says_which_extra_to_install(tmp_path, more):
     code = _WITHOUT.format(names={"torch"}) + (
         "import importlib.util as u\nfound = u.find_spec\n"
         "u.find_spec = lambda name, package=None: None if name == 'torch' else found(name, package)\n"
-        f"sys.argv = ['orthokernels', 'run', {str(tmp_path)!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        f"sys.argv = ['orthokernels', 'run', {str(tmp_path)!r}, '--out', {str(tmp_path / 'out')!r}, *{more!r}]\n"
         "from orthokernels.cli import main\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
