@@ -36,6 +36,8 @@ _IR = """
 """
 ONNX_OPS, IR_OPS = frozenset(_ONNX.split()), frozenset(_IR.split())
 
+REVISION = 2  # of what is looked at; it rises with every change, so that bundles that were read before are read anew
+
 
 def check_graph(folder: Path, files: list[str]) -> None:
     """Read one form of a graph: the model file and, of an IR, the weights beside it.
@@ -80,21 +82,33 @@ def _nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in _inner(attribute):
                 yield from _nodes(inner)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor that is kept in a graph, in its nodes and in the graphs inside these."""
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in _nodes(graph):
+    sparse = [*graph.sparse_initializer]
+    for node in graph.node:
         for attribute in node.attribute:
             yield from attribute.tensors
             if attribute.HasField("t"):
                 yield attribute.t
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from inner.initializer
+            sparse += attribute.sparse_tensors
+            if attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            for inner in _inner(attribute):
+                yield from _tensors(inner)
+    for own in sparse:
+        yield from (own.values, own.indices)
+
+
+def _inner(attribute: Any) -> Iterator[Any]:
+    """The graphs that an attribute holds: a loop's body, a condition's branches."""
+    yield from attribute.graphs
+    if attribute.HasField("g"):
+        yield attribute.g
 
 
 def _check_ir(path: Path, files: list[str]) -> None:
@@ -113,6 +127,9 @@ def _check_ir(path: Path, files: list[str]) -> None:
             raise ValueError("there is nothing in it")
     except (ParseError, DefusedXmlException, OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read as OpenVINO's IR ({error}). Make the bundle again.") from error
+    # OpenVINO's own reader knows no namespaces: what would carry another name here is a plain layer to it.
+    if root.tag != "net" or any("{" in name for own in root.iter() for name in (own.tag, *own.attrib)):
+        raise InputError(f"{path}: is no plain IR: its root is {root.tag}, or it has XML namespaces.")
     size = (path.parent / PurePosixPath(beside).name).stat().st_size
     for layer in root.iter("layer"):
         kind, version = layer.get("type", ""), layer.get("version", "")

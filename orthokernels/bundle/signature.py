@@ -53,7 +53,7 @@ def sign(folder: Path, key: Path) -> None:
     Raises:
         InputError: the key can't be read.
     """
-    private = _private_key(key)
+    private = private_key(key)
     record = {
         "algorithm": "Ed25519",
         "public_key": _hex(private.public_key()),
@@ -84,7 +84,7 @@ def check_signature(folder: Path, manifest: bytes, key: Path | None = None) -> s
             raise ValueError(f"the algorithm is {record['algorithm']!r}")
         signer = Ed25519PublicKey.from_public_bytes(bytes.fromhex(record["public_key"]))
         signature = bytes.fromhex(record["signature"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: is no Ed25519 signature ({error}). Fetch the bundle again.") from error
     try:
         signer.verify(signature, manifest)
@@ -99,7 +99,12 @@ def _hex(key: Ed25519PublicKey) -> str:
     return key.public_bytes_raw().hex()
 
 
-def _private_key(path: Path) -> Ed25519PrivateKey:
+def private_key(path: Path) -> Ed25519PrivateKey:
+    """A private key, as ``sign`` takes it.
+
+    Raises:
+        InputError: it can't be read.
+    """
     need("a signature", "cryptography", "runtime")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

@@ -12,16 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
 from orthokernels import __version__
-from orthokernels.bundle.graph_files import IR_OPS, ONNX_OPS, check_graph
+from orthokernels.bundle.graph_files import IR_OPS, ONNX_OPS, REVISION, check_graph
 from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, File, Manifest, PlaneGraphs
 from orthokernels.bundle.signature import check_signature
 from orthokernels.errors import InputError
@@ -33,6 +33,9 @@ _PIECE = 16 << 20
 _MANIFEST_LIMIT = 16 << 20  # bytes; a real one has some tens of thousands
 
 
+Stamp = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle that was verified.
@@ -42,12 +45,26 @@ class Bundle:
         manifest: what it says.
         digest: SHA-256 of the manifest, by which a result names its bundle.
         signer: the public key that signed it, in hexadecimal, where one did.
+        stamps: of each file as it was read through: inode, bytes, and when content and inode were changed last.
     """
 
     folder: Path
     manifest: Manifest
     digest: str
     signer: str | None
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
+
+    def unchanged(self, name: str) -> Path:
+        """The path of a file that is to be opened long after the verification, perhaps: read through again if touched.
+
+        Raises:
+            InputError: it is not what the manifest says any more.
+        """
+        path = self.folder / name
+        if name not in self.stamps or not path.is_file() or _stamp(path.stat()) != self.stamps[name]:
+            file = self.manifest.files[name]
+            _check_content(self.folder, name, file.sha256, file.bytes)
+        return path
 
 
 def verify(folder: Path | str, *, key: Path | None = None, remember: bool = False) -> Bundle:
@@ -68,7 +85,7 @@ def verify(folder: Path | str, *, key: Path | None = None, remember: bool = Fals
     for name in _names(manifest):
         _check_name(folder, name)
     _check_listing(folder, manifest)
-    _check_contents(folder, manifest)
+    stamps = _check_contents(folder, manifest)
     _check_references(folder, manifest)
     digest = hashlib.sha256(content).hexdigest()
     if not (remember and _were_read(digest)):
@@ -77,7 +94,7 @@ def verify(folder: Path | str, *, key: Path | None = None, remember: bool = Fals
                 check_graph(folder, files)
         if remember:
             add_to_table(_read_graphs(), digest, _rules())
-    return Bundle(folder, manifest, digest, signer)
+    return Bundle(folder, manifest, digest, signer, stamps)
 
 
 class Verification:
@@ -108,13 +125,15 @@ def _read_graphs() -> Path:
 
 def _rules() -> str:
     ops = " ".join(sorted(ONNX_OPS) + sorted(IR_OPS))
-    return f"{__version__} {hashlib.sha256(ops.encode()).hexdigest()}"
+    return f"{__version__} {REVISION} {hashlib.sha256(ops.encode()).hexdigest()}"
 
 
 def _manifest_bytes(folder: Path) -> bytes:
     path = folder / MANIFEST
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link. A bundle holds files only.")
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise InputError(f"{path}: is not a regular file.")
     try:
         with path.open("rb") as file:
             content = file.read(_MANIFEST_LIMIT + 1)
@@ -191,33 +210,39 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
         raise InputError(f"{folder}: {name} is not in {MANIFEST}. Remove it, or fetch the bundle again.")
 
 
-def _check_contents(folder: Path, manifest: Manifest) -> None:
+def _check_contents(folder: Path, manifest: Manifest) -> dict[str, Stamp]:
     """Each file against its digest; of several that are wrong the first is told. Hashing needs no Python meanwhile."""
 
-    def check(item: tuple[str, File]) -> None:
+    def check(item: tuple[str, File]) -> Stamp:
         name, file = item
-        _check_content(folder, name, file.sha256, file.bytes)
+        return _check_content(folder, name, file.sha256, file.bytes)
 
     with ThreadPoolExecutor(threads()) as pool:
         found = [pool.submit(check, item) for item in manifest.files.items()]
         try:
-            for future in found:
-                future.result()
+            return {name: future.result() for name, future in zip(manifest.files, found, strict=True)}
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _check_content(folder: Path, name: str, sha256: str, size: int) -> None:
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _check_content(folder: Path, name: str, sha256: str, size: int) -> Stamp:
+    """The file's stamp from before it was read: what is written meanwhile will not bear it."""
     path = folder / name
     try:
         if path.stat().st_size != size:
             raise InputError(f"{path}: has {path.stat().st_size} bytes, not {size}. It was changed or cut short.")
         with path.open("rb", buffering=0) as file:
+            stamp = _stamp(os.fstat(file.fileno()))
             found = _sha256(file, min(size, _PIECE))
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}).") from error
     if found != sha256:
         raise InputError(f"{path}: its content does not match its digest. It was changed; fetch the bundle again.")
+    return stamp
 
 
 def _sha256(file: FileIO, piece_size: int) -> str:

@@ -110,6 +110,11 @@ def test_a_remembered_bundle_s_graphs_are_not_read_again_and_its_files_are(bundl
     monkeypatch.setattr(checking, "_rules", lambda: "those of another version")
     verify(bundle, remember=True)
     assert len(read) == 6
+    monkeypatch.undo()
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path / "cache"))
+    earlier = checking._rules()
+    monkeypatch.setattr(checking, "REVISION", checking.REVISION + 1)
+    assert checking._rules() != earlier
     path = bundle / "graphs" / "small.fp32.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="does not match its digest"):
@@ -183,6 +188,9 @@ def test_a_symbolic_link_is_refused(bundle, tmp_path, where):
 def test_what_is_no_regular_file_is_refused(bundle):
     os.mkfifo(bundle / "graphs" / "pipe")
     assert "graphs/pipe is not a regular file" in refusal(bundle)
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+    assert "manifest.json: is not a regular file" in refusal(bundle)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +206,37 @@ def test_a_graph_that_does_more_than_it_may_is_refused(bundle, model, message):
     (bundle / "graphs" / "small.fp32.onnx").write_bytes(model.SerializeToString())
     write_manifest(bundle)
     assert message in refusal(bundle)
+
+
+def sparse(place):
+    """A sparse tensor of which one half is kept elsewhere."""
+    values = numpy_helper.from_array(np.ones(1, np.float32), "values")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "indices")
+    own = {"values": values, "indices": indices}[place]
+    own.ClearField("raw_data")
+    own.data_location = TensorProto.EXTERNAL
+    own.external_data.add(key="location", value="../secret")
+    return helper.make_sparse_tensor(values, indices, [3])
+
+
+@pytest.mark.parametrize("place", ["values", "indices"])
+@pytest.mark.parametrize("where", ["attribute", "attributes", "inner graph"])
+def test_a_sparse_tensor_that_is_kept_elsewhere_is_found(bundle, place, where):
+    model = onnx_model()
+    node = helper.make_node("Constant", [], ["s"])
+    if where == "attribute":
+        node.attribute.append(helper.make_attribute("sparse_value", sparse(place)))
+    elif where == "attributes":
+        own = onnx.AttributeProto(name="own", type=onnx.AttributeProto.SPARSE_TENSORS)
+        own.sparse_tensors.append(sparse(place))
+        node.attribute.append(own)
+    else:
+        inner = helper.make_graph([], "inner", [], [], sparse_initializer=[sparse(place)])
+        node.attribute.append(helper.make_attribute("then_branch", inner))
+    model.graph.node.append(node)
+    (bundle / "graphs" / "small.fp32.onnx").write_bytes(model.SerializeToString())
+    write_manifest(bundle)
+    assert f"keeps the tensor {place!r} in '../secret'" in refusal(bundle)
 
 
 def test_an_unknown_op_inside_a_branch_is_found(bundle):
@@ -222,6 +261,10 @@ def test_an_unknown_op_inside_a_branch_is_found(bundle):
         ('offset="0"', 'offset="4096"', "lies outside its weights file"),
         ('<?xml version="1.0"?>', '<!DOCTYPE x [<!ENTITY a "aaaa">]>', "can't be read as OpenVINO's IR"),
         ("<net ", "<net", "can't be read as OpenVINO's IR"),
+        ("<net ", '<net xmlns="any" ', "has XML namespaces"),
+        ("<layer ", '<layer xmlns="any" ', "has XML namespaces"),
+        ("<net ", '<net xmlns:own="any" own:name="x" ', "has XML namespaces"),
+        ("net", "graph", "its root is graph"),
     ],
 )
 def test_an_ir_that_does_more_than_it_may_is_refused(bundle, old, new, message):
@@ -302,7 +345,7 @@ def test_a_manifest_changed_after_signing_is_refused(bundle, tmp_path):
     assert "does not fit manifest.json" in refusal(bundle)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"algorithm": "none"}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"algorithm": "none"}', b"[]", b"[" * 100_000])
 def test_a_damaged_signature_is_refused(bundle, content):
     (bundle / "manifest.sig").write_bytes(content)
     assert "is no Ed25519 signature" in refusal(bundle)
