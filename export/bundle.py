@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orthokernels.export.card import write_card
@@ -27,7 +27,7 @@ from orthokernels.data.prepare import SLAB
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.untrained import save_random
 from orthokernels.models.orthodiffusion.weights import Weights, load_weights
-from orthokernels.models.weights_folder import folder_of
+from orthokernels.models.weights_folder import demo_folder, folder_of
 from orthokernels.progress import Progress
 
 GRAPHS = "graphs"
@@ -46,12 +46,17 @@ UNTRAINED_LIMIT = "The weights are untrained: whatever comes out means nothing."
 
 @dataclass(frozen=True)
 class Draft:
-    """A bundle's folder before its manifest: what was loaded, its golden case, and which graphs are in which forms."""
+    """A bundle's folder before its manifest: what was loaded, its golden case, and which graphs are in which forms.
+
+    ``packaged`` says that they are the very weights that come with the package: what was trained from them keeps their
+    name, and is somebody else's all the same.
+    """
 
     folder: Path
     weights: Mapping[str, Weights]
     plan: Plan
     golden: Mapping[str, records.GoldenCase]
+    packaged: bool = False
     forms: dict[str, dict[Form, list[str]]] = field(default_factory=dict)
     known: dict[tuple[str, str], records.Known] = field(default_factory=dict)  # by joint and plane
     quantised: list[records.Quantisation] = field(default_factory=list)
@@ -60,11 +65,6 @@ class Draft:
         """A graph's form, already in the folder."""
         relative = [path.relative_to(self.folder).as_posix() for path in files]
         self.forms.setdefault(name, {})[form] = relative
-
-    @property
-    def packaged(self) -> bool:
-        """Whether they are the weights that come with the package."""
-        return next(iter(self.weights.values())).name == "demo"
 
     def drop(self, form: Form, graphs: Collection[str] | None = None) -> list[str]:
         """Take a form of some graphs, by default of all, out again, files and all; the graphs that had it."""
@@ -100,7 +100,10 @@ def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total:
     for own in loaded.values():
         if own.name == copied:  # weights without a name of their own are called by their folder's
             own.name = folder_of(weights).resolve().name
-    made = Draft(folder, loaded, plan_graphs(list(loaded.values())), write_golden(folder, loaded, tell))
+    made = Draft(
+        folder, loaded, plan_graphs(list(loaded.values())), write_golden(folder, loaded, tell),
+        comes_with_the_package(weights),
+    )  # fmt: skip
     (folder / GRAPHS).mkdir(parents=True)
     first = next(iter(loaded.values()))
     for number, (name, source) in enumerate(made.plan.graphs.items()):
@@ -109,6 +112,11 @@ def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total:
         write_onnx(source, path, _facts(first, name, source.labels))
         made.add(name, "fp32", [path])
     return made
+
+
+def comes_with_the_package(weights: str) -> bool:
+    """Whether weights are the package's own demo, whose folder decides: a name can be kept by what was trained on."""
+    return not weights.startswith("random:") and folder_of(weights).resolve() == demo_folder().resolve()
 
 
 def _copy_weights(weights: str, target: Path) -> str:
@@ -291,4 +299,4 @@ class BundleFolder:
         found = verify(self.draft)
         self.draft.chmod(0o755)
         os.replace(self.draft, self.path)
-        return Bundle(self.path, found.manifest, found.digest, found.signer)
+        return replace(found, folder=self.path)

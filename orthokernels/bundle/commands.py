@@ -42,9 +42,8 @@ def _print_bundle(found: Bundle, *, expected: bool) -> None:
 
     manifest, console = found.manifest, Console(highlight=False, emoji=False)
     size = sum(file.bytes for file in manifest.files.values())
-    forms = dict.fromkeys(form for graph in manifest.graphs.values() for form in graph.forms)
     console.print(f"[bold green]Verified:[/] {len(manifest.files)} files, {size / 1e6:.1f} MB, as the manifest says.")
-    console.print(escape(f"{manifest.name}, for {', '.join(manifest.joints)}; forms {', '.join(forms)}"))
+    console.print(escape(f"{manifest.name}, for {', '.join(manifest.joints)}; forms {', '.join(manifest.forms)}"))
     console.print(f"Digest: {found.digest}", soft_wrap=True)
     if found.signer is None:
         console.print("Not signed: nothing says who made it.")

@@ -26,6 +26,17 @@ WEIGHTS = "weights"
 Form = Literal["fp32", "fp16", "int8", "int8_qdq", "int8_weights"]
 FORMS: tuple[Form, ...] = ("fp32", "fp16", "int8", "int8_qdq", "int8_weights")
 
+# What opens graph files, and what runs each form: fp32 both, the others what they are made for. An export judges these
+# pairs and no others, so no others are tuned or run.
+GraphEngine = Literal["openvino", "onnxruntime"]
+ENGINES_OF: dict[Form, tuple[GraphEngine, ...]] = {
+    "fp32": ("openvino", "onnxruntime"),
+    "fp16": ("openvino",),
+    "int8": ("openvino",),
+    "int8_qdq": ("onnxruntime",),
+    "int8_weights": ("onnxruntime",),
+}
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -212,3 +223,8 @@ class Manifest(_Record):
     refused: tuple[Refusal, ...] = ()
     quantised: tuple[Quantisation, ...] = ()
     files: dict[str, File]
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Those that any graph has."""
+        return tuple(form for form in FORMS if any(form in graph.forms for graph in self.graphs.values()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orthokernels import tasks
-from orthokernels.bundle.manifest import Form, Joint, PlaneGraphs
+from orthokernels.bundle.manifest import Form, GraphEngine, Joint, PlaneGraphs
 from orthokernels.bundle.verify import Bundle
 from orthokernels.models.native.pooling import StructurePool
 from orthokernels.models.native.tensors import load_tensors
@@ -16,7 +16,7 @@ from orthokernels.models.noise import feature_noise
 from orthokernels.models.patient_data import MODULE, LateFusionCard, PatientColumns
 from orthokernels.models.study_model import Array, SlabOutput
 from orthokernels.models.weights_folder import load_card, unfit
-from orthokernels.runtime.sessions import GraphEngine, Session, open_graph
+from orthokernels.runtime.sessions import Session, open_graph
 
 
 class Graphs:
@@ -37,7 +37,8 @@ class Graphs:
         graph = self.bundle.manifest.graphs[name]
         if name not in self._sessions:
             files = graph.forms.get(self.form) or graph.forms["fp32"]
-            self._sessions[name] = open_graph(self.bundle.folder / files[0], self.engine)
+            path, *_ = (self.bundle.unchanged(file) for file in files)
+            self._sessions[name] = open_graph(path, self.engine)
         return self._sessions[name]({tensor: inputs[tensor] for tensor in graph.inputs})
 
     def close(self, name: str | None) -> None:
@@ -62,7 +63,7 @@ class GraphPlane:
         self.scores = own.head is not None
         self._structures: StructurePool | None = None
         if own.structures is not None:
-            state, card = load_tensors(graphs.bundle.folder / own.structures, "structures")
+            state, card = load_tensors(graphs.bundle.unchanged(own.structures), "structures")
             self._structures = StructurePool(state, card.arguments)
 
     def features(self, x0: Array, *, seed: int, draws: int, sample: int) -> SlabMaps:
@@ -159,7 +160,7 @@ def _late_fusion(bundle: Bundle, own: Joint) -> LateFusionCard | None:
     """
     if own.late_fusion is None or own.patient_data is None:
         return None
-    path = bundle.folder / own.patient_data
+    path = bundle.unchanged(own.patient_data)
     try:
         return LateFusionCard.of(load_card(path, (MODULE,)))
     except ValueError as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
-from orthokernels.bundle.manifest import WEIGHTS, Form
+from orthokernels import __version__
+from orthokernels.bundle.manifest import ENGINES_OF, WEIGHTS, Form, GraphEngine
 from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
 from orthokernels.runtime.graph_model import GraphModel
-from orthokernels.runtime.sessions import ENGINES, GraphEngine
-from orthokernels.runtime.tuning import Choice, tuned
+from orthokernels.runtime.sessions import ENGINES
+from orthokernels.runtime.tuning import Choice, goes_together, tuned
 from orthokernels.system import threads
 
 if TYPE_CHECKING:
@@ -29,15 +31,18 @@ def open_bundle(
         joint: whose findings are scored.
         planes: those wanted.
         engine: "openvino", "onnxruntime", "native", or "auto": what ``bundle tune`` chose on this machine, else
-            "native" in a bundle that has its weights, else the first of the others that is installed; in fp32.
+            "native" in a bundle that has its weights, else the first of the others that is installed; in fp32. With
+            another form, the first that runs it.
         form: of the graphs; None for what was tuned, else fp32. The native engine has fp32 alone.
 
     Raises:
-        InputError: the bundle lacks the joint, or the engine can't run it.
+        InputError: the bundle lacks the joint or the form, needs a newer version of the package, or the engine can't
+            run it.
     """
     if joint not in bundle.manifest.joints:
         known = ", ".join(bundle.manifest.joints)
         raise InputError(f"{bundle.folder}: has nothing for the {joint}; it has {known}.")
+    _check_version(bundle)
     choice = _choice(bundle, joint, engine, form)
     if choice.engine == "native":
         if not bundle.manifest.native:
@@ -46,21 +51,47 @@ def open_bundle(
     return GraphModel(bundle, joint, planes, cast(GraphEngine, choice.engine), choice.form)
 
 
+def _check_version(bundle: Bundle) -> None:
+    least, own = bundle.manifest.minimum_versions.get("orthokernels", ""), _release(__version__)
+    if own and _release(least) > own:  # what is not installed has no version, and is no older than what it made
+        raise InputError(
+            f"{bundle.folder}: needs orthokernels {least} or newer, and this is {__version__}. Upgrade orthokernels."
+        )
+
+
+def _release(version: str) -> list[int]:
+    """The numbers that a version begins with, without zeros at the end: 0.2.0.dev1 is taken for 0.2."""
+    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
+
+
 def _choice(bundle: Bundle, joint: str, engine: str, form: Form | None) -> Choice:
     if engine not in ("auto", "native", *ENGINES):
         raise InputError(f"there is no engine {engine!r} for a bundle; choose {', '.join(ENGINES)}, native or auto.")
     if form is None and (found := tuned(bundle.digest, joint, engine)) is not None:
         return found
-    if engine == "auto":
-        engine = "native" if bundle.manifest.native else next((own for own in ENGINES if find_spec(own)), ENGINES[0])
-    if engine == "native" and form not in (None, "fp32"):
-        raise InputError(f"the native engine computes in fp32, not in {form}.")
-    return Choice(engine, form or "fp32")
+    form = form or "fp32"
+    if form not in ("fp32", *bundle.manifest.forms):
+        held = ", ".join(bundle.manifest.forms)
+        raise InputError(f"{bundle.folder}: has no graph in {form}; its forms are {held}.")
+    able = ENGINES_OF[form]
+    if engine == "auto" and form == "fp32" and bundle.manifest.native:
+        engine = "native"
+    elif engine == "auto":
+        engine = next((own for own in able if find_spec(own)), able[0])
+    if not goes_together(engine, form):
+        raise InputError(f"the {engine} engine does not run {form}; choose {' or '.join(able)}, or leave --form out.")
+    return Choice(engine, form)
 
 
 def _native(bundle: Bundle, joint: str, planes: Sequence[str]) -> StudyModel:
     from orthokernels.models.native.load import load_native
 
+    for name in bundle.manifest.files:
+        if name.startswith(f"{WEIGHTS}/"):
+            bundle.unchanged(name)
     digest = bundle.manifest.joints[joint].weights_digest
     model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads(), digest=digest)
     return replace(model, name=bundle.manifest.name, bundle=bundle.digest)

@@ -5,33 +5,42 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from orthokernels.bundle.manifest import ENGINES_OF, GraphEngine
 from orthokernels.errors import InputError, need
 from orthokernels.models.study_model import Array
+from orthokernels.models.weights_folder import first_line
 from orthokernels.system import threads
 
 # Computes a graph: inputs by name to outputs by name, float32.
 Session = Callable[[Mapping[str, Array]], dict[str, Array]]
 
-GraphEngine = Literal["openvino", "onnxruntime"]
-ENGINES: tuple[GraphEngine, ...] = ("openvino", "onnxruntime")
+ENGINES: tuple[GraphEngine, ...] = ENGINES_OF["fp32"]
 
 
 def open_graph(path: Path, engine: GraphEngine) -> Session:
-    """A session on the CPU.
+    """A session on the CPU, which raises InputError where the engine can't compute what it is given.
 
     Raises:
         InputError: the engine is not installed, or can't read this file.
     """
     need(f"the {engine} engine", engine, engine)
+    # ONNX Runtime's own errors have no base but Exception, OpenVINO's are RuntimeErrors.
     try:
-        return {"openvino": _openvino, "onnxruntime": _onnxruntime}[engine](path)
-    except RuntimeError as error:  # both engines' own errors are ones
-        first = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"{path}: {engine} can't open it ({first}). Try another --engine.") from error
+        session = {"openvino": _openvino, "onnxruntime": _onnxruntime}[engine](path)
+    except Exception as error:
+        raise InputError(f"{path}: {engine} can't open it ({first_line(error)}). Try another --engine.") from error
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return session(inputs)
+        except Exception as error:
+            raise InputError(f"{path}: {engine} can't run it ({first_line(error)}). Try another --engine.") from error
+
+    return run
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from orthokernels.bundle.manifest import Form
+from orthokernels.bundle.manifest import ENGINES_OF, Form
 from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
 from orthokernels.folders import add_to_table, cache_folder, read_table
@@ -92,15 +92,17 @@ def _by_seconds(timing: Timing) -> float:
     return timing.seconds
 
 
+def goes_together(engine: str, form: Form) -> bool:
+    """Whether an engine is one that a form is run by; the native one computes in fp32 alone."""
+    return form == "fp32" if engine == "native" else engine in ENGINES_OF.get(form, ())
+
+
 def contenders(bundle: Bundle) -> Iterator[Choice]:
-    """Every engine that is installed, in every form that the bundle has for it."""
-    forms = dict.fromkeys(form for graph in bundle.manifest.graphs.values() for form in graph.forms)
+    """Every engine that is installed, in every form that the bundle has and it runs."""
     if bundle.manifest.native:
         yield Choice("native", "fp32")
-    for engine in ("openvino", "onnxruntime"):
-        if find_spec(engine):
-            # OpenVINO's own INT8 files are no ONNX.
-            yield from (Choice(engine, form) for form in forms if engine == "openvino" or form != "int8")
+    for form in bundle.manifest.forms:
+        yield from (Choice(engine, form) for engine in ENGINES_OF[form] if find_spec(engine))
 
 
 def _time(rows: dict[Choice, PlaneModel], size: int, depth: int, rounds: int) -> dict[Choice, float | InputError]:
@@ -131,10 +133,13 @@ def write_choice(digest: str, joint: str, timings: Sequence[Timing]) -> None:
 
 
 def tuned(digest: str, joint: str, engine: str = "auto") -> Choice | None:
-    """What was fastest on this machine, of one engine or of all; None where nothing was timed here."""
+    """What was fastest on this machine, of one engine or of all; None where nothing was timed here.
+
+    Pairs that an earlier version timed, and that do not go together, are passed over.
+    """
     rows: list[dict[str, Any]] = read_table(_file()).get(_key(digest, joint), [])
     for row in rows:
-        if engine in ("auto", row["engine"]):
+        if engine in ("auto", row["engine"]) and goes_together(row["engine"], row["form"]):
             return Choice(row["engine"], row["form"])
     return None
 

@@ -8,15 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from orthokernels.bundle.manifest import FORMS
+from orthokernels.bundle.manifest import ENGINES_OF, FORMS
 from orthokernels.bundle.verify import verify
 from orthokernels.errors import InputError
+from orthokernels.models.weights_folder import demo_folder
 from orthokernels.pipeline import load_model, run
-from orthokernels.runtime.tuning import Choice, tune, tuned
+from orthokernels.runtime.model import open_bundle
+from orthokernels.runtime.sessions import open_graph
+from orthokernels.runtime.tuning import Choice, Timing, contenders, tune, tuned, write_choice
 from orthokernels.tasks import PLANES
 
 ENGINES = ("openvino", "onnxruntime", "native")
@@ -96,6 +100,162 @@ def test_tuning_times_every_contender_and_run_uses_the_fastest(bundle):
 
 def test_an_untuned_bundle_runs_on_the_native_engine(bundle):
     assert load_model(bundle=bundle).engine == "native"
+
+
+def changed_bundle(bundle, out, write):
+    """A copy in which ``write`` changed files and the manifest's record, with a manifest that fits."""
+    shutil.copytree(bundle, out)
+    record = json.loads((out / "manifest.json").read_text())
+    write(out, record)
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        if path.is_file() and name != "manifest.json":
+            content = path.read_bytes()
+            record["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (out / "manifest.json").write_text(json.dumps(record))
+    return out
+
+
+@pytest.fixture
+def bundle_in_int8(bundle, tmp_path):
+    """One of its heads has other forms, which hold what fp32 holds."""
+    import openvino
+
+    def write(folder, record):
+        head = folder / "graphs" / "axial.knee.head.fp32.onnx"
+        path = head.with_name("axial.knee.head.int8.xml")
+        openvino.save_model(openvino.convert_model(head), path, compress_to_fp16=False)
+        shutil.copyfile(head, head.with_name("axial.knee.head.fp16.onnx"))
+        forms = record["graphs"]["axial.knee.head"]["forms"]
+        forms["int8"] = ["graphs/axial.knee.head.int8.xml", "graphs/axial.knee.head.int8.bin"]
+        forms["fp16"] = ["graphs/axial.knee.head.fp16.onnx"]
+
+    return changed_bundle(bundle, tmp_path / "forms", write)
+
+
+def test_a_form_alone_picks_the_engine_that_runs_it(bundle_in_int8):
+    model = load_model(bundle=bundle_in_int8, form="int8")
+    assert (model.engine, model.form) == ("openvino", "int8")
+    assert load_model(bundle=bundle_in_int8, form="fp32").engine == "native"
+
+
+@pytest.mark.parametrize(
+    ("engine", "form", "said"),
+    [
+        ("auto", "int8_qdq", "has no graph in int8_qdq; its forms are fp32, fp16, int8"),
+        ("openvino", "int8_weights", "has no graph in int8_weights"),
+        ("onnxruntime", "int8", "the onnxruntime engine does not run int8; choose openvino"),
+        ("onnxruntime", "fp16", "the onnxruntime engine does not run fp16; choose openvino"),
+        ("native", "int8", "the native engine does not run int8; choose openvino"),
+    ],
+)
+def test_an_engine_and_a_form_that_do_not_go_together_are_refused(bundle_in_int8, engine, form, said):
+    with pytest.raises(InputError, match=said) as error:
+        load_model(bundle=bundle_in_int8, engine=engine, form=form)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_tuned_that_no_export_judges(bundle_in_int8):
+    found = verify(bundle_in_int8)
+    own = [choice for choice in contenders(found) if choice.engine != "native"]
+    assert own == [Choice(engine, form) for form in ("fp32", "fp16", "int8") for engine in ENGINES_OF[form]]
+    earlier = [Timing("onnxruntime", "fp16", 0.1), Timing("openvino", "int8", 0.2)]
+    write_choice(found.digest, "knee", earlier)
+    assert tuned(found.digest, "knee") == Choice("openvino", "int8")
+    assert tuned(found.digest, "knee", "onnxruntime") is None
+
+
+def unrunnable(path, out):
+    """The same graph but for its last step, an addition of what does not fit."""
+    import onnx
+
+    model = onnx.load(path)
+    name = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["whole" if own == name else own for own in node.output]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(5, np.float32), "five"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["whole", "five"], [name]))
+    onnx.save(model, out)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_whatever_an_engine_says_of_a_graph_is_one_sentence(bundle, tmp_path, engine):
+    broken, unfit = tmp_path / "broken.onnx", tmp_path / "unfit.onnx"
+    broken.write_bytes(b"\xff" * 100)
+    with pytest.raises(InputError, match=f"broken.onnx: {engine} can't open it") as error:
+        open_graph(broken, engine)
+    assert "\n" not in str(error.value)
+    unrunnable(bundle / "graphs" / "axial.knee.head.fp32.onnx", unfit)
+    with pytest.raises(InputError, match=f"unfit.onnx: {engine} can't (open|run) it") as error:
+        open_graph(unfit, engine)({"vector": np.zeros((1, 24), np.float32)})
+    assert "\n" not in str(error.value)
+
+
+def test_a_contender_that_fails_does_not_end_the_tuning(bundle, tmp_path):
+    def write(folder, record):
+        path = folder / "graphs" / "axial.segmentation.fp32.onnx"
+        unrunnable(path, path)
+
+    found = verify(changed_bundle(bundle, tmp_path / "unfit", write))
+    timings = tune(found, "knee", ("axial",), rounds=1)
+    assert [own.engine for own in timings if own.seconds is not None] == ["native"]
+    assert {own.engine for own in timings if own.reason is not None} == {"openvino", "onnxruntime"}
+
+
+def test_a_bundle_that_needs_a_newer_version_says_so(bundle, tmp_path):
+    def write(folder, record):
+        record["minimum_versions"]["orthokernels"] = "1000.0"
+
+    with pytest.raises(InputError, match=r"needs orthokernels 1000\.0 or newer, and this is .*\. Upgrade"):
+        load_model(bundle=changed_bundle(bundle, tmp_path / "newer", write))
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_graph_that_changed_since_the_verification_is_not_opened(bundle, tmp_path, engine):
+    folder = tmp_path / "changing"
+    shutil.copytree(bundle, folder)
+    model = load_model(bundle=folder, engine=engine, planes=("axial",)).planes["axial"]
+    x0 = slab()
+    before = model.heads(model.features(x0, seed=0, draws=1, sample=0), x0)
+    model.release()
+    path = folder / "graphs" / "axial.segmentation.fp32.onnx"
+    content = path.read_bytes()
+    path.write_bytes(content)  # touched, and the same
+    again = model.heads(model.features(x0, seed=0, draws=1, sample=0), x0)
+    np.testing.assert_array_equal(again.logits, before.logits)
+    model.release()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"axial\.segmentation\.fp32\.onnx: its content does not match its digest"):
+        model.heads(model.features(x0, seed=0, draws=1, sample=0), x0)
+
+
+def test_native_weights_that_changed_since_the_verification_are_not_mapped(bundle, tmp_path):
+    folder = tmp_path / "changing"
+    shutil.copytree(bundle, folder)
+    found = verify(folder)
+    path = folder / "weights" / "axial.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"axial\.safetensors: its content does not match its digest"):
+        open_bundle(found, "knee", ("axial",), "native")
+
+
+def test_only_the_package_s_own_folder_makes_its_licence(drafted, tmp_path):
+    from orthokernels.export.bundle import finish
+
+    for weights in drafted.weights.values():
+        weights.name = "demo"  # which training on top of the demo weights keeps
+    made = replace(drafted, folder=shutil.copytree(drafted.folder, tmp_path / "own"))
+    assert finish(made).licence == "as its origin says"
+    assert finish(replace(made, packaged=True)).licence == "Apache-2.0"
+
+
+def test_the_demo_weights_are_the_package_s_and_a_copy_of_them_is_not(tmp_path):
+    from orthokernels.export.bundle import comes_with_the_package
+
+    copy = shutil.copytree(demo_folder(), tmp_path / "demo")
+    named = {name: comes_with_the_package(name) for name in ("demo", str(demo_folder()), str(copy), "random:0")}
+    assert list(named.values()) == [True, True, False, False]
 
 
 def test_a_bundle_says_which_joints_it_has(bundle):
