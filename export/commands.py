@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,7 @@ def bundle(
 ) -> None:
     """Export every graph in every form, judge the forms on phantoms, and keep those that lose little enough."""
     wanted = _forms(forms)
+    _check_place("--report", report)
     _need_packages()
     from orthokernels.export.make import Options, make_bundle
 
@@ -66,6 +68,15 @@ def _writer(report: Path | None) -> Callable[[dict[str, Any]], None]:
             write_parity(parity, report)
 
     return write
+
+
+def _check_place(option: str, folder: Path | None) -> None:
+    """Refuse a folder that can't be written, before anything is computed for it; nothing is made there yet."""
+    if folder is None:
+        return
+    there = next(own for own in (folder.absolute(), *folder.absolute().parents) if own.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder}: can't be written; {there} is no folder to write into.")
 
 
 def _forms(names: str) -> tuple[Form, ...]:
@@ -146,10 +157,11 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Run the reference in PyTorch and every form of a bundle over the same phantoms; write table, JSON and page."""
+    _check_place("--out", out)
     _need_packages()
     from orthokernels.export.make import Options, judged_records
     from orthokernels.export.parity import check as compare
-    from orthokernels.export.parity_page import markdown, write_parity
+    from orthokernels.export.parity_page import finite, markdown, write_parity
 
     from orthokernels.bundle.verify import verify
 
@@ -164,7 +176,7 @@ def check(
         result = compare(found, records, slabs=slabs, workers=options.workers, tell=tell).result
     write_parity(result, out)
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(finite(result)))
     elif not quiet:
         print(markdown(result))
         print(f"Page: {out / 'parity.html'}")

@@ -1,10 +1,14 @@
-"""What a form of the graphs may lose against fp32, and how much of that it uses up."""
+"""What a form of the graphs may lose against fp32, and how much of that it uses up: infinitely much where what it gives
+is not finite.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from orthokernels.bundle.golden import worst
 
 LEAST_MEAN_DICE = 0.999  # of fp32's mean Dice, as MLPerf's stricter class asks
 LARGEST_STRUCTURE_LOSS = 0.005  # of Dice, of any structure
@@ -28,13 +32,14 @@ def dice_used(dice: Sequence[float | None], fp32: Sequence[float | None]) -> flo
         return 0.0
     own, of = np.array(pairs).T
     mean = (1 - own.mean() / of.mean()) / (1 - LEAST_MEAN_DICE) if of.mean() > 0 else 0.0
-    return float(max(0.0, mean, (of - own).max() / LARGEST_STRUCTURE_LOSS))
+    return worst((float(mean), *(float(loss) / LARGEST_STRUCTURE_LOSS for loss in of - own)))
 
 
 def auroc_used(auroc: Mapping[str, float | None], fp32: Mapping[str, float | None]) -> float:
-    """The same of AUROC, by finding."""
-    losses = [of - own for key, of in fp32.items() if of is not None and (own := auroc[key]) is not None]
-    return max([0.0, *losses]) / LARGEST_AUROC_LOSS
+    """The same of AUROC, by finding; what fp32 scores and the form can not is lost wholly."""
+    lost = float("inf")
+    losses = [lost if (own := auroc[key]) is None else of - own for key, of in fp32.items() if of is not None]
+    return worst(losses) / LARGEST_AUROC_LOSS
 
 
 def logits_used(logits: np.ndarray, fp32: np.ndarray, usual: np.ndarray | None = None) -> float:
@@ -45,4 +50,4 @@ def logits_used(logits: np.ndarray, fp32: np.ndarray, usual: np.ndarray | None =
     """
     error = np.sqrt(np.square(logits.astype(np.float64) - fp32).mean(axis=0))
     spread = np.maximum((fp32 if usual is None else usual).astype(np.float64).std(axis=0), 1e-6)
-    return float((error / spread).max() / LARGEST_LOGIT_ERROR)
+    return worst((error / spread).tolist()) / LARGEST_LOGIT_ERROR

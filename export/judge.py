@@ -12,6 +12,7 @@ from orthokernels.export.gate import dice_used, logits_used
 from orthokernels.export.graphs import Plan
 from orthokernels.export.known import Vectors, whole_studies
 
+from orthokernels.bundle.golden import worst
 from orthokernels.models.study_model import Array
 from orthokernels.runtime.sessions import Session
 from orthokernels.tasks import PLANES
@@ -49,14 +50,14 @@ class Judge:
     def used(self, name: str, session: Session) -> float:
         """The share of the allowance that this graph uses up, in the worst of what it feeds; 0 where nothing does."""
         chain, fp32 = (Chain(self.plan, own) for own in ({**self.sessions, name: session}, self.sessions))
-        found = [0.0]
+        found: list[float] = []
         for joint, own in self.examples.items():
             for plane in self.plan.planes[joint]:
                 found += self._segmentation(chain, fp32, joint, plane, own, name)
                 found += self._findings(chain, fp32, joint, plane, own, name)
             if self.plan.fusion.get(joint) == name:
                 found.append(self._fusion(chain, fp32, joint, own))
-        return max(found)
+        return worst(found)
 
     def _segmentation(
         self, chain: Chain, fp32: Chain, joint: str, plane: str, examples: Sequence[SeriesExample], name: str

@@ -17,9 +17,9 @@ from typing import Any, get_args
 
 import numpy as np
 from orthokernels.export.gate import LEAST_STUDIES, auroc_used, dice_used
-from scipy.special import expit
 
-from orthokernels.bundle.manifest import FORMS, WEIGHTS, Form, Graph, Metric, Refusal
+from orthokernels.bundle.golden import worst
+from orthokernels.bundle.manifest import ENGINES_OF, FORMS, WEIGHTS, Form, Graph, GraphEngine, Metric, Refusal
 from orthokernels.bundle.verify import Bundle
 from orthokernels.data.prepare import prepare
 from orthokernels.data.restore import Restorer
@@ -27,8 +27,8 @@ from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.study_model import load_torch
 from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.models.study_model import Array, PlaneModel, StudyModel
+from orthokernels.pipeline import probabilities_of
 from orthokernels.runtime.model import open_bundle
-from orthokernels.runtime.sessions import GraphEngine
 from orthokernels.tasks import LABELS, PLANES, class_names
 from orthokernels.training.metrics import diagnosis_metrics, dice, mean_of
 from orthokernels.training.series import Record, load_labels, load_volume
@@ -36,15 +36,6 @@ from orthokernels.training.series import Record, load_labels, load_volume
 REFERENCE = "reference"
 LARGEST_RELATIVE_ERROR = 1e-4  # of fp32
 STUDY_LOGITS = "study logits"
-
-# What runs each form: fp32 both, the others what they are made for.
-ENGINES: dict[Form, tuple[GraphEngine, ...]] = {
-    "fp32": ("openvino", "onnxruntime"),
-    "fp16": ("openvino",),
-    "int8": ("openvino",),
-    "int8_qdq": ("onnxruntime",),
-    "int8_weights": ("onnxruntime",),
-}
 
 # fp32 has its figures from OpenVINO; of this one the errors over a few studies are enough.
 FEW = "fp32 onnxruntime"
@@ -65,12 +56,15 @@ class _Errors:
 
     def add(self, found: np.ndarray, expected: np.ndarray) -> None:
         difference = found.astype(np.float64) - expected
-        self.largest = max(self.largest, float(np.abs(difference).max()))
+        self.largest = worst((self.largest, float(np.abs(difference).max())))
         size = float(np.linalg.norm(expected.astype(np.float64)))
-        self.each.append(float(np.linalg.norm(difference)) / max(size, 1e-30))
+        self.each.append(worst([float(np.linalg.norm(difference)) / max(size, 1e-30)]))
 
     def told(self) -> dict[str, float]:
-        return {"largest": self.largest, "relative": max(self.each), "nine_tenths": float(np.quantile(self.each, 0.9))}
+        """One that is infinite is so for nine tenths, too: what is not finite is no matter of a single study."""
+        relative = worst(self.each)
+        nine_tenths = float(np.quantile(self.each, 0.9)) if np.isfinite(relative) else relative
+        return {"largest": self.largest, "relative": relative, "nine_tenths": nine_tenths}
 
 
 @dataclass
@@ -130,8 +124,8 @@ def check(
     Raises:
         InputError: a study can not be read, or an engine can not run the bundle.
     """
-    held = [form for form in FORMS if any(form in graph.forms for graph in bundle.manifest.graphs.values())]
-    wanted = [(form, engine) for form in held if forms is None or form in forms for engine in ENGINES[form]]
+    held = bundle.manifest.forms
+    wanted = [(form, engine) for form in held if forms is None or form in forms for engine in ENGINES_OF[form]]
     for joint in records:
         if joint not in bundle.manifest.joints:
             raise InputError(f"{bundle.folder}: has nothing for the {joint}.")
@@ -297,11 +291,15 @@ def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bo
         }
         found["mean_dice"] = mean_of(mean_of(own.values()) for own in found["dice"].values())
     truths = {record.study: record.findings for record in records if record.findings is not None}
-    scored = {study: logits for study, own in run.vectors.items() if (logits := study_logits(model, own)) is not None}
+    found["asks_findings"] = bool(truths) and any(plane.scores for plane in model.planes.values())
+    scored = {study: of[0] for study, own in run.vectors.items() if (of := probabilities_of(model, own)) is not None}
     known = [study for study in scored if study in truths and np.isfinite(truths[study]).all()]
     if known and model.trained:
         keys = [label.key for label in LABELS[model.joint]]
-        probability = expit(np.stack([scored[study] for study in known]).astype(np.float64))
+        probability = np.stack([scored[study] for study in known])
+        if not np.isfinite(probability).all():
+            nothing = dict.fromkeys(keys)
+            return found | {"auroc": nothing, "macro_auroc": None, "calibration_error": nothing, "ece": None}
         truth = np.array([truths[study] for study in known]).astype(int)
         thresholds = [model.thresholds.get(key, 0.5) for key in keys]
         own = diagnosis_metrics(truth, probability, keys, thresholds)
@@ -321,13 +319,16 @@ def verdict(form: Form, joints: Mapping[str, Any], *, judged: bool = True) -> di
         for name, own in contenders.items():
             if name.split()[0] != form:
                 continue
-            if form == "fp32":
-                worst = max((_judged_error(*error) for error in own["errors"].items()), default=0.0)
-                used[f"{joint}, {name}: relative error"] = worst / LARGEST_RELATIVE_ERROR
+            error = worst(_judged_error(*of) for of in own["errors"].items())
+            if form == "fp32" or not np.isfinite(error):
+                used[f"{joint}, {name}: relative error"] = error / LARGEST_RELATIVE_ERROR
             if "dice" in fp32 and name != FEW:
                 used[f"{joint}, {name}: Dice"] = dice_used(*(_flat(made["dice"]) for made in (own, fp32)))
             if "auroc" in fp32 and name != FEW:
                 used[f"{joint}, {name}: AUROC"] = auroc_used(own["auroc"], fp32["auroc"])
+        scored = any(own is not None for own in fp32.get("auroc", {}).values())
+        if judged and form != "fp32" and fp32.get("asks_findings") and not scored:
+            reasons.append(f"{joint}: the studies have findings, and no AUROC could be computed of them")
         if judged and fp32["studies"] < LEAST_STUDIES:
             reasons.append(f"{joint}: {fp32['studies']} studies, and {LEAST_STUDIES} are asked for")
     reasons += [f"{what} uses up {share:.2f} of what may be lost" for what, share in used.items() if share > 1]

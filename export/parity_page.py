@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +26,14 @@ Result = Mapping[str, Any]
 
 
 def write_parity(result: Result, out: Path) -> None:
-    """parity.json, then what is made of it, parity.md and parity.html.
+    """parity.json, then what is made of it, parity.md and parity.html. JSON has no infinity; null stands for it.
 
     Raises:
         InputError: ``out`` can not be written.
     """
     record = {**result, "versions": versions()}
     texts: dict[str, Callable[[], str]] = {
-        "parity.json": lambda: json.dumps(record, indent=1, allow_nan=False) + "\n",
+        "parity.json": lambda: json.dumps(finite(record), indent=1, allow_nan=False) + "\n",
         "parity.md": lambda: markdown(result),
         "parity.html": lambda: page(record),
     }
@@ -46,6 +47,15 @@ def write_parity(result: Result, out: Path) -> None:
             os.replace(file.name, out / name)
     except OSError as error:
         raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+
+
+def finite(record: Any) -> Any:
+    """A record with None for every number that is not finite."""
+    if isinstance(record, Mapping):
+        return {key: finite(own) for key, own in record.items()}
+    if isinstance(record, list | tuple):
+        return [finite(own) for own in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
 def rows_of(result: Result) -> Iterator[dict[str, Any]]:
@@ -209,7 +219,8 @@ def _bars(contenders: Mapping[str, Any]) -> str:
     width = 0.8 / len(contenders)
     for place, (name, own) in enumerate(contenders.items()):
         left = [n - 0.4 + (place + 0.5) * width for n in range(len(keys))]
-        axes.bar(left, [own["calibration_error"][key] for key in keys], width, label=name)
+        heights = [float("nan") if (error := own["calibration_error"][key]) is None else error for key in keys]
+        axes.bar(left, heights, width, label=name)
     axes.set_xticks(range(len(keys)), keys, rotation=20)
     axes.set_ylabel("calibration error")
     return _png(figure, axes)

@@ -295,6 +295,9 @@ def _run_plane(
             found = model.features(x0, seed=seed, draws=draws, sample=start)
         with _timed(seconds, "heads"):
             output = model.heads(found, x0)
+        for made in (output.logits, output.vector):
+            if made is not None and not np.isfinite(made).all():
+                raise _not_finite(f"the {plane} volume")
         if output.vector is not None:
             vectors.append(output.vector)
         if restorer is not None:
@@ -305,6 +308,14 @@ def _run_plane(
     own.labels = restorer.labels() if restorer is not None else None
     own.labelled_slices = _in_view(prepared.way_back, own.volume)
     model.release()
+
+
+def _not_finite(what: str) -> InputError:
+    """What is said where no label and no finding could be told from what the model gives."""
+    return InputError(
+        f"{what}: the model gives numbers that are NaN or infinite, so there is no result. Choose another engine or "
+        "form, or fetch the model again."
+    )
 
 
 def _in_view(way_back: WayBack, volume: Volume) -> tuple[int, int]:
@@ -346,28 +357,42 @@ def _findings_with(patient: Patient, model: StudyModel, runs: Mapping[str, _Plan
     )
 
 
-def _findings(model: StudyModel, runs: dict[str, _PlaneRun]) -> tuple[Finding, ...]:
-    """Probabilities per label: fused where all three planes are there, else the mean over those that are."""
-    labels = tasks.LABELS[model.joint]
-    vectors = {p: own.vector for p, own in runs.items() if own.vector is not None}
+def probabilities_of(
+    model: StudyModel, vectors: Mapping[str, Array]
+) -> tuple[NDArray[np.float64], dict[str, Array]] | None:
+    """Of a study, from its planes' vectors: fused where all three are there, else the mean over those that are.
+
+    Args:
+        model: of the study's joint.
+        vectors: by plane, [width].
+
+    Returns:
+        Probabilities, [labels], and each plane's shares of them, [labels], where they are known; None where the model
+        scores no findings of these planes.
+    """
     single = {p: model.planes[p].score(vector) for p, vector in vectors.items() if model.planes[p].scores}
     rows = single if model.fusion_name == "gating" else vectors
-    shares: dict[str, Array] = {}
     if model.fusion_name is not None and len(rows) == len(tasks.PLANES):
         logits, gates = model.fuse(np.stack([rows[plane] for plane in tasks.PLANES]))
-        probabilities = _sigmoid(logits)
-        if gates is not None:
-            shares = dict(zip(tasks.PLANES, gates, strict=True))
-    elif single:
-        probabilities = np.mean([_sigmoid(logits) for logits in single.values()], axis=0)
-        shares = {plane: np.full(len(labels), 1 / len(single), np.float32) for plane in single}
-    else:
+        return _sigmoid(logits), {} if gates is None else dict(zip(tasks.PLANES, gates, strict=True))
+    if not single:
+        return None
+    mean: NDArray[np.float64] = np.mean([_sigmoid(logits) for logits in single.values()], axis=0)
+    return mean, {plane: np.full(len(mean), 1 / len(single), np.float32) for plane in single}
+
+
+def _findings(model: StudyModel, runs: dict[str, _PlaneRun]) -> tuple[Finding, ...]:
+    """Probabilities per label, or why there are none."""
+    labels = tasks.LABELS[model.joint]
+    found = probabilities_of(model, {p: own.vector for p, own in runs.items() if own.vector is not None})
+    if found is None:
         reason = f"the weights have no diagnosis head for the {model.joint}"
         if model.fusion_name is not None:
             reason = "the fusion needs all three planes, and the weights have no single-plane head"
         return tuple(
             Finding(label=label.key, name=label.name, status="not evaluated", reason=reason) for label in labels
         )
+    probabilities, shares = found
     return tuple(
         _finding(label, float(probability), model.thresholds, {p: float(share[n]) for p, share in shares.items()})
         for n, (label, probability) in enumerate(zip(labels, probabilities, strict=True))
@@ -385,6 +410,8 @@ def _finding(
     shares: dict[str, float],
     images_share: float | None = None,
 ) -> Finding:
+    if not np.isfinite(probability):
+        raise _not_finite(label.name)
     threshold = thresholds.get(label.key, DEFAULT_THRESHOLD)
     return Finding(
         label=label.key,

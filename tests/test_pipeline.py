@@ -127,6 +127,26 @@ def test_run_remembers_each_slice_s_file_and_each_plane_s_vector(study):
         assert np.isfinite(made.vectors[plane]).all()
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda own: own.planes["coronal"].segmentation, "the coronal volume: the model gives numbers that are NaN"),
+        (lambda own: own.planes["axial"].pooling, "the axial volume: the model gives numbers that are NaN"),
+        (lambda own: own.planes["axial"].head, "injury: the model gives numbers that are NaN"),
+    ],
+    ids=["segmentation", "pooling", "head"],
+)
+def test_numbers_that_are_not_finite_end_the_run(study, tmp_path, broken, said):
+    weights = toy_weights()
+    with torch.no_grad():
+        for parameter in broken(weights).parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(InputError, match=said) as error:
+        run(study, tmp_path / "out", weights=weights)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_runs_write_the_same_label_maps_pictures_and_findings(study, tmp_path):
     for name in ("a", "b"):
         run(study / "axial", tmp_path / name, weights=toy_weights(["axial"]))

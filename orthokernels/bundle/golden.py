@@ -6,7 +6,7 @@ they computed when the bundle was made; it says nothing of how good that is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,13 +121,19 @@ def _differing(recorded: np.ndarray, found: np.ndarray) -> float:
     return float((recorded != found)[labelled].mean()) if labelled.any() else 0.0
 
 
+def worst(errors: Iterable[float]) -> float:
+    """The largest, 0 where there is none; infinite where one is no number, which compares as if it were no error."""
+    found = [0.0, *errors]
+    return max(found) if np.isfinite(found).all() else float("inf")
+
+
 def _error(recorded: Mapping[str, float | None], found: Mapping[str, float | None]) -> float:
     """The largest difference of a probability; 1 where only one side scored a finding."""
-    errors = [0.0]
+    errors = []
     for key, expected in recorded.items():
         own = found.get(key)
         if expected is None or own is None:
             errors.append(float((expected is None) != (own is None)))
         else:
             errors.append(abs(own - expected))
-    return max(errors)
+    return worst(errors)

@@ -64,7 +64,9 @@ def test_voxels_that_nobody_labels_do_not_dilute_the_share(bundle, labels):
 
 
 @pytest.mark.parametrize(
-    "change", [{"acl": 0.7 + 2 * EXACT.probability}, {"acl": None}, {"pcl": 0.5}], ids=["moved", "gone", "new"]
+    "change",
+    [{"acl": 0.7 + 2 * EXACT.probability}, {"acl": None}, {"pcl": 0.5}, {"acl": float("nan")}, {"mcl": float("nan")}],
+    ids=["moved", "gone", "new", "no number", "no number at the end"],
 )
 def test_finding_that_comes_out_different_is_refused(bundle, labels, change):
     with pytest.raises(InputError, match="findings within"):

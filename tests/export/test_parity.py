@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 
-from orthokernels.export.parity import FEW, REFERENCE, metrics_of, refusals_of, verdict
+from orthokernels.export.gate import auroc_used, dice_used, logits_used
+from orthokernels.export.parity import (
+    FEW,
+    REFERENCE,
+    _Errors,
+    _figures,
+    _Run,
+    metrics_of,
+    refusals_of,
+    verdict,
+)
 from orthokernels.export.parity_page import markdown, verdict_of, write_parity
+from sklearn.metrics import roc_auc_score
+
+from orthokernels.models.orthodiffusion.study_model import load_torch
+from orthokernels.tasks import LABELS, PLANES
+from orthokernels.training.series import Record
+from tests.test_pipeline import toy_weights
 
 
 def figures(dice=0.9, auroc=0.8, relative=1e-6, studies=100, output="sagittal logits"):
@@ -83,6 +101,43 @@ def test_of_numbers_that_one_voxel_can_move_nine_tenths_are_held_to_it(output):
         assert verdict("fp32", joints)["admitted"] == admitted
 
 
+def test_what_is_not_finite_loses_everything():
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    broken = rows.copy()
+    broken[1, 2] = np.nan
+    assert logits_used(broken, rows) == np.inf
+    assert logits_used(broken[:, ::-1], rows[:, ::-1]) == np.inf
+    assert dice_used([0.9, float("nan")], [0.9, 0.9]) == np.inf
+    assert auroc_used({"ACL": 0.8, "PCL": float("nan")}, {"ACL": 0.8, "PCL": 0.8}) == np.inf
+    assert auroc_used({"ACL": 0.8, "PCL": None}, {"ACL": 0.8, "PCL": 0.8}) == np.inf
+
+
+@pytest.mark.parametrize(("form", "name"), [("fp32", "fp32 openvino"), ("int8", "int8 openvino")])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_value_that_is_not_finite_refuses_a_form(form, name, value, tmp_path):
+    found = np.ones((1, 4), np.float32)
+    errors = _Errors()
+    for number in range(30):
+        errors.add(np.where(np.arange(4) == number, np.float32(value), found), np.ones_like(found))
+    joints = {"knee": {REFERENCE: figures(relative=0), name: {**figures(), "errors": {"axial vector": errors.told()}}}}
+    own = verdict(form, joints)
+    assert not own["admitted"]
+    whole = {"name": "toy", "bundle": "", "trained": True, "joints": joints, "forms": {form: own}}
+    write_parity(whole, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "parity.json").read_text())["joints"]["knee"][name]["errors"]["axial vector"]
+    assert told == {"largest": None, "relative": None, "nine_tenths": None}
+
+
+def test_findings_that_nobody_could_judge_admit_no_form_but_fp32():
+    unjudged = {**figures(), "asks_findings": True, "auroc": {"ACL": None, "PCL": None}}
+    names = ("fp32 openvino", "int8 openvino")
+    joints = {"knee": {REFERENCE: unjudged, **dict.fromkeys(names, unjudged)}}
+    assert verdict("int8", joints)["reasons"] == [
+        "knee: the studies have findings, and no AUROC could be computed of them"
+    ]
+    assert verdict("fp32", joints)["admitted"]
+
+
 def test_every_figure_stands_beside_fp32s():
     found = {metric.metric: (metric.value, metric.fp32) for metric in metrics_of(result(dice=0.899))}
     assert found["mean_dice"] == pytest.approx((0.9245, 0.925))
@@ -105,3 +160,25 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     assert "| knee | fp32 onnxruntime | 10 |" in (tmp_path / "out" / "parity.md").read_text()
     assert own == before
     assert markdown(own) == (tmp_path / "out" / "parity.md").read_text()
+
+
+def test_planes_without_a_fusion_are_judged_by_the_mean_of_their_probabilities():
+    rng = np.random.default_rng(0)
+    weights = toy_weights()
+    weights.fusion = weights.fusion_name = None
+    model, run = load_torch(weights, "cpu"), _Run()
+    records, expected, truths = [], [], rng.integers(0, 2, (12, len(LABELS["knee"]))).astype(np.float32)
+    for number, truth in enumerate(truths):
+        vectors = {plane: rng.normal(size=32).astype(np.float32) for plane in PLANES}
+        run.vectors[f"study {number}"] = vectors
+        records.append(Record(f"study {number}", "", "axial", Path(), findings=tuple(truth)))
+        logits = np.stack([model.planes[plane].score(vectors[plane]) for plane in PLANES])
+        expected.append((1 / (1 + np.exp(-logits.astype(np.float64)))).mean(axis=0))
+    found = _figures(model, run, records)
+    for n, label in enumerate(LABELS["knee"]):
+        assert found["auroc"][label.key] == pytest.approx(roc_auc_score(truths[:, n], np.array(expected)[:, n]))
+    run.vectors["study 3"]["coronal"][5] = np.nan
+    broken = _figures(model, run, records)
+    assert set(broken["auroc"].values()) == {None}
+    joints = {"knee": {REFERENCE: {**found, "studies": 100}, "int8 openvino": broken}}
+    assert "AUROC uses up inf" in verdict("int8", joints)["reasons"][0]
