@@ -94,23 +94,29 @@ class Chain:
 
 
 class Recorder:
-    """A session that keeps what it is given, up to a number of calls."""
+    """A session that keeps what it is given, up to a number of calls and of bytes; one call in any case."""
 
-    def __init__(self, session: Session, most: int) -> None:
-        self.session, self.most = session, most
+    def __init__(self, session: Session, most: int, most_bytes: int) -> None:
+        self.session, self.most, self.bytes_left = session, most, most_bytes
         self.inputs: list[dict[str, Array]] = []
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if len(self.inputs) < self.most:
+        size = sum(own.nbytes for own in inputs.values())
+        if not self.inputs or (len(self.inputs) < self.most and size <= self.bytes_left):
+            self.bytes_left -= size
             self.inputs.append({name: np.array(own) for name, own in inputs.items()})
         return self.session(inputs)
 
 
 def record_inputs(
-    plan: Plan, sessions: Mapping[str, Session], examples: Mapping[str, Sequence[SeriesExample]], *, most: int
-) -> dict[str, list[dict[str, Array]]]:
-    """What each graph up to the vectors is given when examples (by joint) go through; at most so many calls of each."""
-    recorders = {name: Recorder(session, most) for name, session in sessions.items()}
+    plan: Plan, sessions: Mapping[str, Session], examples: Mapping[str, Sequence[SeriesExample]], *, most: int,
+    most_bytes: int,
+) -> dict[str, list[dict[str, Array]]]:  # fmt: skip
+    """What each graph up to the vectors is given when examples (by joint) go through.
+
+    At most so many calls of each graph are kept, and so many bytes.
+    """
+    recorders = {name: Recorder(session, most, most_bytes) for name, session in sessions.items()}
     chain = Chain(plan, recorders)
     for joint, own in examples.items():
         for example in own:

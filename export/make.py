@@ -27,6 +27,7 @@ from orthokernels.export.quantise import LARGEST_SHARE
 from orthokernels.export.write_forms import Calibrator, fp32_sessions, write_dataless_forms
 
 from orthokernels.bundle.manifest import FORMS, Form
+from orthokernels.bundle.signature import private_key
 from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.folders import cache_folder
 from orthokernels.progress import Progress
@@ -85,9 +86,11 @@ def make_bundle(
             to agree.
 
     Raises:
-        InputError: weights or ``out`` can not be used, fp32 itself does not agree with the reference, or a study to
-            calibrate with can not be read. Nothing is left.
+        InputError: the key, weights or ``out`` can not be used, fp32 itself does not agree with the reference, or a
+            study to calibrate with can not be read. Nothing is left.
     """
+    if options.key is not None:
+        private_key(options.key)  # all that follows takes long
     with BundleFolder(out) as folder:
         made = draft(weights, folder.draft, tell)
         graphs = folder.draft / GRAPHS

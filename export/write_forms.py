@@ -97,14 +97,16 @@ class Calibrator:
         """
         plan, made = self.plan, []
         tell("Calibrating", 0, len(plan.graphs))
-        inputs = record_inputs(plan, self.sessions, self.calibration, most=CALIBRATION_CALLS)
+        inputs = record_inputs(
+            plan, self.sessions, self.calibration, most=CALIBRATION_CALLS, most_bytes=CALIBRATION_BYTES
+        )
         inputs |= inputs_of_vectors(plan, self.sessions, self.known)
         judge = Judge(plan, self.sessions, self.validation, self.known)
         for number, name in enumerate(plan.graphs):
             tell("Quantising graphs", number, len(plan.graphs))
             layers = len(weighted_nodes(onnx.load(self._fp32(name))))
             if layers and inputs[name]:
-                found = self._write_graph(name, forms, _fitting(inputs.pop(name)), partial(judge.used, name), add)
+                found = self._write_graph(name, forms, inputs.pop(name), partial(judge.used, name), add)
             elif layers:
                 reason = "the studies to calibrate with do not go through it"
                 found = [Quantised(name, form, layers, refused=reason) for form in ("int8", "int8_qdq")]
@@ -152,9 +154,3 @@ class Calibrator:
             if not own.refused:
                 add(name, own.form, [path, path.with_suffix(".bin")] if own.form == "int8" else [path])
         return made
-
-
-def _fitting(inputs: list[dict[str, Array]]) -> list[dict[str, Array]]:
-    """As many as are worth keeping in memory, and one at least."""
-    each = sum(own.nbytes for own in inputs[0].values())
-    return inputs[: max(1, CALIBRATION_BYTES // each)]

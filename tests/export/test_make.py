@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("nncf")
 pytest.importorskip("onnxscript")
 
+from orthokernels.export.chain import Recorder
 from orthokernels.export.make import Options, make_bundle
 
 from orthokernels.bundle.signature import make_keys
@@ -60,10 +62,13 @@ def test_untrained_weights_keep_every_form_and_int8_runs(tmp_path):
 
 def test_the_command_ends_with_one_sentence_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "export", "bundle"]
+    (tmp_path / "file").write_text("")
     for arguments, told in (
         (("--weights", "random:x"), "whole number"),
         (("--weights", str(tmp_path / "nowhere")), "no such folder"),
         (("--forms", "int4"), "there is no form 'int4'"),
+        (("--key", str(tmp_path / "mistyped.pem")), "can't be read as a private key"),
+        (("--report", str(tmp_path / "file" / "report")), "file is no folder to write into"),
     ):
         out = tmp_path / "bundle"
         done = subprocess.run([*command, "--out", str(out), *arguments], capture_output=True, text=True, check=False)
@@ -74,9 +79,27 @@ def test_the_command_ends_with_one_sentence_and_leaves_nothing(tmp_path):
         assert not list(tmp_path.glob(".bundle*"))
 
 
+def test_a_check_knows_at_once_that_its_folder_can_not_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "export", "check", str(tmp_path)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "file")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "file is no folder to write into" in done.stderr
+
+
 def test_a_place_that_is_taken_is_left_alone(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine").write_text(json.dumps("kept"))
     with pytest.raises(InputError, match="a bundle is never overwritten"):
         make_bundle("demo", tmp_path / "bundle", Options())
     assert (tmp_path / "bundle" / "mine").exists()
+
+
+def test_recording_keeps_no_more_than_it_may_and_one_call_at_least():
+    call = {"x": np.zeros(100, np.float32)}
+    for most_bytes, kept in ((1000, 2), (10, 1), (10_000, 5)):
+        recorder = Recorder(lambda inputs: {}, 5, most_bytes)
+        for _ in range(8):
+            recorder(call)
+            assert sum(own["x"].nbytes for own in recorder.inputs) <= max(most_bytes, 400)
+        assert len(recorder.inputs) == kept
