@@ -72,5 +72,12 @@ def latest(database: Database, event: str, actor: str) -> dict[str, str] | None:
     return dict(row) if row else None
 
 
+def last_recorded(connection: sqlite3.Connection) -> str | None:
+    """When the latest entry was made, by its number (ISO 8601): one that a wrong clock dated to the future does not
+    outlast those that follow it."""
+    row = connection.execute("SELECT at FROM audit ORDER BY number DESC LIMIT 1").fetchone()
+    return str(row[0]) if row else None
+
+
 def _digest(entry: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from orthokernels.edge import audit
 from orthokernels.edge.database import Database
 from orthokernels.edge.durable import write_durably
 
@@ -28,7 +29,7 @@ class SelfCheck:
     def __init__(self, data: Path, database: Database) -> None:
         self._data = data
         with database.read() as connection:  # before anything of this start is recorded with today's clock
-            self._recorded = connection.execute("SELECT max(at) FROM audit").fetchone()[0]
+            self._recorded = audit.last_recorded(connection)
         self.reasons: tuple[str, ...] = ("disk and clock were not checked yet",)
 
     def look(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orthokernels.edge import audit
 from orthokernels.edge.config import Config, Tls, WebDestination
 from orthokernels.edge.database import NAME
 from orthokernels.edge.doctor.look import Look
@@ -143,12 +144,11 @@ def _last_recorded(database: Path) -> str | None:
     try:
         connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            found = connection.execute("SELECT max(at) FROM audit").fetchone()[0]
+            return audit.last_recorded(connection)
         finally:
             connection.close()
     except sqlite3.Error:
         return None
-    return str(found) if found else None
 
 
 def look_at_ports(config: Config) -> Iterator[Look]:

@@ -48,6 +48,22 @@ def test_clock_behind_what_was_recorded_is_told(tmp_path):
     assert check.reasons == ()
 
 
+def test_one_start_with_a_clock_in_the_future_counts_until_the_next_entry(tmp_path):
+    database = Database(tmp_path)
+    with database.write() as connection:
+        audit.append(connection, "started", "appliance", "X")
+        connection.execute("DROP TRIGGER audit_is_fixed")
+        connection.execute("UPDATE audit SET at = '2099-01-01T00:00:00.000+00:00'")
+    wrong = SelfCheck(tmp_path, database)
+    wrong.look()
+    assert "is behind what the audit log has recorded (2099" in " ".join(wrong.reasons)
+    with database.write() as connection:
+        audit.append(connection, "started", "appliance", "X")
+    right = SelfCheck(tmp_path, database)
+    right.look()
+    assert right.reasons == ()
+
+
 @pytest.fixture
 def systemd(tmp_path):
     """What systemd would hear: a datagram socket under a name of its own."""
