@@ -19,6 +19,7 @@ from orthokernels.edge.doctor.site import (
     look_at_disk,
     look_at_files,
     look_at_ports,
+    look_at_watched_folder,
 )
 from orthokernels.edge.service import quiet_libraries
 
@@ -42,6 +43,7 @@ def checkup(file: Path, config: Config, seconds: float) -> Iterator[Look]:
     yield Look("settings", "ok", f"{file}: every setting is known and in range")
     yield from look_at_files(file, config)
     yield from look_at_disk(config)
+    yield from look_at_watched_folder(config)
     yield look_at_clock(config)
     running = is_running(config)
     if running:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,6 +130,26 @@ def look_at_disk(config: Config) -> Iterator[Look]:
     refuses = no_room(data, config.disk)
     remedy = "Free some, lower disk.keep_free_bytes, or raise disk.refuse_above."
     yield Look("room", "failed" if refuses else "ok", f"{free}; {refuses}" if refuses else free, remedy)
+
+
+def look_at_watched_folder(config: Config) -> Iterator[Look]:
+    """Whether files can be moved out of the watched folder: it can be read, and a file made in it and removed.
+
+    A service may be denied what this user is not, so the remedy names the usual reason.
+    """
+    if config.watch is None:
+        return
+    folder = config.watch.folder
+    remedy = "Give the service's user the right to, and name it in the unit: ReadWritePaths (ProtectSystem=strict)."
+    try:
+        for _ in folder.iterdir():
+            break
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):  # such names are not taken in
+            pass
+    except OSError as error:
+        yield Look("watched folder", "failed", f"{folder}: can't be emptied ({error.strerror})", remedy)
+        return
+    yield Look("watched folder", "ok", f"{folder} can be emptied")
 
 
 def look_at_clock(config: Config) -> Look:

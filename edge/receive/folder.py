@@ -28,6 +28,7 @@ class FolderWatcher:
         self._watch = watch
         self._intake = intake
         self._most_bytes = intake.limits.bytes_per_instance
+        self._told: set[Path] = set()  # files that could not be dealt with, until they are gone
 
     def run(self, stop: threading.Event) -> None:
         """Look once a second until told to stop."""
@@ -38,17 +39,26 @@ class FolderWatcher:
                 LOG.exception("the watched folder can't be read")
 
     def look(self) -> int:
-        """Take in every file that has stopped changing; how many there were."""
+        """Take in every file that has stopped changing; how many there were. One that can't be read, moved or removed
+        holds up no other; it is told once, and tried again each time."""
         taken = 0
+        failed: set[Path] = set()
         for path in self._settled():
             try:
-                self._take(path)
-                path.unlink()
-                taken += 1
-            except Refused as refusal:
-                if refusal.status == Status.OUT_OF_RESOURCES:
-                    return taken  # room may come
-                self._reject(path)
+                try:
+                    self._take(path)
+                    path.unlink()
+                    taken += 1
+                except Refused as refusal:
+                    if refusal.status == Status.OUT_OF_RESOURCES:
+                        return taken  # room may come
+                    self._reject(path)
+            except OSError as error:
+                failed.add(path)
+                if path not in self._told:
+                    LOG.error("a file in the watched folder can't be read or removed: %s", error.strerror)
+                self._told.add(path)
+        self._told = failed
         return taken
 
     def _settled(self) -> Iterator[Path]:
@@ -57,7 +67,10 @@ class FolderWatcher:
             folders[:] = sorted(name for name in folders if Path(place, name) != self._watch.folder / REJECTED)
             for name in sorted(names):
                 path = Path(place, name)
-                found = path.lstat()
+                try:
+                    found = path.lstat()
+                except OSError:
+                    continue  # gone since it was listed
                 if stat.S_ISREG(found.st_mode) and found.st_mtime < until and not name.startswith("."):
                     yield path
 
@@ -73,5 +86,14 @@ class FolderWatcher:
     def _reject(self, path: Path) -> None:
         rejected = self._watch.folder / REJECTED
         rejected.mkdir(exist_ok=True)
-        os.replace(path, rejected / path.name)
+        os.replace(path, _unused(rejected / path.name))
         LOG.warning("a file in the watched folder can't be taken in; it is in %s", rejected)
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or where something lies there already, the same with a number: folders have files of the same name."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free

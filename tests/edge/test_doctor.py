@@ -17,6 +17,7 @@ from orthokernels.edge.doctor.site import (
     look_at_disk,
     look_at_files,
     look_at_ports,
+    look_at_watched_folder,
 )
 from orthokernels.edge.doctor.study import PATIENT_ID, new_study
 from pynetdicom import AE
@@ -45,6 +46,17 @@ def file(tmp_path):
 
 def verdicts(looks) -> dict[str, str]:
     return {look.what: look.verdict for look in looks}
+
+
+def test_watched_folder_that_can_not_be_emptied_is_told(tmp_path):
+    (tmp_path / "watched").mkdir()
+    good, bad = tmp_path / "watched", "/proc/1"  # for root too
+    assert verdicts(look_at_watched_folder(config(tmp_path, watch={"folder": good}))) == {"watched folder": "ok"}
+    (look,) = look_at_watched_folder(config(tmp_path, watch={"folder": bad}))
+    assert look.verdict == "failed"
+    assert "ReadWritePaths" in look.remedy
+    assert list(good.iterdir()) == []
+    assert list(look_at_watched_folder(config(tmp_path))) == []
 
 
 def test_study_goes_through_an_appliance_of_the_doctor_s_own_and_to_no_archive(bundle, file, archive, tmp_path):

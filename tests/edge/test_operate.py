@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,37 @@ def test_watched_folder_is_emptied_and_what_is_no_image_is_moved_aside(start, st
     assert len(service.store.files(job.id)) == len(study)
     wait_for(lambda: (folder / "rejected" / "notes.txt").is_file())
     assert sorted(path.name for path in folder.rglob("*") if not path.is_dir()) == ["link.dcm", "notes.txt"]
+
+
+def test_file_that_can_not_be_dealt_with_holds_up_no_other_and_is_told_once(start, study, tmp_path, caplog):
+    """A file of that name where the folder for rejected ones would be: what is no image can't be moved."""
+    import shutil
+
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    (folder / "rejected").write_text("in the way")
+    (folder / "a.txt").write_text("not DICOM")
+    for number, path in enumerate(study):
+        shutil.copy(path, folder / f"image{number}.dcm")
+    os.utime(folder / "rejected", (2**32, 2**32))  # never settled, so never taken in itself
+    service = start(watch={"folder": folder, "seconds_unchanged": 0.2})
+    wait_for(lambda: service.store.jobs(("sent",)))
+    wait_for(lambda: not list(folder.glob("image*")))
+    time.sleep(2.5)  # looks once a second
+    assert caplog.text.count("can't be read or removed") == 1
+    assert (folder / "a.txt").is_file()
+
+
+def test_rejected_files_of_the_same_name_do_not_overwrite_each_other(start, tmp_path):
+    folder = tmp_path / "watched"
+    for name in ("one", "two", "three"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "notes.txt").write_text(name)
+    start(watch={"folder": folder, "seconds_unchanged": 0.2})
+    rejected = folder / "rejected"
+    wait_for(lambda: len(list(rejected.glob("*"))) == 3)
+    assert {path.read_text() for path in rejected.iterdir()} == {"one", "two", "three"}
+    assert {path.name for path in rejected.iterdir()} == {"notes.txt", "notes-2.txt", "notes-3.txt"}
 
 
 def test_rejected_study_is_taken_up_again_as_a_new_version(start, study):
