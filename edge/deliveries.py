@@ -172,9 +172,8 @@ class Deliveries:
                 ),
             )
 
-    def commitment_answered(self, transaction_uid: str, missing: Iterable[str]) -> bool:
-        """An archive keeps all but ``missing``, which are sent again. False: nobody asked by this transaction."""
-        lost = tuple(missing)
+    def commitment_answered(self, transaction_uid: str, kept: Collection[str]) -> bool:
+        """An archive keeps these objects; others are sent again. False: nobody asked by this transaction."""
         with self.database.write() as connection:
             row = connection.execute(
                 "SELECT id, job, destination, tries FROM deliveries WHERE transaction_uid = ? AND state = 'sent'",
@@ -182,6 +181,7 @@ class Deliveries:
             ).fetchone()
             if row is None or row["destination"] not in self.destinations:
                 return False
+            lost = [made.sop_uid for made in self.objects(row["job"]) if made.sop_uid not in kept]
             if lost:
                 connection.executemany(
                     "DELETE FROM accepted WHERE delivery = ? AND object IN "

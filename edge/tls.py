@@ -20,10 +20,12 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """For who connects; without an authority of its own, the system's are trusted."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=None)
+    """For who connects; with an authority of its own that alone is trusted, else the system's are."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _load(context, tls)
+    if tls.authority is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     return context
 
 

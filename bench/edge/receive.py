@@ -138,7 +138,7 @@ def _received(series: Path, data: Path, port: int, environment: dict[str, str]) 
 def _receiving(config: Config) -> Iterator[None]:
     database = Database(config.appliance.data)
     store = Store(database)
-    receiver = Receiver(config, Intake(config, store), OpenStudies(store), lambda transaction, missing: False)
+    receiver = Receiver(config, Intake(config, store), OpenStudies(store), lambda transaction, kept: False)
     receiver.start()
     try:
         yield

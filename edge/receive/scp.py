@@ -29,8 +29,8 @@ _CALLED_TITLE_UNKNOWN = (0x01, 0x01, 0x07)
 
 _HIGH = 1  # C-STORE's priority (PS3.7 table 9.3-1)
 
-# Told of a commitment's transaction and the objects that it misses; whether anyone had asked for it.
-Committed = Callable[[str, list[str]], bool]
+# Told of a commitment's transaction and the objects that it keeps; whether anyone had asked for it.
+Committed = Callable[[str, set[str]], bool]
 
 
 class Receiver:
@@ -171,12 +171,19 @@ def _addresses(host: str) -> tuple[IPv4Network | IPv6Network, ...]:
 
 
 def report_status(event: Any, committed: Committed) -> int:
-    """Pass an archive's commitment report on; the status that answers it (PS3.7 annex C)."""
+    """Pass an archive's commitment report on; the status that answers it (PS3.7 annex C).
+
+    What it does not name as kept counts as missing, whether or not it is among the failed; and so does what it names as
+    both.
+    """
     try:
         report = event.event_information
         transaction = str(report.TransactionUID)
-        missing = [str(item.ReferencedSOPInstanceUID) for item in report.get("FailedSOPSequence") or ()]
+        kept, failed = (
+            {str(item.ReferencedSOPInstanceUID) for item in report.get(sequence) or ()}
+            for sequence in ("ReferencedSOPSequence", "FailedSOPSequence")
+        )
     except Exception:
         LOG.warning("a commitment report could not be read")
         return 0x0110  # processing failure
-    return 0x0000 if committed(transaction, missing) else 0x0115  # invalid argument value: no such transaction
+    return 0x0000 if committed(transaction, kept - failed) else 0x0115  # invalid argument value: no such transaction

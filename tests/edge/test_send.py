@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import threading
 from datetime import datetime
 from itertools import pairwise
+from types import SimpleNamespace
 
+from orthokernels.edge import audit
+from orthokernels.edge.config import Tls
 from orthokernels.edge.dcmtk import program
+from orthokernels.edge.receive.scp import report_status
+from orthokernels.edge.tls import client_context
+from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 
@@ -93,6 +100,14 @@ def test_delivery_over_tls_checks_the_archives_certificate(start, study, tmp_pat
         server.wait()
 
 
+def test_with_an_authority_of_its_own_that_alone_is_trusted(tmp_path, monkeypatch):
+    authority, system = Authority(tmp_path), Authority(tmp_path_of(tmp_path, "system"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(system.certificate))
+    for own, trusted in ((authority.certificate, authority), (None, system)):
+        (found,) = client_context(Tls(authority=own)).get_ca_certs(binary_form=True)
+        assert found == ssl.PEM_cert_to_DER_cert(trusted.certificate.read_text())
+
+
 def tmp_path_of(tmp_path, name: str):
     folder = tmp_path / name
     folder.mkdir()
@@ -133,6 +148,39 @@ def test_orthanc_commits_to_keep_what_it_was_sent(start, study, orthanc):
     (job,) = wait_for(lambda: service.store.jobs(("committed",)))
     assert len(orthanc_objects(http)) == 3
     assert service.store.job(job.id).reason is None
+
+
+def test_object_that_a_commitment_report_does_not_name_as_kept_is_sent_again(start, study, archive):
+    service = start(destinations=[archive_destination(archive.port)])
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+    first, second, third = (made.sop_uid for made in service.deliveries.objects(job.id))
+    reports = (
+        ([first, second], [], 1),  # one is passed over in silence
+        ([first, second, third], [second], 1),  # one is named as both
+        ([first, second, third], [], 0),
+    )
+    for kept, failed, lost in reports:
+        with service.store.database.write() as connection:
+            connection.execute("UPDATE deliveries SET transaction_uid = '1.2', commit_until = 1e12")
+        assert report_status(commitment_report(kept, failed), service.deliveries.commitment_answered) == 0
+        outcome = audit.latest(service.store.database, "commitment", "archive")["outcome"]
+        assert outcome == ("1 objects were accepted, but are not kept" if lost else "success")
+        wait_for(lambda: service.store.jobs(("sent", "committed")))
+    assert service.store.job(job.id).state == "committed"
+
+
+def commitment_report(kept, failed):
+    """What pynetdicom hands over of an N-EVENT-REPORT."""
+    report = Dataset()
+    report.TransactionUID = "1.2"
+    for keyword, uids in (("ReferencedSOPSequence", kept), ("FailedSOPSequence", failed)):
+        items = []
+        for uid in uids:
+            items.append(Dataset())
+            items[-1].ReferencedSOPInstanceUID = uid
+        setattr(report, keyword, items)
+    return SimpleNamespace(event_information=report)
 
 
 def test_archive_that_never_confirms_leaves_the_study_sent_and_says_so(start, study, archive):
