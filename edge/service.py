@@ -74,18 +74,18 @@ class Service:
         self._recover()
         self.self_check.look()
         for number, worker in enumerate(self.workers):
-            self._run(worker.run, f"worker-{number}")
+            self.run(worker.run, f"worker-{number}")
         for sender in self._senders:
-            self._run(sender.run, f"sender-{sender.name}")
+            self.run(sender.run, f"sender-{sender.name}")
         if self.config.watch is not None:
-            self._run(FolderWatcher(self.config.watch, self._intake).run, "folder")
+            self.run(FolderWatcher(self.config.watch, self._intake).run, "folder")
         if self._stow is not None:
-            self._run(self._stow.run, "stow")
+            self.run(self._stow.run, "stow")
         if self._mrd is not None and self.inline is not None:
-            self._run(self.inline.run, "inline-model")
-            self._run(self._mrd.run, "mrd")
-        self._run(self._keep_house, "housekeeping")
-        self._receiver.start()
+            self.run(self.inline.run, "inline-model")
+            self.run(self._mrd.run, "mrd")
+        self.run(self._keep_house, "housekeeping")
+        self._threads.append(self._receiver.start())
         title, receive = self.config.appliance.ae_title, self.config.receive
         LOG.info("listening as %s on %s:%d", title, receive.host, receive.port)
 
@@ -103,7 +103,8 @@ class Service:
             audit.append(connection, "started", "appliance", self.config.appliance.ae_title)
         LOG.info("started: %d jobs given back, %d files swept up, %d deliveries ended", given_back, swept, ended)
 
-    def _run(self, target: Callable[[threading.Event], Any], name: str) -> None:
+    def run(self, target: Callable[[threading.Event], Any], name: str) -> None:
+        """Start a thread that ends when it is told to; if it ends before that, the appliance is not alive."""
         thread = threading.Thread(target=target, args=(self._stop,), name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -153,7 +154,7 @@ def serve(config: Config) -> None:
     from orthokernels.edge.web import Page
 
     service = Service(config)
-    page = Page(service)  # a token that can't be read stops it before anything listens
+    page = Page(service)  # a token that can't be read, or a port in use, stops it before anything starts
     service.start()
     page.start()
     notify("READY=1")

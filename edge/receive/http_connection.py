@@ -1,4 +1,5 @@
-"""The DICOMweb port's connections: who may connect, and how long a request may take to begin, to go on and to end.
+"""Connections of the DICOMweb port and of the page: who may connect, and how long a request may take to begin, go on
+and end.
 
 uvicorn waits for a request's header without end, and for each piece of its body too. Here both have deadlines, and so
 has the whole; a connection is closed after its one request.
@@ -8,32 +9,76 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 
+import uvicorn
 from orthokernels.edge import metrics
+from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LOG = logging.getLogger("orthokernels.edge.receive")
 
+_STOP_SECONDS = 5
+
 # A sender reads no answer before it has sent its request, so as much as this is read and dropped for it to be heard.
 _DROPPED_BYTES, _DROPPED_SECONDS = 16 * 2**20, 2.0
 
 
+def serve_http(
+    application: Starlette,
+    taken: socket.socket,
+    protocol: type[H11Protocol],
+    stop: threading.Event,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Serve on a listening socket until told to stop; each connection has one request."""
+    settings = uvicorn.Config(
+        application,
+        http=protocol,
+        headers=[("Connection", "close")],
+        proxy_headers=False,  # who connects is who connects, whatever a header says
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",  # a connection that became a web socket's would have none of the deadlines
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
+    settings.load()
+    settings.ssl = tls
+
+    class Server(uvicorn.Server):
+        async def on_tick(self, counter: int) -> bool:
+            return stop.is_set() or await super().on_tick(counter)
+
+    Server(settings).run(sockets=[taken])
+
+
 def limited_protocol(allowed: Callable[[str], bool], connections: int, header_seconds: float) -> type[H11Protocol]:
-    """What uvicorn speaks with, for so many connections from allowed addresses, whose headers come in time."""
+    """What uvicorn speaks with, for so many connections from allowed addresses, whose headers come in time.
+
+    Of more connections than that, the one goes whose request has been awaited longest.
+    """
+    silent: dict[LimitedProtocol, None] = {}  # without a request so far, oldest first
 
     class LimitedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            silent[self] = None
             self._deadline = self.loop.call_later(header_seconds, self._give_up)
             host = self.client[0] if self.client else ""
             if not allowed(host):
                 self._close("wrong host", f"closed a connection from {host}, which no peer's hosts include")
             elif len(self.connections) > connections:
-                self._close("too many", f"closed a connection from {host}: too many are open")
+                oldest = next((own for own in silent if own.cycle is None), self)
+                oldest._close("too many", "closed a connection: too many are open")
 
         def connection_lost(self, exc: Exception | None) -> None:
+            silent.pop(self, None)
             self._deadline.cancel()
             super().connection_lost(exc)
 
@@ -54,6 +99,7 @@ def limited_protocol(allowed: Callable[[str], bool], connections: int, header_se
         def _close(self, outcome: str, told: str) -> None:
             metrics.CONNECTIONS.labels(outcome).inc()
             LOG.warning("%s", told)
+            silent.pop(self, None)
             self.transport.abort()
 
     return LimitedProtocol

@@ -46,8 +46,8 @@ class Receiver:
         self._counts: dict[Any, int] = {}
         self._server: LimitedServer | None = None
 
-    def start(self) -> None:
-        """Listen."""
+    def start(self) -> threading.Thread:
+        """Listen, in a thread of its own."""
         receive = self._config.receive
         _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom's own lines tell UIDs and names
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
@@ -75,7 +75,9 @@ class Receiver:
         server.hosts_allowed = lambda host: host_allowed(self._everyone(), host) is not None
         server.ended = self._ended
         self._server = server
-        threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True).start()
+        thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True)
+        thread.start()
+        return thread
 
     def stop(self) -> None:
         """Stop listening; associations that are open are aborted, and their senders keep what was not acknowledged."""

@@ -14,12 +14,11 @@ import logging
 import threading
 from ipaddress import ip_network
 
-import uvicorn
 from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, Stow, StowPeer
 from orthokernels.edge.credentials import SHORTEST_TOKEN, read_secret
 from orthokernels.edge.receive.connection import within
-from orthokernels.edge.receive.http_connection import body, drop, limited_protocol
+from orthokernels.edge.receive.http_connection import body, drop, limited_protocol, serve_http
 from orthokernels.edge.receive.identity import is_uid
 from orthokernels.edge.receive.intake import Arrival, Intake, Refused, Status, no_room
 from orthokernels.edge.receive.listening import listen
@@ -40,8 +39,6 @@ _ACCEPTABLE = {DICOM_JSON, "application/json", "application/*", "*/*"}
 
 # Connections beyond the requests that may run, so that the next one can be told so.
 _SPARE = 8
-
-_STOP_SECONDS = 5
 
 
 class StowServer:
@@ -70,26 +67,9 @@ class StowServer:
         paths = ("/studies", "/studies/{study}")
         application = Starlette(routes=[Route(path, self._store, methods=["POST"]) for path in paths])
         application.router.redirect_slashes = False  # it would send a sender to the host that its own header names
-        settings = uvicorn.Config(
-            application,
-            http=limited_protocol(self._allowed, self._stow.limits.requests + _SPARE, self._stow.limits.header_seconds),
-            headers=[("Connection", "close")],
-            proxy_headers=False,  # who connects is who connects, whatever a header says
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",  # a connection that became a web socket's would have none of the deadlines
-            timeout_graceful_shutdown=_STOP_SECONDS,
-        )
-        settings.load()
-        settings.ssl = self._tls
-
-        class Server(uvicorn.Server):
-            async def on_tick(self, counter: int) -> bool:
-                return stop.is_set() or await super().on_tick(counter)
-
-        Server(settings).run(sockets=[self._socket])
+        limits = self._stow.limits
+        protocol = limited_protocol(self._allowed, limits.requests + _SPARE, limits.header_seconds)
+        serve_http(application, self._socket, protocol, stop, self._tls)
 
     async def _store(self, request: Request) -> Response:
         peer = self._peer(request)

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import uvicorn
+from orthokernels.edge.receive.http_connection import limited_protocol, serve_http
+from orthokernels.edge.receive.listening import listen
 from orthokernels.edge.service import Service
 from orthokernels.edge.web.access import Access, Forms, read_token
 from orthokernels.edge.web.corrections import CorrectionPages
@@ -28,17 +29,19 @@ from starlette.staticfiles import StaticFiles
 
 _STATIC = Path(__file__).with_name("static")
 _CONNECTIONS = 100  # at one time; a browser opens six
+_HEADER_SECONDS = 10.0
 
 
 class Page:
     """Serves one appliance.
 
     Raises:
-        InputError: the token can't be read.
+        InputError: the token can't be read, or the port can't be had.
     """
 
     def __init__(self, service: Service) -> None:
         self._config = service.config
+        self._service = service
         self._probes = Probes(service)
         forms = Forms()
         render = Renderer(service, forms)
@@ -56,15 +59,16 @@ class Page:
         self._access = Middleware(
             Access, names=self._config.page.names, token=read_token(self._config.page.token_file), open_to_all=PROBES
         )
+        self._socket = listen("page", self._config.page.host, self._config.page.port)
 
     def start(self) -> None:
-        """Serve in a thread of its own, until the process ends."""
-        page = self._config.page
-        settings = uvicorn.Config(
-            Starlette(routes=self.routes, middleware=[self._access]), host=page.host, port=page.port, log_config=None,
-            access_log=False, server_header=False, limit_concurrency=_CONNECTIONS, ws="none",
-        )  # fmt: skip
-        threading.Thread(target=uvicorn.Server(settings).run, name="page", daemon=True).start()
+        """Serve in a thread of the service's, until that is stopped."""
+        self._service.run(self._serve, "page")
+
+    def _serve(self, stop: threading.Event) -> None:
+        application = Starlette(routes=self.routes, middleware=[self._access])
+        protocol = limited_protocol(lambda host: True, _CONNECTIONS, _HEADER_SECONDS)
+        serve_http(application, self._socket, protocol, stop)
 
     def not_ready(self) -> Iterator[str]:
         """Why studies should not be sent here now; nothing, where they may."""

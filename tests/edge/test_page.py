@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import re
+import socket
 import sys
+import time
 
 import nibabel
 import numpy as np
@@ -15,6 +17,7 @@ from orthokernels.edge import audit
 from orthokernels.edge.corrections import Correction, Corrections
 from orthokernels.edge.database import Database
 from orthokernels.edge.store import Store
+from orthokernels.edge.web import Page
 from PIL import Image
 
 from orthokernels.data.study import read_study
@@ -300,6 +303,34 @@ def test_delivery_to_a_destination_that_was_taken_out_stays_given_up(serve, stud
     service.deliveries.destinations = {}
     service.deliveries.retry(job, "test")
     assert [own["state"] for own in service.deliveries.of(job.id)] == ["dead"]
+
+
+def test_port_of_the_page_that_is_in_use_is_told(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        service = start(page={"port": taken.getsockname()[1]})
+        with pytest.raises(InputError, match="page: can't listen on 127"):
+            Page(service)
+
+
+def test_connections_that_say_nothing_do_not_keep_others_from_the_page(serve):
+    service = serve()
+    silent = [socket.create_connection(("127.0.0.1", service.config.page.port), timeout=30) for _ in range(120)]
+    began = time.monotonic()
+    try:
+        assert get(service, "/healthz") == (200, "ok\n")
+        assert time.monotonic() - began < 8  # before the first of them is given up for its silence
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_appliance_whose_page_or_dicom_port_has_ended_is_not_alive(serve):
+    service = serve()
+    assert {"page", "dicom-port"} <= {thread.name for thread in service._threads}
+    assert service.alive()
+    service._receiver._server.shutdown()
+    wait_for(lambda: not service.alive())
+    assert get(service, "/healthz")[0] == 503
 
 
 def test_model_card_is_shown_and_what_html_it_holds_is_text(serve, tmp_path):
