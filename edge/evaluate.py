@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class PipelineEvaluator:
             configuration_digest=self._results.digest(),
             labelmap=self._results.label_map,
             remarks=doubts(checks),
+            received=datetime.fromtimestamp(request.received),
             supersedes=request.supersedes,
             draw=lambda pictures: self._beside.submit(draw_and_keep, pictures),
         )
@@ -117,6 +119,7 @@ class PipelineEvaluator:
             joint=self._results.joint,
             model_digest=self._bundle.digest,
             configuration_digest=self._results.digest(),
+            received=datetime.fromtimestamp(request.received),
             supersedes=request.supersedes,
         )
         keep_abstention(objects, request.out)

@@ -30,11 +30,18 @@ OUT_OF_MEMORY = 77  # exit status, so that the reason can be told
 
 @dataclass(frozen=True)
 class Request:
-    """One study. ``out`` is an empty folder; ``supersedes`` the report of the version before, where there is one."""
+    """One study. ``out`` is an empty folder.
+
+    Attributes:
+        received: when the last of its images came, in seconds since 1970; 0 where nothing that is made bears a moment.
+        supersedes: the reports of the versions before, newest first.
+        reasons: why it gets no result, where that is what is asked for.
+    """
 
     sources: tuple[Path, ...]
     out: Path
-    supersedes: Path | None = None
+    received: float = 0.0
+    supersedes: tuple[Path, ...] = ()
     reasons: tuple[str, ...] = ()
 
 
@@ -112,8 +119,13 @@ def _answer(evaluator: Evaluator, asked: dict[str, Any], answers: TextIO) -> Non
         verdict, because = evaluator.examine(sources)
         _say(answers, done=True, verdict=verdict, because=because)
         return
-    supersedes = Path(asked["supersedes"]) if asked.get("supersedes") else None
-    request = Request(sources, Path(asked["out"]), supersedes, tuple(asked.get("reasons", ())))
+    request = Request(
+        sources,
+        Path(asked["out"]),
+        received=float(asked.get("received", 0.0)),
+        supersedes=tuple(map(Path, asked.get("supersedes", ()))),
+        reasons=tuple(asked.get("reasons", ())),
+    )
     rejected: list[str] | None = None
     told: dict[str, Any] = {}
     try:

@@ -363,16 +363,27 @@ class Store:
                 self.move(row["id"], "checked", "appliance", "its worker fell silent")
         return len(rows)
 
-    def report_before(self, job: Job, sop_classes: Iterable[str]) -> str | None:
-        """The file of the latest report that an earlier version of this study got."""
-        wanted = tuple(sop_classes)
+    def received_at(self, job_id: int) -> float:
+        """When the last of a job's images came first; when the job began, where it has none."""
         with self.database.read() as connection:
             row = connection.execute(
-                "SELECT file FROM objects JOIN jobs ON jobs.id = job WHERE study_uid = ? AND version < ? "
-                f"AND file IS NOT NULL AND sop_class IN ({','.join('?' * len(wanted))}) ORDER BY version DESC LIMIT 1",
-                (job.study_uid, job.version, *wanted),
+                "SELECT coalesce(max(received_at), created_at) AS at FROM jobs "
+                "LEFT JOIN job_instances ON job = jobs.id "
+                "LEFT JOIN instances ON instance = instances.id WHERE jobs.id = ?",
+                (job_id,),
             ).fetchone()
-        return row["file"] if row else None
+        return float(row["at"])
+
+    def reports_before(self, job: Job, sop_classes: Iterable[str]) -> list[str]:
+        """The files of the reports that earlier versions of this study got, newest first."""
+        wanted = tuple(sop_classes)
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT file FROM objects JOIN jobs ON jobs.id = job WHERE study_uid = ? AND version < ? "
+                f"AND file IS NOT NULL AND sop_class IN ({','.join('?' * len(wanted))}) ORDER BY version DESC",
+                (job.study_uid, job.version, *wanted),
+            ).fetchall()
+        return [row["file"] for row in rows]
 
     def again(self, job: Job, actor: str) -> Job:
         """A new version of a study that was rejected or put aside, with the images that are here."""

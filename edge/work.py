@@ -114,7 +114,7 @@ class Worker(Guarded):
                 "evaluate",
                 self._config.work.study_seconds,
                 out=str(staged),
-                supersedes=self._report_before(job),
+                **self._circumstances(job),
             )
         if answer["rejected"]:
             self._reject(job, *answer["rejected"])
@@ -130,7 +130,7 @@ class Worker(Guarded):
             self._config.work.check_seconds,
             out=str(staged),
             reasons=reasons,
-            supersedes=self._report_before(job),
+            **self._circumstances(job),
         )
         reason = " ".join(reasons)
         if answer["rejected"]:
@@ -160,9 +160,13 @@ class Worker(Guarded):
     def _beat(self, job: Job, progress: str | None = None) -> None:
         self._store.heartbeat(job, self._name, self._config.work.lease_seconds, progress)
 
-    def _report_before(self, job: Job) -> str | None:
-        file = self._store.report_before(job, (Comprehensive3DSRStorage,))
-        return str(self._config.appliance.data / file) if file else None
+    def _circumstances(self, job: Job) -> dict[str, Any]:
+        """What objects say beside the result. It comes from rows alone, so that a repeat is identical."""
+        reports = self._store.reports_before(job, (Comprehensive3DSRStorage,))
+        return {
+            "received": self._store.received_at(job.id),
+            "supersedes": [str(self._config.appliance.data / file) for file in reports],
+        }
 
     def _staging(self, job: Job) -> Path:
         staged = self._config.appliance.data / FOLDER / f".staging-{job.name}"

@@ -19,13 +19,13 @@ from pydicom.dataset import Dataset
 from orthokernels import tasks
 
 
-def abstention_report(setting: Setting, reasons: Sequence[str], *, supersedes: Dataset | None) -> Comprehensive3DSR:
+def abstention_report(setting: Setting, reasons: Sequence[str], *, supersedes: Sequence[Dataset]) -> Comprehensive3DSR:
     """A report that says that nothing is reported, with each reason as a comment.
 
     Args:
         setting: the study; every image that can be named is evidence.
         reasons: sentences for the reader.
-        supersedes: the report of an earlier state of this study.
+        supersedes: the reports of earlier states of this study, newest first.
     """
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(setting.uid("outcome"), "Outcome of automatic processing"),

@@ -38,7 +38,7 @@ def findings_report(
     *,
     remarks: Sequence[str],
     indeterminate_within: float,
-    supersedes: Dataset | None,
+    supersedes: Sequence[Dataset],
 ) -> Comprehensive3DSR:
     """Findings with their probabilities, and the volume of each structure with the segment it was measured on.
 
@@ -49,7 +49,7 @@ def findings_report(
         images: headers of the images that were used.
         remarks: sentences for the reader.
         indeterminate_within: a finding whose probability lies nearer to its threshold is neither present nor absent.
-        supersedes: the report of an earlier state of this study.
+        supersedes: the reports of earlier states of this study, newest first.
     """
     groups: list[Group] = [_finding_group(setting, finding, indeterminate_within) for finding in result.findings]
     for plane in result.planes:

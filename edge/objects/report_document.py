@@ -38,7 +38,7 @@ def report_document(
     description: str,
     comments: Sequence[str],
     completion: Completion,
-    supersedes: Dataset | None,
+    supersedes: Sequence[Dataset],
 ) -> Comprehensive3DSR:
     """A Comprehensive 3D SR by TID 1500.
 
@@ -50,7 +50,7 @@ def report_document(
         description: what the report is, for the series description.
         comments: sentences after the notice that this is no diagnosis.
         completion: whether the report is complete.
-        supersedes: the report that this one replaces.
+        supersedes: the reports of earlier states of this study, newest first.
     """
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(setting)),
@@ -72,12 +72,24 @@ def report_document(
         is_complete=completion.complete,
         is_final=False,
         is_verified=False,
-        previous_versions=[supersedes] if supersedes is not None else None,
+        previous_versions=supersedes[:1] or None,
         **setting.object(kind, "report", description=description),
     )
+    _repeat_predecessor(made, supersedes)
     made.CompletionFlagDescription = completion.because[:64]
     setting.settle_moment(made)
     return made
+
+
+def _repeat_predecessor(made: Dataset, supersedes: Sequence[Dataset]) -> None:
+    """A report that was made before, of the same images and for the same reason, replaces what it replaced then: a
+    repeat has the same bytes, and none names itself."""
+    for earlier in supersedes:
+        if earlier.SOPInstanceUID == made.SOPInstanceUID:
+            made.pop("PredecessorDocumentsSequence", None)
+            if "PredecessorDocumentsSequence" in earlier:
+                made.PredecessorDocumentsSequence = earlier.PredecessorDocumentsSequence
+            return
 
 
 def _printable(text: str) -> str:

@@ -136,16 +136,18 @@ def make_setting(
     joint: str,
     side: str | None,
     created: datetime.datetime | None,
+    received: datetime.datetime | None,
     used: Collection[Path] = (),
 ) -> Setting:
     """Read the sources' headers, and fix what the objects of one result share.
 
-    ``used`` are the files (resolved) that the result was made from: one of them speaks for the patient.
+    The moment is ``created``; where it is None, see ``moment``. ``used`` are the files (resolved) that the result was
+    made from: one of them speaks for the patient.
 
     Raises:
-        InputError: see ``read_sources`` and, where ``created`` is None, ``moment``.
+        InputError: see ``read_sources`` and ``moment``.
     """
     sources = read_sources(paths, used)
-    created = created or moment(list(sources.values()))
+    created = created or moment(list(sources.values()), received)
     known = side if side in ("L", "R") else ""
     return Setting(sources, model_digest, configuration_digest, created, joint, known)

@@ -70,18 +70,17 @@ def _identifiers(header: Dataset) -> tuple[str, str]:
     return str(header.SeriesInstanceUID), str(header.SOPInstanceUID)
 
 
-def moment(headers: Sequence[Dataset]) -> datetime.datetime:
-    """The latest moment that the headers name: the same for every run over the same images.
+def moment(headers: Sequence[Dataset], received: datetime.datetime | None) -> datetime.datetime:
+    """The latest moment that the headers name, else when they came: the same for every run over the same images.
 
     Raises:
-        InputError: no header has a date.
+        InputError: no header has a date, and nobody knows when they came.
     """
     moments = [at for header in headers if (at := _moment(header)) is not None]
-    if not moments:
-        raise InputError(
-            "no source image has a date, which a DICOM result must bear. Pass the moment the images were received."
-        )
-    return max(moments)
+    latest = max(moments, default=received)
+    if latest is None:
+        raise InputError("no source image has a date, and it is not known when they came; a DICOM result bears one.")
+    return latest
 
 
 def _moment(header: Dataset) -> datetime.datetime | None:

@@ -61,7 +61,8 @@ def write_objects(
     remarks: Sequence[str] = (),
     indeterminate_within: float = 0.0,
     created: datetime.datetime | None = None,
-    supersedes: Path | None = None,
+    received: datetime.datetime | None = None,
+    supersedes: Sequence[Path] = (),
     draw: Callable[[Pictures], Future[list[Path]]] = _at_once,
 ) -> list[Path]:
     """Write what a run gave as DICOM objects that belong to the study of its source images.
@@ -81,7 +82,8 @@ def write_objects(
             indeterminate; 0 for none.
         created: the moment that the objects bear, the same for a repeat; the latest that the sources name where it is
             None.
-        supersedes: the structured report that an earlier state of this study got.
+        received: when the sources came, which counts where nothing else is known.
+        supersedes: the structured reports that earlier states of this study got, newest first.
         draw: gets the pictures once no source can be refused any more, and has them written while the rest is made.
 
     Returns:
@@ -100,6 +102,7 @@ def write_objects(
         joint=result.joint,
         side=result.laterality,
         created=created,
+        received=received,
         used=used,
     )
     frames: dict[str, list[Frame]] = {plane.plane: _frames(setting, run, plane.plane) for plane in result.planes}
@@ -119,7 +122,7 @@ def write_objects(
         [header for path, header in setting.sources.items() if path in used],
         remarks=remarks,
         indeterminate_within=indeterminate_within,
-        supersedes=_header(supersedes),
+        supersedes=_headers(supersedes),
     )
     made: dict[str, SOPClass] = {f"segmentation_{plane}.dcm": own for plane, own in segmentations.items()}
     made[FINDINGS] = report
@@ -137,13 +140,14 @@ def write_abstention(
     configuration_digest: str,
     side: str | None = None,
     created: datetime.datetime | None = None,
-    supersedes: Path | None = None,
+    received: datetime.datetime | None = None,
+    supersedes: Sequence[Path] = (),
 ) -> list[Path]:
     """Write that a study gets no result, and why: a structured report, and the same as a picture.
 
     Args:
         sources: every file of the study; at least one must be a DICOM object.
-        out, model_digest, configuration_digest, created, supersedes: as of ``write_objects``.
+        out, model_digest, configuration_digest, created, received, supersedes: as of ``write_objects``.
         reasons: sentences for the reader, at least one. Paths of the sources in them are not told.
         joint: what the study was to be read as.
         side: "L" or "R" where it is known.
@@ -163,10 +167,11 @@ def write_abstention(
         joint=joint,
         side=side,
         created=created,
+        received=received,
     )
     reasons = [_without_paths(reason, sources) for reason in reasons]
     made: dict[str, SOPClass] = {
-        ABSTENTION: abstention_report(setting, reasons, supersedes=_header(supersedes)),
+        ABSTENTION: abstention_report(setting, reasons, supersedes=_headers(supersedes)),
         PAGE: page_picture(
             setting, abstention_page(joint, setting.side, reasons), kind=f"picture {' '.join(reasons)}", number=1
         ),
@@ -211,5 +216,5 @@ def _without_paths(reason: str, sources: Sequence[Path]) -> str:
     return reason
 
 
-def _header(report: Path | None) -> pydicom.Dataset | None:
-    return pydicom.dcmread(report, stop_before_pixels=True) if report is not None else None
+def _headers(reports: Sequence[Path]) -> list[pydicom.Dataset]:
+    return [pydicom.dcmread(report, stop_before_pixels=True) for report in reports]

@@ -27,6 +27,7 @@ from tests.data.series import noise, write_series
 
 THRESHOLD = Path(__file__).with_name("threshold.py")
 STRIPES = Path(__file__).with_name("stripes.py")
+ABSTAINING = Path(__file__).with_name("abstaining.py")
 SLICES = 16
 ORTHANC_LOGIN = "orthokernels:secret"
 

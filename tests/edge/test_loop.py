@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from datetime import datetime
+
 import pydicom
 import pytest
 
-from tests.edge.kit import SLICES, archive_destination, edit, store, wait_for, write_study
+from tests.edge.kit import (
+    ABSTAINING,
+    SLICES,
+    archive_destination,
+    edit,
+    store,
+    wait_for,
+    write_study,
+)
 
 
 def finished(service, number: int = 1):
@@ -111,6 +122,29 @@ def test_study_that_the_model_rejects_is_visible_and_reported(start, archive, tm
     (job,) = finished(service)
     assert (job.state, job.reason) == ("rejected", "metal near the joint.")
     wait_for(lambda: len(archive.objects()) == 1)
+
+
+def test_study_without_a_date_that_is_rejected_again_gets_the_same_report_again(start, archive, tmp_path):
+    """It bears the moment at which its images came, and does not name itself as what it replaces."""
+    service = start(
+        work={"command": [sys.executable, str(ABSTAINING)]}, destinations=[archive_destination(archive.port)]
+    )
+    rejected = write_study(tmp_path / "reject", SeriesDescription="reject me")
+    assert "StudyDate" not in pydicom.dcmread(rejected[0])
+    assert store(service.config, rejected).returncode == 0
+    (job,) = finished(service)
+    assert job.reason == "metal near the joint."
+    received = datetime.fromtimestamp(service.store.received_at(job.id))
+    again = service.deliveries.retry(job, "test")
+    wait_for(lambda: service.store.job(again.id).state == "rejected")
+    reports = []
+    for number in (job.id, again.id):
+        (made,) = (made for made in service.deliveries.objects(number) if made.file.endswith("abstention.dcm"))
+        reports.append(service.config.appliance.data / made.file)
+    assert reports[0].read_bytes() == reports[1].read_bytes()
+    report = pydicom.dcmread(reports[1])
+    assert report.ContentDate + report.ContentTime == f"{received:%Y%m%d%H%M%S}"
+    assert "PredecessorDocumentsSequence" not in report
 
 
 def test_pictures_that_are_no_volume_are_rejected_with_the_reason(start, study):

@@ -265,11 +265,28 @@ def late_image(source: Path, path: Path) -> Path:
 def test_report_names_the_report_it_supersedes_and_gives_remarks(phantom, abstained, tmp_path):
     run, sources = phantom
     doubt = "sagittal, fibula, volume: 0.3 ml, outside 3.4 to 23 ml"
-    made = write_objects(run, sources, tmp_path, **DIGESTS, supersedes=abstained[0], remarks=[doubt])
+    made = write_objects(run, sources, tmp_path, **DIGESTS, supersedes=[abstained[0]], remarks=[doubt])
     report = pydicom.dcmread(next(path for path in made if path.stem == "findings"))
     assert doubt in comments_of(report)
     earlier = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert earlier.ReferencedSOPInstanceUID == pydicom.dcmread(abstained[0]).SOPInstanceUID
+
+
+def test_report_that_is_made_again_names_what_it_named_before_and_never_itself(phantom, tmp_path):
+    _, sources = phantom
+
+    def report(name, reason, *earlier):
+        made = write_abstention(sources, tmp_path / name, [reason], joint="knee", supersedes=earlier, **DIGESTS)[0]
+        return made, made.read_bytes()
+
+    first, first_bytes = report("1", "no knee")
+    other, other_bytes = report("2", "no contrast", first)
+    assert report("3", "no knee", first)[1] == first_bytes
+    assert report("4", "no knee", other, first)[1] == first_bytes
+    assert report("5", "no contrast", first, other, first)[1] == other_bytes
+    assert "PredecessorDocumentsSequence" not in pydicom.dcmread(first)
+    named = pydicom.dcmread(other).PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert named.ReferencedSOPInstanceUID == pydicom.dcmread(first).SOPInstanceUID
 
 
 def test_abstention_gives_its_reasons_and_every_image_as_evidence(phantom, abstained):
@@ -460,6 +477,20 @@ def test_only_dicom_images_of_one_dated_study_can_be_answered(phantom, tmp_path)
     at = datetime.datetime(2026, 1, 2, 3, 4, 5)
     made = write_objects(undated_run, undated, tmp_path / "out", created=at, **DIGESTS)
     assert {pydicom.dcmread(path).ContentDate for path in made} == {"20260102"}
+
+
+def test_moment_of_receipt_counts_where_no_header_has_a_date_and_only_there(phantom, tmp_path):
+    run, sources = phantom
+    undated = write_series(tmp_path / "undated", noise(5))
+    undated_run = true_run(tmp_path / "undated", random_labels)
+    received = datetime.datetime(2026, 3, 4, 5, 6, 7)
+    for own, files, wanted in ((undated_run, undated, "20260304"), (run, sources, None)):
+        made = [
+            *write_objects(own, files, tmp_path / "out", received=received, **DIGESTS),
+            *write_abstention(files, tmp_path / "out", ["no knee"], joint="knee", received=received, **DIGESTS),
+        ]
+        dates = {pydicom.dcmread(path).ContentDate for path in made}
+        assert dates == {wanted or pydicom.dcmread(sources[0]).StudyDate}
 
 
 def test_label_map_of_another_grid_is_refused(phantom, tmp_path):

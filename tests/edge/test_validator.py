@@ -28,7 +28,7 @@ def written(tmp_path_factory):
         f"{path.parent.name} {path.stem}": path
         for path in (
             *abstained,
-            *write_objects(run, sources, folder / "result", supersedes=abstained[0], remarks=["doubtful"], **DIGESTS),
+            *write_objects(run, sources, folder / "result", supersedes=[abstained[0]], remarks=["doubtful"], **DIGESTS),
             *write_objects(run, sources, folder / "labelmap", labelmap=True, **DIGESTS),
         )
     }
