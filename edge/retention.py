@@ -23,7 +23,7 @@ _IMAGES = (
 
 
 class Cleaner:
-    """Removes files; the rows stay, so that a duplicate is still known."""
+    """Removes files; the rows stay, so that it is still known what came."""
 
     def __init__(self, store: Store, data: Path, disk: Disk, retention: Retention) -> None:
         self._store = store
@@ -47,12 +47,13 @@ class Cleaner:
         return usage.total - usage.free > self._disk.clean_above * usage.total
 
     def _candidates(self) -> list[Job]:
-        """Finished jobs that still have files, oldest first, of which nothing is owed to a destination."""
+        """Finished jobs with files, oldest first, of which no destination is owed anything, or may be again."""
         finished = (*DELIVERED, "rejected")
         with self._store.database.read() as connection:
             rows = connection.execute(
                 f"SELECT * FROM jobs WHERE state IN ({','.join('?' * len(finished))}) AND id NOT IN "
-                "(SELECT job FROM deliveries WHERE state IN ('waiting', 'dead')) ORDER BY changed_at",
+                "(SELECT job FROM deliveries WHERE state IN ('waiting', 'dead') OR commit_until IS NOT NULL) "
+                "ORDER BY changed_at",
                 finished,
             ).fetchall()
         return [job for job in map(Job.of, rows) if self._files(job)]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from orthokernels.edge import audit
 from orthokernels.edge.bell import Bell
@@ -67,6 +67,13 @@ class Job:
         return f"{name_of(self.study_uid)}-{self.version}"
 
 
+class Known(NamedTuple):
+    """What is known of an instance: its digest, and whether its file is still here."""
+
+    digest: str
+    here: bool
+
+
 class LostLeaseError(Exception):
     """Someone else holds the job now, or an image came meanwhile: what was made is dropped."""
 
@@ -78,11 +85,13 @@ class Store:
         self.database = database
         self.ready = Bell()  # rings when there may be something for a worker
 
-    def known(self, sop_uid: str) -> str | None:
-        """The digest of the instance with this UID, if it was ever received."""
+    def known(self, sop_uid: str) -> Known | None:
+        """The instance with this UID, if it was ever received."""
         with self.database.read() as connection:
-            row = connection.execute("SELECT digest FROM instances WHERE sop_uid = ?", (sop_uid,)).fetchone()
-        return row["digest"] if row else None
+            row = connection.execute(
+                "SELECT digest, file IS NOT NULL AS here FROM instances WHERE sop_uid = ?", (sop_uid,)
+            ).fetchone()
+        return Known(row["digest"], bool(row["here"])) if row else None
 
     def add(self, image: Image, priority: int) -> None:
         """Record an instance; it joins its study's job, or begins a new version if that one's work has begun.
@@ -105,6 +114,41 @@ class Store:
             else:
                 self._join(connection, job, instance, min(priority, job.priority), image.source)
 
+    def add_again(self, image: Image, priority: int) -> bool:
+        """Record an instance whose file was removed, and which has come again with the same content.
+
+        It joins its study's job, or begins a new version where the latest came to nothing. Where that has its results,
+        the image only waits with it, in case that a late one makes a new version.
+
+        Returns:
+            False where its file was here by now: the same image came on two connections at once.
+        """
+        now = time.time()
+        with self.database.write() as connection:
+            restored = connection.execute(
+                "UPDATE instances SET file = ?, source = ? WHERE sop_uid = ? AND file IS NULL RETURNING id",
+                (image.file, image.source, image.sop_uid),
+            ).fetchone()
+            if restored is None:
+                return False
+            job = self._latest(connection, image.study_uid)
+            assert job is not None
+            if job.state in OPEN:
+                self._join(connection, job, restored["id"], min(priority, job.priority), image.source)
+            elif job.state in ("rejected", "dead"):
+                self._begin(connection, image.study_uid, job.version + 1, priority, image.source)
+            else:  # or it would be removed again at once
+                connection.execute("UPDATE jobs SET changed_at = ? WHERE id = ?", (now, job.id))
+        return True
+
+    def removed(self, study_uid: str) -> int:
+        """How many images of a study came once and are no longer here."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM instances WHERE study_uid = ? AND file IS NULL", (study_uid,)
+            ).fetchone()
+        return int(row[0])
+
     def _begin(self, connection: sqlite3.Connection, study_uid: str, version: int, priority: int, actor: str) -> Job:
         """A new version, of every image of the study that is still here."""
         now = time.time()
@@ -123,7 +167,7 @@ class Store:
         return job
 
     def _join(self, connection: sqlite3.Connection, job: Job, instance: int, priority: int, actor: str) -> None:
-        connection.execute("INSERT INTO job_instances VALUES (?, ?)", (job.id, instance))
+        connection.execute("INSERT OR IGNORE INTO job_instances VALUES (?, ?)", (job.id, instance))
         connection.execute(
             "UPDATE jobs SET last_image_at = ?, priority = ?, examined = NULL, because = NULL, inputs_digest = NULL "
             "WHERE id = ?",

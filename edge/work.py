@@ -99,7 +99,10 @@ class Worker(Guarded):
 
     def _settle(self, job: Job) -> None:
         verdict, because = job.examined, job.because or ""
-        if verdict is None:
+        if removed := self._store.removed(job.study_uid):
+            # What is left is not the study; the rest may still come again, so the time for images runs on.
+            verdict, because = "unfit", f"{removed} earlier images were removed; send the whole study again."
+        elif verdict is None:
             with metrics.SECONDS.labels("examine").time():
                 answer = self._ask(job, "examine", self._config.work.check_seconds)
             verdict, because = answer["verdict"], str(answer["because"])

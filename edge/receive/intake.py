@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import secrets
 import shutil
 import sqlite3
 import struct
@@ -16,7 +17,7 @@ from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, Disk
 from orthokernels.edge.durable import name_of, write_durably
 from orthokernels.edge.receive.identity import Identity, read_identity
-from orthokernels.edge.store import Image, Store
+from orthokernels.edge.store import Image, Known, Store
 from pydicom.uid import UID
 
 from orthokernels import __version__
@@ -108,7 +109,7 @@ class Intake:
         digest = hashlib.sha256(arrival.syntax.encode() + b"\0")
         digest.update(view)
         known = self.store.known(identity.sop_uid)
-        if known == digest.hexdigest():
+        if known == (digest.hexdigest(), True):
             metrics.INSTANCES.labels("duplicate").inc()
             return
         self._check_room(identity, len(view))
@@ -116,18 +117,22 @@ class Intake:
             **vars(identity),
             digest=digest.hexdigest(),
             bytes=len(view),
-            file=f"{FOLDER}/{name_of(identity.study_uid)}/{name_of(identity.sop_uid)}-{digest.hexdigest()[:16]}.dcm",
+            file=f"{FOLDER}/{name_of(identity.study_uid)}/{_file_name(identity, digest.hexdigest(), known)}",
             source=arrival.source,
         )
         write_durably(self.data / image.file, (_PREAMBLE, _meta(identity, arrival), view))
-        if known is None:
+        if known is None or known.digest == image.digest:
             try:
-                self.store.add(image, arrival.priority)
+                if known is None:
+                    self.store.add(image, arrival.priority)
+                elif not self.store.add_again(image, arrival.priority):
+                    (self.data / image.file).unlink()
                 metrics.INSTANCES.labels("stored").inc()
                 metrics.BYTES.inc(len(view))
                 return
             except sqlite3.IntegrityError:  # the same UID came on two associations at once; the other was first
-                if self.store.known(identity.sop_uid) == image.digest:
+                known = self.store.known(identity.sop_uid)
+                if known is not None and known.digest == image.digest:
                     metrics.INSTANCES.labels("duplicate").inc()
                     return
         self.store.set_aside(image)
@@ -152,6 +157,12 @@ def no_room(data: Path, disk: Disk, size: int = 0) -> str | None:
     if usage.total - usage.free + size > disk.refuse_above * usage.total:
         return f"the disk is fuller than {disk.refuse_above:.0%}"
     return None
+
+
+def _file_name(identity: Identity, digest: str, known: Known | None) -> str:
+    """An image that comes again gets another name, since the file of the first may be about to be removed."""
+    again = f"-{secrets.token_hex(4)}" if known is not None and known.digest == digest else ""
+    return f"{name_of(identity.sop_uid)}-{digest[:16]}{again}.dcm"
 
 
 def _meta(identity: Identity, arrival: Arrival) -> bytes:

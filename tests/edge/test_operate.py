@@ -116,6 +116,47 @@ def test_what_was_delivered_goes_in_its_time_and_is_still_known(start, study, ar
     assert len(service.store.jobs()) == 1
 
 
+def test_what_waits_for_an_archive_s_word_that_it_keeps_it_stays(start, study, archive):
+    service = start(destinations=[archive_destination(archive.port)])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    with service.store.database.write() as connection:
+        connection.execute("UPDATE deliveries SET transaction_uid = '1.2', commit_until = 1e12")
+    assert cleaner(service, delivered_days=0.0).clean() == 0
+    assert service.deliveries.commitment_answered("1.2", service.deliveries.objects(1)[0].sop_uid.split())
+    assert cleaner(service, delivered_days=0.0).clean() == 0  # the rest is owed again
+
+
+def test_rejected_study_that_was_removed_and_is_sent_again_is_worked_on_again(start, study):
+    service = start(settle={"quiet_seconds": 0.3})
+    assert store(service.config, study[:3]).returncode == 0
+    wait_for(lambda: service.store.jobs(("rejected",)))
+    assert cleaner(service, rejected_days=0.0).clean() == 1
+    assert files(service) == []
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+    assert job.version == 2
+    assert len(service.store.files(job.id)) == len(study)
+
+
+def test_late_image_of_a_study_that_was_removed_is_rejected_until_the_whole_study_comes_again(start, study, tmp_path):
+    service = start(settle={"quiet_seconds": 0.5})
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    assert cleaner(service, delivered_days=0.0).clean() == 1
+    late = edit(
+        write_study(tmp_path / "late", planes=("sagittal",))[0],
+        SOPInstanceUID="1.2.3.99", SeriesInstanceUID="1.2.3.4", ImagesInAcquisition="1",
+    )  # fmt: skip
+    assert store(service.config, [late]).returncode == 0
+    (rejected,) = wait_for(lambda: service.store.jobs(("rejected",)))
+    assert rejected.reason == f"{len(study)} earlier images were removed; send the whole study again."
+    assert store(service.config, [*study, late]).returncode == 0
+    job = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version > 1), None))
+    assert job.version == 3
+    assert len(service.store.files(job.id)) == len(study) + 1
+
+
 def test_what_was_not_delivered_never_goes(start, study):
     service = start(destinations=[archive_destination(free_port(), tries=1)])
     assert store(service.config, study).returncode == 0
