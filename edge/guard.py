@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
@@ -16,6 +17,8 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.runner import OUT_OF_MEMORY
 
 from orthokernels.errors import InputError
+
+LOG = logging.getLogger("orthokernels.edge.work")
 
 # A line of an answer; what a worker says is checked too, since it has read what came from outside.
 _LONGEST_LINE = 2**20
@@ -50,8 +53,7 @@ class Guard:
             InputError: the model can't be loaded.
         """
         try:
-            if not self.ready:
-                self._start(alive)
+            self._start_unless_it_runs(alive)
             self._send(request)
             return self._wait(seconds, told, alive)
         except BaseException:
@@ -59,18 +61,24 @@ class Guard:
             raise
 
     def start(self) -> None:
-        """Start the process before it is first asked, so that the model is there when a study comes.
+        """Start the process before it is asked, or again where it died idle: the model is there when a study comes.
 
         Raises:
             InputError: the model can't be loaded.
         """
-        if self.ready:
-            return
         try:
-            self._start(lambda: None)
+            self._start_unless_it_runs(lambda: None)
         except BaseException:
             self.stop()
             raise
+
+    def _start_unless_it_runs(self, alive: Callable[[], None]) -> None:
+        if self.ready and self._process is not None and self._process.poll() is None:
+            return
+        if self.ready:
+            LOG.warning("the worker process died idle: %s", self._how_it_ended())
+        self.stop()
+        self._start(alive)
 
     def _start(self, alive: Callable[[], None]) -> None:
         self._unread = b""

@@ -7,11 +7,13 @@ from datetime import datetime
 
 import pydicom
 import pytest
+from orthokernels.edge.guard import Guard
 
 from tests.edge.kit import (
     ABSTAINING,
     SLICES,
     archive_destination,
+    config,
     edit,
     store,
     wait_for,
@@ -167,6 +169,30 @@ def test_study_that_ends_the_worker_twice_is_put_aside_and_the_next_goes_on(star
     told = {"crash": "SIGABRT", "hang": "longer than 1.5 seconds", "greedy": "more than 4096 MB of memory"}
     assert states["1.2.4"].reason.startswith("put aside after 2 attempts")
     assert told[behaviour] in states["1.2.4"].reason
+
+
+def test_worker_that_died_idle_costs_the_next_study_no_attempt(start, study):
+    service = start(work={"attempts": 1})
+    (worker,) = service.workers
+    wait_for(lambda: worker.loaded)
+    process = worker._guard._process
+    process.kill()
+    wait_for(lambda: worker.loaded and worker._guard._process is not process)
+    assert store(service.config, study).returncode == 0
+    (job,) = finished(service)
+    assert (job.state, job.attempts) == ("sent", 0)
+
+
+def test_request_to_a_process_that_died_idle_goes_to_a_new_one(study, tmp_path):
+    guard = Guard(config(tmp_path))
+    guard.start()
+    try:
+        guard._process.kill()
+        guard._process.wait()
+        answer = guard.ask({"do": "examine", "sources": list(map(str, study))}, 60)
+        assert answer["verdict"] == "whole"
+    finally:
+        guard.stop()
 
 
 def test_worker_that_dies_once_does_not_cost_the_study(start, tmp_path, monkeypatch):
