@@ -23,6 +23,10 @@ from orthokernels.errors import InputError
 
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
+# What tells who the patient is.
+OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+              "IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight")  # fmt: skip
+
 # What the standard wants in every object, if only empty.
 _KEPT_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",

@@ -20,6 +20,8 @@ from orthokernels.edge.objects.pictures import PAGE, Pictures
 from orthokernels.edge.objects.saving import discreet, save
 from orthokernels.edge.objects.segmentation import check_grid, segmentation
 from orthokernels.edge.objects.setting import Setting, make_setting
+from orthokernels.edge.objects.sources import OF_PATIENT
+from orthokernels.edge.patients import SEVERAL, several_patients
 
 from orthokernels.data.dicom import Frame, read_frames
 from orthokernels.errors import InputError
@@ -91,7 +93,8 @@ def write_objects(
         nothing was labelled has no segmentation.
 
     Raises:
-        InputError: the sources are no DICOM images of one study, or not those that the run was made from.
+        InputError: the sources are no DICOM images of one study and one patient, or not those that the run was made
+            from.
     """
     result = run.result
     used = {path.resolve() for places in run.frames.values() for path, _ in places}
@@ -105,6 +108,8 @@ def write_objects(
         received=received,
         used=used,
     )
+    if named_by := several_patients(setting.sources.values()):
+        raise InputError(SEVERAL.format(named_by))
     frames: dict[str, list[Frame]] = {plane.plane: _frames(setting, run, plane.plane) for plane in result.planes}
     labelled = _labelled(run, frames)
     answers = tuple(answer(finding, indeterminate_within).meaning for finding in result.findings)
@@ -145,6 +150,8 @@ def write_abstention(
 ) -> list[Path]:
     """Write that a study gets no result, and why: a structured report, and the same as a picture.
 
+    Where the images name more than one patient, these objects name none.
+
     Args:
         sources: every file of the study; at least one must be a DICOM object.
         out, model_digest, configuration_digest, created, received, supersedes: as of ``write_objects``.
@@ -169,6 +176,8 @@ def write_abstention(
         created=created,
         received=received,
     )
+    if several_patients(setting.sources.values()):
+        _name_no_patient(setting)
     reasons = [_without_paths(reason, sources) for reason in reasons]
     made: dict[str, SOPClass] = {
         ABSTENTION: abstention_report(setting, reasons, supersedes=_headers(supersedes)),
@@ -177,6 +186,15 @@ def write_abstention(
         ),
     }
     return save(made, out)
+
+
+def _name_no_patient(setting: Setting) -> None:
+    """Filed under one of several patients, a report would be under the wrong one; the study's identifiers still tell
+    where it belongs."""
+    for header in setting.sources.values():
+        for keyword in OF_PATIENT:
+            if keyword in header:
+                setattr(header, keyword, "")
 
 
 def _labelled(run: StudyRun, frames: Mapping[str, Sequence[Frame]]) -> dict[str, np.ndarray]:

@@ -149,6 +149,27 @@ def test_study_without_a_date_that_is_rejected_again_gets_the_same_report_again(
     assert "PredecessorDocumentsSequence" not in report
 
 
+def test_study_of_two_patients_is_rejected_before_the_model_and_its_report_names_neither(start, archive, tmp_path):
+    service = start(
+        settle={"quiet_seconds": 0.5},
+        work={"command": [sys.executable, str(ABSTAINING)]},
+        destinations=[archive_destination(archive.port)],
+    )
+    images = write_study(tmp_path / "two", PatientID="A", PatientBirthDate="19500102")
+    for path in images[SLICES:]:
+        edit(path, PatientID="B", PatientName="Other^Name")
+    assert store(service.config, images).returncode == 0
+    (job,) = finished(service)
+    assert job.reason == (
+        "its images name more than one patient (by Patient ID), so nothing of it can be filed under one."
+    )
+    wait_for(lambda: len(archive.objects()) == 2)
+    for path in archive.folder.iterdir():
+        made = pydicom.dcmread(path)
+        assert (made.PatientID, made.PatientName, made.PatientBirthDate) == ("", "", "")
+        assert made.StudyInstanceUID == "1.2.3"
+
+
 def test_pictures_that_are_no_volume_are_rejected_with_the_reason(start, study):
     service = start(settle={"quiet_seconds": 0.5})
     assert store(service.config, study[:3]).returncode == 0

@@ -19,6 +19,7 @@ from matplotlib.colors import to_rgb
 from orthokernels.edge.objects import NOTICE, write_abstention, write_objects
 from orthokernels.edge.objects.canvas import BANNER
 from orthokernels.edge.objects.codes import ABSENT, INDETERMINATE, PRESENT, UNKNOWN
+from orthokernels.edge.objects.sources import OF_PATIENT
 
 from orthokernels import pipeline, tasks
 from orthokernels.data.dicom import read_frames
@@ -191,6 +192,22 @@ def test_report_answers_each_finding_with_its_probability(phantom, objects):
         assert group.finding_sites[0].value.value == label.site.value
         probability = [measured.value for measured in group.get_measurements()]
         assert probability == ([] if finding.probability is None else [finding.probability])
+
+
+def test_images_of_two_patients_get_no_result_and_an_abstention_that_names_neither(phantom, tmp_path):
+    run, sources = phantom
+    other = pydicom.dcmread(sources[0])
+    other.PatientID = "SOMEONE-ELSE"
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+    other.save_as(tmp_path / "other.dcm")
+    files = [*sources, tmp_path / "other.dcm"]
+    with pytest.raises(InputError, match="more than one patient"):
+        write_objects(run, files, tmp_path / "out", **DIGESTS)
+    for path in write_abstention(files, tmp_path / "out", ["two patients"], joint="knee", **DIGESTS):
+        made = pydicom.dcmread(path)
+        assert not any(made.get(keyword) for keyword in OF_PATIENT)
+        assert made.StudyInstanceUID == other.StudyInstanceUID
+        assert errors_of_validators(path) == []
 
 
 def test_report_is_preliminary_unverified_partial_and_not_for_diagnosis(objects):
