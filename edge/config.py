@@ -229,9 +229,13 @@ class Results(_Section):
     preparation: Literal["full", "published"] = "full"
     seed: Annotated[int, Field(ge=0)] = 0
     label_map: bool = False
+    indeterminate_within: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
     def digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Of what decides results. A setting that came later does not count where it is off, so that what was made
+        before it keeps its identifiers."""
+        off = set() if self.indeterminate_within else {"indeterminate_within"}
+        return hashlib.sha256(self.model_dump_json(exclude=off).encode()).hexdigest()
 
 
 class Work(_Section):

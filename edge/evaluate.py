@@ -75,6 +75,7 @@ class PipelineEvaluator:
             configuration_digest=self._results.digest(),
             labelmap=self._results.label_map,
             remarks=doubts(checks),
+            indeterminate_within=self._results.indeterminate_within,
             received=datetime.fromtimestamp(request.received),
             supersedes=request.supersedes,
             draw=lambda pictures: self._beside.submit(draw_and_keep, pictures),

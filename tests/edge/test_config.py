@@ -128,3 +128,9 @@ def test_results_digest_changes_with_what_decides_results_alone():
     plain = Config().results.digest()
     assert Config.model_validate({"settle": {"quiet_seconds": 1}}).results.digest() == plain
     assert Config.model_validate({"results": {"seed": 1}}).results.digest() != plain
+    assert Config.model_validate({"results": {"indeterminate_within": 0.1}}).results.digest() != plain
+
+
+def test_digest_of_the_defaults_is_that_of_version_0_1():
+    """What was made with them keeps its identifiers."""
+    assert Config().results.digest().startswith("ccd658ff963d0e1f")

@@ -8,18 +8,23 @@ import datetime
 import shutil
 import subprocess
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import highdicom
 import numpy as np
 import pydicom
 import pytest
 from matplotlib.colors import to_rgb
+from orthokernels.edge.config import Results
+from orthokernels.edge.evaluate import PipelineEvaluator
 from orthokernels.edge.objects import NOTICE, write_abstention, write_objects
 from orthokernels.edge.objects.canvas import BANNER
 from orthokernels.edge.objects.codes import ABSENT, INDETERMINATE, PRESENT, UNKNOWN
 from orthokernels.edge.objects.sources import OF_PATIENT
+from orthokernels.edge.runner import Request
 
 from orthokernels import pipeline, tasks
 from orthokernels.data.dicom import read_frames
@@ -192,6 +197,22 @@ def test_report_answers_each_finding_with_its_probability(phantom, objects):
         assert group.finding_sites[0].value.value == label.site.value
         probability = [measured.value for measured in group.get_measurements()]
         assert probability == ([] if finding.probability is None else [finding.probability])
+
+
+@pytest.mark.parametrize(("within", "indeterminate"), [(0.0, 0), (0.03, 3)])
+def test_findings_near_their_threshold_are_indeterminate_as_the_configuration_says(
+    phantom, tmp_path, within, indeterminate
+):
+    """The worker's own way from a run to objects; the run itself is given."""
+    run, sources = phantom
+    worker = PipelineEvaluator.__new__(PipelineEvaluator)
+    worker._results, worker._bundle = Results(indeterminate_within=within), SimpleNamespace(digest="a" * 64)
+    worker._run = lambda request, tell: (run, [])
+    with ThreadPoolExecutor(1) as worker._beside:
+        worker.evaluate(Request(tuple(sources), tmp_path), lambda what, done, total: None, lambda: None)
+    groups = [g for g in measurement_groups(tmp_path / "findings.dcm") if g.get_qualitative_evaluations()]
+    answers = [group.get_qualitative_evaluations()[-1].value for group in groups]
+    assert answers.count(INDETERMINATE) == indeterminate
 
 
 def test_images_of_two_patients_get_no_result_and_an_abstention_that_names_neither(phantom, tmp_path):
