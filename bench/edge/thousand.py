@@ -5,7 +5,8 @@
 It runs from a checkout, with the tests' small model in the worker and dcmtk's storescp as the archive. While a sender
 pushes study after study and pushes again what was not acknowledged,
 
-- the appliance is killed by -9 at every transition of its state machine in turn, before and after it is committed;
+- the appliance is killed by -9 at every step of a study that is delivered in turn, before and after its transaction;
+  not where a study becomes rejected, dead or committed;
 - the archive is down for a while, several times, and its network is cut;
 - the scanner's network is cut in the middle of an association;
 - the disk is full for a while, where the script may mount a small file system of its own: no space left, for real;

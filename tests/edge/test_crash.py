@@ -1,4 +1,7 @@
-"""The appliance is killed at every transition: what was acknowledged is delivered, and nothing is made twice."""
+"""The appliance is killed at every step to a delivery: what was acknowledged is delivered, nothing is made twice.
+
+Not at the transitions to rejected, dead and committed.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Appliance:
         self._process.wait(30)
 
 
-def test_killed_at_every_transition_nothing_is_lost_and_nothing_doubled(tmp_path, archive):
+def test_killed_at_every_step_to_a_delivery_nothing_is_lost_and_nothing_doubled(tmp_path, archive):
     settings = config(
         tmp_path,
         settle={"quiet_seconds": 3600.0},
