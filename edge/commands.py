@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,9 @@ import typer
 from orthokernels.errors import InputError, need
 
 if TYPE_CHECKING:
+    from orthokernels.edge.deliveries import Deliveries
     from orthokernels.edge.doctor.look import Look
+    from orthokernels.edge.store import Job
 
 app = typer.Typer(no_args_is_help=True, help="The appliance beside the scanner: receive, infer, deliver.")
 
@@ -160,13 +163,29 @@ def _print_look(look: Look) -> None:
         console.print(escape(f"        {look.remedy}"), soft_wrap=True)
 
 
+Jobs = Annotated[list[int], typer.Argument(help="Numbers of jobs, as 'status' shows them.")]
+
+
 @app.command()
-def retry(
-    jobs: Annotated[list[int], typer.Argument(help="Numbers of jobs, as 'status' shows them.")],
-    config: ConfigFile = DEFAULT,
-) -> None:
+def retry(jobs: Jobs, config: ConfigFile = DEFAULT) -> None:
     """Take up jobs again that were rejected, put aside, or not delivered."""
     need("orthokernels edge retry", "pynetdicom", "edge")
+    from orthokernels.edge.deliveries import Deliveries
+
+    _decide(jobs, config, Deliveries.retry)
+
+
+@app.command()
+def discard(jobs: Jobs, config: ConfigFile = DEFAULT) -> None:
+    """Give up on jobs that were put aside or not delivered: they are removed after retention.rejected_days."""
+    need("orthokernels edge discard", "pynetdicom", "edge")
+    from orthokernels.edge.deliveries import Deliveries
+
+    _decide(jobs, config, Deliveries.discard)
+
+
+def _decide(jobs: list[int], config: Path, decision: Callable[[Deliveries, Job, str], Job]) -> None:
+    """A person's decision on jobs that came to nothing; none is touched where a number is wrong."""
     from orthokernels.edge.config import load
     from orthokernels.edge.deliveries import Deliveries
     from orthokernels.edge.status import open_store
@@ -178,8 +197,8 @@ def retry(
         if number not in known:
             raise InputError(f"there is no job {number}; 'orthokernels edge status' lists them.")
     for number in jobs:
-        again = Deliveries(store, found.destinations).retry(known[number], "console")
-        print(f"{again.id}: {again.state}")
+        decided = decision(Deliveries(store, found.destinations), known[number], "console")
+        print(f"{decided.id}: {decided.state}")
 
 
 @app.command("openrecon-label")

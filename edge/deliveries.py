@@ -239,6 +239,20 @@ class Deliveries:
                 return self.store.again(job, actor)
         return self.store.job(job.id)
 
+    def discard(self, job: Job, actor: str) -> Job:
+        """Give up on a dead job, or on a job's dead deliveries, by a person's decision; retention removes it in its
+        time. Others are left as they are."""
+        with self.database.write() as connection:
+            given_up = connection.execute(
+                "UPDATE deliveries SET state = 'discarded', changed_at = ? WHERE job = ? AND state = 'dead'",
+                (time.time(), job.id),
+            ).rowcount
+            if job.state == "dead":
+                self.store.move(job.id, "discarded", actor, job.reason)
+            elif given_up:
+                self._noted(job.id, "discarded", actor, f"{given_up} deliveries")
+        return self.store.job(job.id)
+
     def end_unknown_destinations(self) -> int:
         """Deliveries to a destination that is no longer configured are put aside, where they can be seen."""
         marks = ",".join("?" * len(self.destinations))

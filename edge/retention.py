@@ -1,4 +1,5 @@
-"""What may go: images and results that every destination has, and rejections that had their time. Nothing else."""
+"""What may go: images and results that every destination has; and once they had their time, rejections, what a person
+gave up on, and images that were set aside. Nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from orthokernels.edge import audit, viewing
 from orthokernels.edge.config import Disk, Retention
+from orthokernels.edge.durable import name_of
 from orthokernels.edge.states import DELIVERED
 from orthokernels.edge.store import Job, Store
 
@@ -36,10 +38,11 @@ class Cleaner:
         now = time.time()
         removed = 0
         for job in self._candidates():
-            days = self._retention.rejected_days if job.state == "rejected" else self._retention.delivered_days
+            days = self._retention.delivered_days if job.state in DELIVERED else self._retention.rejected_days
             if now - job.changed_at > days * _DAY or (job.state in DELIVERED and self._full()):
                 self._remove(job)
                 removed += 1
+        self._remove_asides(now - self._retention.rejected_days * _DAY)
         return removed
 
     def _full(self) -> bool:
@@ -48,7 +51,7 @@ class Cleaner:
 
     def _candidates(self) -> list[Job]:
         """Finished jobs with files, oldest first, of which no destination is owed anything, or may be again."""
-        finished = (*DELIVERED, "rejected")
+        finished = (*DELIVERED, "rejected", "discarded")
         with self._store.database.read() as connection:
             rows = connection.execute(
                 f"SELECT * FROM jobs WHERE state IN ({','.join('?' * len(finished))}) AND id NOT IN "
@@ -67,6 +70,17 @@ class Cleaner:
                 {"job": job.id},
             ).fetchall()
         return [row["file"] for row in rows]
+
+    def _remove_asides(self, before: float) -> None:
+        """Images with a known UID and other content, which nothing is made of, that came before this."""
+        with self._store.database.write() as connection:
+            rows = connection.execute(
+                "DELETE FROM asides WHERE received_at < ? RETURNING sop_uid, file", (before,)
+            ).fetchall()
+            for row in rows:
+                audit.append(connection, "removed", "appliance", name_of(row["sop_uid"]), "it had been set aside")
+        for row in rows:
+            (self._data / row["file"]).unlink(missing_ok=True)
 
     def _remove(self, job: Job) -> None:
         """Rows first: a file that no row speaks of is swept up at the next start; a row without its file would lie."""

@@ -63,7 +63,7 @@ CREATE TABLE IF NOT EXISTS objects (
   UNIQUE (job, sop_uid)
 ) STRICT;
 
--- One job's objects on their way to one destination: waiting, sent, committed or dead.
+-- One job's objects on their way to one destination: waiting, sent, committed, dead or discarded.
 CREATE TABLE IF NOT EXISTS deliveries (
   id INTEGER PRIMARY KEY,
   job INTEGER NOT NULL REFERENCES jobs,

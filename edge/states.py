@@ -15,6 +15,7 @@ State = Literal[
     "committed",  # and confirmed that it keeps them, where it was asked
     "rejected",  # not evaluated, with the reason
     "dead",  # put aside after repeated failure, with the reason; 'orthokernels edge retry' takes it up again
+    "discarded",  # given up on by a person's decision, after it was dead
 ]
 STATES: tuple[State, ...] = get_args(State)
 
@@ -28,7 +29,8 @@ FOLLOWS: dict[State, frozenset[State]] = {
     "sent": frozenset({"committed", "sending"}),  # back, where an archive lost what it had accepted
     "committed": frozenset(),
     "rejected": frozenset(),  # a retry of these makes a new version
-    "dead": frozenset({"sending"}),
+    "dead": frozenset({"sending", "discarded"}),
+    "discarded": frozenset(),
 }
 
 OPEN: tuple[State, ...] = ("received", "settling", "checked")  # a further image still joins

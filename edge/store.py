@@ -135,7 +135,7 @@ class Store:
             assert job is not None
             if job.state in OPEN:
                 self._join(connection, job, restored["id"], min(priority, job.priority), image.source)
-            elif job.state in ("rejected", "dead"):
+            elif job.state in ("rejected", "dead", "discarded"):
                 self._begin(connection, image.study_uid, job.version + 1, priority, image.source)
             else:  # or it would be removed again at once
                 connection.execute("UPDATE jobs SET changed_at = ? WHERE id = ?", (now, job.id))

@@ -1,7 +1,7 @@
 """Everything that is served over HTTP, from one address.
 
-It listens on loopback unless a token is set. Probes need no token. Only two forms change anything: a retry, and a
-correction.
+It listens on loopback unless a token is set. Probes need no token. Only three forms change anything: a retry, a
+discard, and a correction.
 """
 
 from __future__ import annotations

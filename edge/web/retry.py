@@ -1,9 +1,12 @@
-"""The buttons that take up again what was rejected, put aside, or not delivered."""
+"""The buttons that take up again what was rejected, put aside, or not delivered; or give up on it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from orthokernels.edge.health import destinations_health
 from orthokernels.edge.service import Service
+from orthokernels.edge.store import Job
 from orthokernels.edge.web.access import Forms
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -15,7 +18,7 @@ _ACTOR = "page"
 
 
 class RetryForms:
-    """Retries a study, or all that a destination did not take."""
+    """Retries a study, or all that a destination did not take; or gives up on a study."""
 
     def __init__(self, service: Service, forms: Forms) -> None:
         self._service = service
@@ -24,19 +27,23 @@ class RetryForms:
     def routes(self) -> list[Route]:
         return [
             Route("/study/{job:int}/retry", self._study, methods=["POST"]),
+            Route("/study/{job:int}/discard", self._discarded, methods=["POST"]),
             Route("/destination/{name}/retry", self._destination, methods=["POST"]),
         ]
 
     async def _study(self, request: Request) -> Response:
         await self._forms.read(request)
-        return await run_in_threadpool(self._retry_study, request.path_params["job"])
+        return await run_in_threadpool(self._decide, request.path_params["job"], self._service.deliveries.retry)
 
-    def _retry_study(self, number: int) -> Response:
+    async def _discarded(self, request: Request) -> Response:
+        await self._forms.read(request)
+        return await run_in_threadpool(self._decide, request.path_params["job"], self._service.deliveries.discard)
+
+    def _decide(self, number: int, decision: Callable[[Job, str], Job]) -> Response:
         job = self._service.store.find(number)
         if job is None:
             raise HTTPException(404, "there is no such study")
-        again = self._service.deliveries.retry(job, _ACTOR)
-        return RedirectResponse(f"/study/{again.id}", 303)
+        return RedirectResponse(f"/study/{decision(job, _ACTOR).id}", 303)
 
     async def _destination(self, request: Request) -> Response:
         await self._forms.read(request)

@@ -15,6 +15,7 @@ from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.status import recent
 
 from tests.edge.kit import archive_destination, edit, free_port, get, store, wait_for, write_study
+from tests.edge.test_config import edge
 
 
 def test_probes_tell_of_health_and_readiness(serve):
@@ -155,6 +156,35 @@ def test_late_image_of_a_study_that_was_removed_is_rejected_until_the_whole_stud
     job = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version > 1), None))
     assert job.version == 3
     assert len(service.store.files(job.id)) == len(study) + 1
+
+
+def test_what_a_person_gave_up_on_goes_in_its_time(start, study, tmp_path):
+    service = start(destinations=[archive_destination(free_port(), tries=1)])
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("dead",)))
+    (tmp_path / "appliance.toml").write_text(f'[appliance]\ndata = "{service.config.appliance.data}"\n')
+    assert edge("discard", "99", "--config", tmp_path / "appliance.toml").returncode == 2
+    told = edge("discard", str(job.id), "--config", tmp_path / "appliance.toml")
+    assert (told.returncode, told.stdout) == (0, f"{job.id}: discarded\n")
+    *_, entry = audit.entries(service.store.database)
+    assert (entry["event"], entry["actor"], entry["intact"]) == ("discarded", "console", True)
+    assert cleaner(service, rejected_days=1.0, delivered_days=0.0).clean() == 0
+    assert cleaner(service, rejected_days=0.0).clean() == 1
+    assert files(service) == []
+
+
+def test_image_that_was_set_aside_goes_in_its_time(start, study, tmp_path):
+    service = start(settle={"quiet_seconds": 60.0})
+    assert store(service.config, study[:1]).returncode == 0
+    other = edit(write_study(tmp_path / "other", planes=("sagittal",))[0], StudyDescription="another")
+    assert store(service.config, [other]).returncode == 0
+    assert len(files(service)) == 2
+    cleaner(service, rejected_days=1.0).clean()
+    assert len(files(service)) == 2
+    cleaner(service, rejected_days=0.0).clean()
+    assert len(files(service)) == 1
+    with service.store.database.read() as connection:
+        assert not connection.execute("SELECT * FROM asides").fetchall()
 
 
 def test_what_was_not_delivered_never_goes(start, study):

@@ -220,7 +220,7 @@ def test_form_from_elsewhere_is_refused(serve, study):
         ({**headers, "Origin": here, "Sec-Fetch-Site": "cross-site"}, fields),
     )
     ours = {**headers, "Origin": here, "Sec-Fetch-Site": "same-origin"}
-    for path in ("/study/1/corrections", "/study/1/retry", "/destination/archive/retry"):
+    for path in ("/study/1/corrections", "/study/1/retry", "/study/1/discard", "/destination/archive/retry"):
         for sent, given in refused:
             assert ask(service, "POST", path, sent, given).status == 403
         assert ask(service, "POST", path, {**headers, "Content-Type": "text/plain"}, fields).status == 415
@@ -294,6 +294,21 @@ def test_destination_that_is_down_is_shown_and_retried_by_one_form(serve, study,
     assert ask(service, "POST", "/destination/archive/retry", headers, {"token": token}).status == 303
     finished(service, "sent")
     assert "working" in get(service, "/")[1]
+
+
+def test_delivery_to_a_destination_that_was_taken_out_is_given_up_on_by_one_form(serve, study):
+    service = serve(destinations=[archive_destination(free_port(), tries=1)])
+    assert store(service.config, study).returncode == 0
+    job = finished(service, "dead")
+    service.deliveries.destinations = {}
+    assert "Give up on it" in get(service, "/study/1")[1]
+    headers, token = form(service)
+    assert ask(service, "POST", "/study/1/discard", headers, {"token": token}).status == 303
+    assert service.store.job(job.id).state == "discarded"
+    assert [own["state"] for own in service.deliveries.of(job.id)] == ["discarded"]
+    page = get(service, "/study/1")[1]
+    assert "Give up on it" not in page
+    assert "Retry" not in page
 
 
 def test_delivery_to_a_destination_that_was_taken_out_stays_given_up(serve, study):
