@@ -477,3 +477,48 @@ def test_gradient_checkpointing_recomputes_through_the_ops():
     accelerate(model, backend="torch")
     for own, other in zip(outcome(model, inputs), want, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_weights_and_buffers_of_two_dimensions_keep_their_memory_format():
+    model = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.SiLU())
+    model.flat = nn.Conv2d(2, 4, 3)
+    model.register_buffer("places", torch.zeros(1, 2, 3, 4))
+    assert accelerate(model).replaced
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert model.flat.weight.is_contiguous()
+    assert model.places.is_contiguous()
+
+
+def test_what_fails_changes_nothing(monkeypatch):
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv3d(4, 4, 3, padding=1))
+    accelerate(model)
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="ops: 'attention'"):
+        accelerate(model, ops="attention")
+    assert [type(module) for module in model.modules()] == classes
+    restore(model)
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError):
+        accelerate(model, memory_format="channels_last")
+    assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "cpu"])
+def test_vectors_and_empty_batches_go_the_way_they_went(backend):
+    if backend == "cpu":
+        pytest.importorskip("orthokernels._native")
+    of_vectors = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.SiLU())
+    of_volumes = nn.Sequential(
+        nn.Conv3d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Upsample(scale_factor=2, mode="trilinear")
+    )
+    for model, x in ((of_vectors, volume(5, 3)), (of_vectors, volume(0, 3)), (of_volumes, volume(0, 2, 2, 4, 4))):
+        restore(model)
+        want = model(x)
+        accelerate(model, ops=("group_norm_silu", "upsample2x_trilinear"), backend=backend)
+        assert torch.equal(model(x), want)
+    block, (few, emb) = MODELS["guided_1_0"]()
+    accelerate(block, ops="group_norm_silu", backend=backend)
+    assert block(few[:0], emb[:0]).shape == few[:0].shape
+    attention, (few,) = MODELS["attention_0_0"]()
+    accelerate(attention, ops="attention3d", backend=backend)
+    assert attention(few[:0]).shape == few[:0].shape

@@ -85,12 +85,24 @@ def accelerate(
 
     Raises:
         ValueError: an unknown op.
-        BackendUnavailable: a backend that was asked for by name can not run.
+        BackendUnavailable: a backend that was asked for by name can not run. Whatever is raised, nothing was replaced.
     """
-    restore(model)
     own = next(model.parameters(), torch.empty(0))
     wanted = _wanted(ops, backend, own.device)
     reasons = {name: can_accelerate(name, backend, own.device, own.dtype) for name in wanted}
+    restore(model)
+    try:
+        report = _replaced(model, wanted, reasons, backend)
+        if memory_format is not None and report.replaced:
+            _bring(model, memory_format)
+    except BaseException:
+        restore(model)
+        raise
+    return report
+
+
+def _replaced(model: nn.Module, wanted: Sequence[str], reasons: dict[str, str], backend: str) -> Report:
+    """Every module that an op could serve, given the class that calls it; ``reasons`` are those of the device."""
     report = Report()
     inside: list[str] = []  # of blocks that were looked at: their sequences are theirs
     # A network's own rule looks at what became of its blocks.
@@ -112,9 +124,13 @@ def accelerate(
         else:
             module.__class__ = _subclass(type(module), rule.method, rule.forward, backend)  # type: ignore[arg-type]
             report.rows.append(Row(name, kind, tuple(served)))
-    if memory_format is not None and report.replaced:
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]
     return report
+
+
+def _bring(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Parameters and buffers into a memory format. ``Module.to`` asks for it where it means nothing: weights in 2D."""
+    axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(memory_format, (4, 5))
+    model._apply(lambda own: own.to(memory_format=memory_format) if own.ndim in axes else own)
 
 
 def _wanted(ops: str | Sequence[str], backend: str, device: torch.device) -> tuple[str, ...]:
@@ -138,5 +154,8 @@ def restore(model: nn.Module) -> None:
 
 @functools.cache
 def _subclass(original: type[nn.Module], method: str, forward: Callable[..., Any], backend: str) -> type[nn.Module]:
-    own = {method: forward, "_orthokernels_original": original, "_orthokernels_backend": backend}
+    own = {
+        method: forward, "_orthokernels_original": original, "_orthokernels_method": method,
+        "_orthokernels_backend": backend,
+    }  # fmt: skip
     return type(f"Accelerated{original.__name__}", (original,), own)

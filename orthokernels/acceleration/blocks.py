@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,27 @@ from orthokernels.ops.conv3d import conv3d
 from orthokernels.ops.group_norm_silu import group_norm_silu
 from orthokernels.ops.layout import layout_of
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
+
+
+def _takes(x: Any) -> bool:
+    """Whether the ops take it at all: a volume, or tokens, with something in it."""
+    return x.ndim > 2 and x.numel() > 0
+
+
+def _plainly(self: Any, *given: Any, **named: Any) -> Any:
+    """What the module's own class would do."""
+    return getattr(self._orthokernels_original, self._orthokernels_method)(self, *given, **named)
+
+
+def _of_volumes(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Leaves vectors and empty batches to the module's own class."""
+
+    @functools.wraps(forward)
+    def chosen(self: Any, x: Any, *given: Any, **named: Any) -> Any:
+        taken = _takes(x[0] if isinstance(x, tuple) else x)
+        return forward(self, x, *given, **named) if taken else _plainly(self, x, *given, **named)
+
+    return chosen
 
 
 def pair_at(layers: Sequence[nn.Module], place: int) -> bool:
@@ -37,6 +59,7 @@ def _normalise(
     )  # fmt: skip
 
 
+@_of_volumes
 def guided_block(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
     """guided-diffusion's residual block; in this project's decoder it may be given its two inputs apart."""
     if isinstance(x, tuple):
@@ -68,6 +91,7 @@ def _apart(self: Any, x: Tensor, skip: Tensor) -> Tensor:
     return F.conv3d(x, own, conv.bias) + F.conv3d(skip, other)
 
 
+@_of_volumes
 def pair(self: Any, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
     """This project's U-Net gives a decoder block its two inputs as they lie."""
     return x, skip
@@ -80,6 +104,7 @@ def _rest(layers: nn.Sequential, h: Tensor) -> Tensor:
     return h
 
 
+@_of_volumes
 def monai_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
     """The residual block of MONAI's DiffusionModelUNet."""
     h = _normalise(self, self.norm1, x)
@@ -91,6 +116,7 @@ def monai_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
     return self.skip_connection(x) + self.conv2(h)
 
 
+@_of_volumes
 def autoencoder_block(self: Any, x: Tensor) -> Tensor:
     """The residual block of MONAI's AutoencoderKL."""
     h = self.conv1(_normalise(self, self.norm1, x))
@@ -103,7 +129,7 @@ def sequence(self: Any, x: Tensor) -> Tensor:
     layers = list(self)
     place = 0
     while place < len(layers):
-        if pair_at(layers, place):
+        if pair_at(layers, place) and _takes(x):
             x = _normalise(self, layers[place], x)
             place += 2
         else:
@@ -112,6 +138,7 @@ def sequence(self: Any, x: Tensor) -> Tensor:
     return x
 
 
+@_of_volumes
 def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
     """This project's ``Upsample``; a skip of an odd side is met by interpolation, as before."""
     if tuple(size) == tuple(2 * side for side in x.shape[2:]):
@@ -119,21 +146,24 @@ def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
     return self.conv(F.interpolate(x, size=size, mode="trilinear", align_corners=False))
 
 
+@_of_volumes
 def convolution(self: Any, x: Tensor) -> Tensor:
     """``nn.Conv3d`` of 3 x 3 x 3 or 1 x 1 x 1 with zeros around; PyTorch's where learning gains nothing by ours."""
     backend, stride = self._orthokernels_backend, self.stride[0]
     learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
     plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
     if plain or x.ndim != 5 or x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
-        return self._orthokernels_original.forward(self, x)
+        return _plainly(self, x)
     return conv3d(x, self.weight, self.bias, stride=stride, backend=backend)
 
 
+@_of_volumes
 def doubling(self: Any, x: Tensor) -> Tensor:
     """``nn.Upsample`` of factor 2."""
     return upsample2x_trilinear(x, backend=self._orthokernels_backend)
 
 
+@_of_volumes
 def attention_block(self: Any, x: Tensor) -> Tensor:
     """guided-diffusion's attention over all voxels, added to its input; over few of them it is one op."""
     if _is_whole(self, x):
@@ -183,10 +213,11 @@ def _is_legacy(block: Any) -> bool:
     return type(getattr(block, "attention", None)).__name__ != "QKVAttention"
 
 
+@_of_volumes
 def monai_attention(self: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """MONAI's self-attention over tokens (N, T, C)."""
     if attn_mask is not None:
-        return self._orthokernels_original.forward(self, x, attn_mask)
+        return _plainly(self, x, attn_mask)
     if self.use_combined_linear:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
     else:
