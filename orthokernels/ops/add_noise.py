@@ -14,6 +14,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "add_noise"
 
@@ -94,7 +95,7 @@ def _output(x0: Tensor, shares: Tensor, noise: Tensor | None, seed: Tensor | Non
     return empty_volume(x0)
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _add(x0: Tensor, shares: Tensor, noise: Tensor | None, seed: Tensor | None, step: int, backend: str) -> Tensor:
     layout = layout_of(x0)
     x0, noise = conform(x0, layout), None if noise is None else conform(noise, layout)

@@ -30,6 +30,7 @@ from orthokernels.backends.cpu.gains import plain_is_faster_attention
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
 from orthokernels.ops.layout import check_alike
+from orthokernels.ops.registration import implements
 
 NAME = "attention3d"
 Grid = tuple[int, int, int]
@@ -185,7 +186,7 @@ def _gradients(
     return _like(q), _like(k), _like(v), dbias
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, grid: list[int], bias: Tensor | None, window: list[int], scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -194,7 +195,7 @@ def _forward(
     return found
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, grid: list[int], bias: Tensor | None,
     window: list[int], scale: float, wants_bias: bool, backend: str,

@@ -36,6 +36,7 @@ from orthokernels.backends.torch.attention_block import (
     product,
 )
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "attention_block"
 
@@ -189,7 +190,7 @@ def _gradients(
     return empty_volume(x), *(x.new_empty((0,)) if own is None else own.new_empty(own.shape) for own in given)
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, qkv_weight: Tensor, qkv_bias: Tensor | None,
     proj_weight: Tensor, proj_bias: Tensor | None, heads: int, legacy: bool, eps: float, backend: str,
@@ -202,6 +203,7 @@ def _forward(
     return y
 
 
+@implements(f"{NAME}_backward")
 def _backward(
     dy: Tensor, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, qkv_weight: Tensor,
     qkv_bias: Tensor | None, proj_weight: Tensor, proj_bias: Tensor | None, heads: int, legacy: bool, eps: float,
@@ -223,9 +225,6 @@ def _backward(
         if place.numel():
             place.copy_(gradient)
     return dx.add_(dy), *found
-
-
-torch.library.impl(f"orthokernels::{NAME}_backward", "default", _backward)
 
 
 def _through_attention(

@@ -28,6 +28,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_pooling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import check_alike
+from orthokernels.ops.registration import implements
 
 NAME = "attention_pool"
 
@@ -95,14 +96,14 @@ def _gradients(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     found = _outputs(q, k, v, scale, backend)
     choose(NAME, backend, q).forward(q, k, v, scale, *found)
     return found
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, looked_at: Tensor, log_sum: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

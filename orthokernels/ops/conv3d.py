@@ -22,6 +22,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_conv
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import Layout, conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "conv3d"
 
@@ -136,14 +137,14 @@ def _gradients(
     )
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, exact: bool, backend: str) -> Tensor:
     y = _output(x, weight, bias, stride, exact, backend)
     choose(NAME, backend, x).forward(conform(x, layout_of(x)), weight, bias, stride, exact, y)
     return y
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, stride: int, exact: bool, wanted: list[bool], backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip

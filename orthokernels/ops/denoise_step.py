@@ -24,6 +24,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.denoise_step import stepped
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "denoise_step"
 
@@ -154,7 +155,7 @@ def _outputs(
     return empty_volume(x), empty_volume(x) if keep_x0 else x.new_empty(0)
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _step(
     x: Tensor, output: Tensor, coefficients: Tensor, previous: Tensor | None, threshold: Tensor | None,
     seed: Tensor | None, step: int, clip: float | None, keep_x0: bool, backend: str,

@@ -24,6 +24,7 @@ from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.add_noise import check_noised
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "diffusion_loss"
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
@@ -139,7 +140,7 @@ def _gradient(
     return empty_volume(prediction, layout=layout_of(x0))
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(
     prediction: Tensor, x0: Tensor, target: Tensor, noise: Tensor | None, seed: Tensor | None, step: int,
     weight: Tensor | None, squared: bool, backend: str,
@@ -149,7 +150,7 @@ def _forward(
     return module.forward(prediction, x0, target.contiguous(), noise, seed, step, weight, squared)
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dloss: Tensor, prediction: Tensor, x0: Tensor, target: Tensor, noise: Tensor | None, seed: Tensor | None,
     step: int, weight: Tensor | None, squared: bool, backend: str,

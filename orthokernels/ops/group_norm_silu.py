@@ -32,6 +32,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_group_norm
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "group_norm_silu"
 
@@ -188,7 +189,7 @@ def _gradients(
     return empty_volume(x), dskip, *small
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(
     x: Tensor, skip: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None,
     scale_shift: Tensor | None, silu: bool, eps: float, backend: str,
@@ -200,7 +201,7 @@ def _forward(
     return y, mean, rstd
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dy: Tensor, x: Tensor, skip: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None,
     shift: Tensor | None, scale_shift: Tensor | None, silu: bool, mean: Tensor, rstd: Tensor, backend: str,

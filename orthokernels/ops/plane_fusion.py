@@ -31,6 +31,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.plane_fusion import mixed
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "plane_fusion"
 PLANES = 3
@@ -180,7 +181,7 @@ def _dense(*volumes: Tensor | None) -> list[Tensor | None]:
     return [None if volume is None else conform(volume, layout) for volume in volumes]
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(
     a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor, to_plane: Tensor, to_result: Tensor,
     boxes: Sequence[int], backend: str,
@@ -191,7 +192,7 @@ def _forward(
     return out, weights
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dout: Tensor, weights: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor,
     to_plane: Tensor, to_result: Tensor, boxes: Sequence[int], backend: str,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
+from orthokernels.ops.registration import implements
 
 NAME = "plane_gating"
 PLANES_AT_MOST, HIDDEN_AT_MOST = 8, 128
@@ -111,7 +112,7 @@ def _gradients(
     return first, rest[0], rest[1], rest[2], rest[3]
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(
     logits: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ def _forward(
     return found
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(
     dmixed: Tensor, dgates: Tensor, logits: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
     backend: str,

@@ -23,6 +23,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_doubling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.registration import implements
 
 NAME = "upsample2x_trilinear"
 
@@ -76,7 +77,7 @@ def _smaller(dy: Tensor, backend: str) -> Tensor:
     return empty_volume(dy, sides=[side // 2 for side in dy.shape[2:]])
 
 
-@torch.library.impl(f"orthokernels::{NAME}", "default")
+@implements(NAME)
 def _forward(x: Tensor, backend: str) -> Tensor:
     x = conform(x, layout_of(x))
     y = _larger(x, backend)
@@ -84,7 +85,7 @@ def _forward(x: Tensor, backend: str) -> Tensor:
     return y
 
 
-@torch.library.impl(f"orthokernels::{NAME}_backward", "default")
+@implements(f"{NAME}_backward")
 def _backward(dy: Tensor, backend: str) -> Tensor:
     dy = conform(dy, layout_of(dy))
     dx = _smaller(dy, backend)

@@ -1,0 +1,50 @@
+"""What holds around every op's implementation: the tensors' device is the current one, and autocast has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from orthokernels import ops
+from orthokernels.ops import attention3d, attention_block, diffusion_loss, group_norm_silu
+
+
+def test_every_implementation_is_registered_in_one_way():
+    files = {path.name for path in Path(ops.__file__).parent.glob("*.py") if "library.impl(" in path.read_text()}
+    assert files == {"registration.py"}
+
+
+def test_an_op_makes_its_tensors_device_the_current_one_in_either_direction(monkeypatch):
+    seen: list[tuple[int, ...]] = []
+    real = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: seen.append(tuple(x.shape)) or real(x))
+    x = torch.randn(2, 4, 2, 3, 4, requires_grad=True)
+    group_norm_silu(x, 2, backend="torch").sum().backward()
+    assert seen == [(2, 4, 2, 3, 4)] * 2
+    seen.clear()
+    attention_block(x, 2, None, None, torch.randn(12, 4), None, torch.randn(4, 4), None).sum().backward()
+    # Backward is an op, which calls four that compute its parts.
+    assert seen == [(2, 4, 2, 3, 4)] * 3 + [(2, 1, 4, 24)] * 2 + [(2, 4, 2, 3, 4)]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+def test_kernels_run_on_a_device_that_is_not_the_current_one():
+    x, weight = torch.randn(2, 4, 2, 3, 4), torch.tensor([0.5, 2.0])
+    places = [own.to("cuda:1") for own in (x, torch.zeros(2, 2), weight)]
+    with torch.cuda.device(0):
+        found = group_norm_silu(places[0], 2, backend="triton")
+        loss = diffusion_loss(places[0], *places[:2], noise=places[0], weight=places[2], backend="triton")
+    torch.testing.assert_close(found.cpu(), group_norm_silu(x, 2, backend="torch"))
+    torch.testing.assert_close(loss.cpu(), (weight * x.square().flatten(1).mean(1)).mean())
+
+
+def test_autocast_lowers_no_product_inside_an_op():
+    q, k, v = torch.randn(3, 1, 2, 8, 24, generator=torch.Generator().manual_seed(0)).bfloat16().unbind()
+    op = torch.ops.orthokernels.attention3d
+    given = q, k, v, [2, 3, 4], None, [1, 3, 3], 0.3, "torch"
+    with torch.autocast("cpu", torch.bfloat16):
+        found = op(*given)
+    assert all(torch.equal(own, other) for own, other in zip(found, op(*given), strict=True))
+    assert attention3d(q, k, v, (2, 3, 4), window=(1, 3, 3), backend="torch").dtype == torch.bfloat16
