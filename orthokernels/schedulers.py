@@ -6,8 +6,10 @@
         x = scheduler.step(model(x, timestep), timestep, x).prev_sample
 
 Names and defaults of arguments are diffusers'. A step is a row of seven numbers (``ops.denoise_step``), computed in
-float64 when the timesteps are set. Fresh noise comes from inside the kernel, from ``seed`` and the number of the step.
-It is not diffusers' noise, and does not depend on the device; ``generator`` and ``variance_noise`` don't exist.
+float64 when the timesteps are set. A run may be broken off and begun again, a step repeated, and two volumes may be
+taken in turn, except by DPM-Solver++, whose steps read the one before. Fresh noise comes from inside the kernel, from
+``seed`` and the number of the step. It is not diffusers' noise, and does not depend on the device; ``generator`` and
+``variance_noise`` don't exist.
 """
 
 from __future__ import annotations
@@ -76,33 +78,61 @@ class _Scheduler:
         """The sample: these samplers scale nothing."""
         return sample
 
-    def _restart(self, rows: Sequence[Coefficients], device: torch.device | str | None) -> None:
+    def _restart(
+        self,
+        rows: Sequence[Coefficients],
+        device: torch.device | str | None,
+        alone: Sequence[Coefficients] | None = None,
+    ) -> None:
+        """Begin a run of these steps; ``alone`` are those of a sampler with a history, where there is none."""
         self._table = torch.tensor(rows, dtype=torch.float32, device=device)
+        self._alone = self._table if alone is None else torch.tensor(alone, dtype=torch.float32, device=device)
+        self._run, self._values = self.timesteps, self.timesteps.float().tolist()
         self._noisy = [row.next_noise != 0 for row in rows]
         self._seed = torch.tensor([self.seed], device=device)
         self._index: int | None = None
         self._previous: Tensor | None = None
 
     def _place(self, timestep: int | float | Tensor) -> int:
-        """Which step it is: counted on from the first, so that nothing is read back from the device."""
+        """Which step it is: the next one, or, where the timestep is known to be another's, that one without a history.
+
+        Nothing is read back from a device but before the first step: from then on a timestep there is known where it is
+        one of ``timesteps``, by its place in memory; with any other the steps are counted on.
+        """
         if self.num_inference_steps is None:
             raise ValueError("timesteps: none are set; call set_timesteps first.")
-        if self._index is None:
-            found = (self.timesteps.cpu() == float(timestep)).nonzero()
-            if not len(found):
-                raise ValueError(f"timestep: {float(timestep):g} is none of this run's.")
-            self._index = int(found[0])
-        if self._index >= len(self.timesteps):
+        found = self._found(timestep)
+        place = self._index if found is None else found
+        if place is None or place >= len(self._values):
             raise ValueError("timestep: the run's last step was taken; call set_timesteps for another run.")
-        return self._index
+        if place != self._index:
+            self._previous = None
+        return place
+
+    def _found(self, timestep: int | float | Tensor) -> int | None:
+        """The place of a timestep in the run, the next one's if it is there twice; None where it is not known."""
+        following = self._index
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            own, run = (tensor.untyped_storage().data_ptr() for tensor in (timestep, self._run))
+            if own == run and timestep.numel() == 1:
+                return int(timestep.storage_offset() - self._run.storage_offset())
+            if following is not None:
+                return None
+        value = float(np.float32(float(timestep)))
+        if following is not None and value in self._values[following : following + 1]:
+            return following
+        if value not in self._values:
+            raise ValueError(f"timestep: {float(timestep):g} is none of this run's.")
+        return self._values.index(value)
 
     def _move(
         self, sample: Tensor, output: Tensor, place: int, *, keep_x0: bool, threshold: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if sample.device != self._table.device:
             raise ValueError(f"sample: lies on {sample.device}; the timesteps were set for {self._table.device}.")
+        table = self._alone if self._previous is None else self._table
         found = denoise_step(
-            sample, output, self._table[place], previous=self._previous, keep_x0=keep_x0, threshold=threshold,
+            sample, output, table[place], previous=self._previous, keep_x0=keep_x0, threshold=threshold,
             clip=self.clip if threshold is None else None, seed=self._seed if self._noisy[place] else None, step=place,
         )  # fmt: skip
         self._index = place + 1
@@ -301,12 +331,13 @@ class DPMSolverMultistepScheduler(_Gaussian):
         self.timesteps = torch.from_numpy(chosen).to(device)
         ratios = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)  # sigma / alpha
         last = 0.0 if self.final_sigmas_type == "zero" else ratios[0]
-        self._restart(self._rows([*ratios[chosen], last]), device)
+        rows = [self._rows([*ratios[chosen], last], order) for order in (self.solver_order, 1)]
+        self._restart(rows[0], device, alone=rows[1])
 
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """One step. Steps must follow each other: the next reads this one's x0."""
+        """One step. The next reads this one's x0; one that does not follow the last is of first order."""
         place = self._place(timestep)
         threshold = self._threshold(sample, model_output, place)
         found, self._previous = self._move(sample, model_output, place, keep_x0=True, threshold=threshold)
@@ -323,7 +354,7 @@ class DPMSolverMultistepScheduler(_Gaussian):
             return (np.arange(steps + 1) * (last // (steps + 1)))[::-1][:-1].astype(np.int64) + self.steps_offset
         return spaced(last, steps, self.timestep_spacing, self.steps_offset, stride=len(self) / steps)
 
-    def _rows(self, ratios: Sequence[float]) -> list[Coefficients]:
+    def _rows(self, ratios: Sequence[float], order: int) -> list[Coefficients]:
         """Of the ratios sigma / alpha at the timesteps and at the end."""
         alphas = [1 / math.sqrt(1 + ratio**2) for ratio in ratios]
         lambdas = [math.inf if ratio == 0 else -math.log(ratio) for ratio in ratios]
@@ -337,7 +368,7 @@ class DPMSolverMultistepScheduler(_Gaussian):
             # 2. second order: x0 is extrapolated to the middle from the step before
             short = count < 15 and self.lower_order_final
             final = n == count - 1 and (self.euler_at_final or short or ratios[-1] == 0)
-            if self.solver_order == 2 and n > 0 and not final:
+            if order == 2 and n > 0 and not final:
                 half = h / (2 * (lambdas[n] - lambdas[n - 1]))  # 1 / (2 r)
                 row = row._replace(next_x0=pull * (1 + half), next_previous=-pull * half)
             rows.append(row)

@@ -166,5 +166,71 @@ def test_steps_that_are_none_of_the_run_s_are_refused():
     with pytest.raises(ValueError, match="timestep: 899 is none of this run's"):
         scheduler.step(start(), 899, start())
     loop(scheduler, 10)
+    with pytest.raises(ValueError, match="timestep: 899 is none of this run's"):
+        scheduler.step(start(), 899, start())
+
+
+KINDS = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [float, lambda timestep: timestep], ids=["number", "tensor"])
+def test_a_run_may_be_broken_off_and_begun_again(kind, given):
+    scheduler = getattr(schedulers, kind)()
+    want = loop(scheduler, 20)
+    scheduler.set_timesteps(20)
+    for steps in (3, 1, 20, 20):
+        x = start()
+        for timestep in scheduler.timesteps[:steps]:
+            x = scheduler.step(network(x, timestep), given(timestep), x).prev_sample
+        assert torch.equal(x, want[steps - 1])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "Multistep" not in kind])
+def test_two_volumes_may_be_taken_in_turn(kind):
+    scheduler = getattr(schedulers, kind)()
+    want = loop(scheduler, 10)
+    scheduler.set_timesteps(10)
+    volumes = [start(), start()]
+    for place, timestep in enumerate(scheduler.timesteps):
+        volumes = [scheduler.step(network(x, timestep), timestep, x).prev_sample for x in volumes]
+        assert all(torch.equal(x, want[place]) for x in volumes)
+
+
+def test_a_step_without_a_history_is_of_first_order():
+    made = [
+        getattr(module, "DPMSolverMultistepScheduler")(solver_order=order)  # noqa: B009
+        for module, order in ((schedulers, 2), (schedulers, 1), (diffusers, 2))
+    ]
+    found = []
+    for scheduler in made:
+        scheduler.set_timesteps(20)
+        timestep = scheduler.timesteps[7]
+        found.append(scheduler.step(network(start(), timestep), timestep, start()).prev_sample)
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_flow_s_timestep_in_double_precision_is_known():
+    scheduler = schedulers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    want = loop(scheduler, 7)[0]
+    scheduler.set_timesteps(7)
+    sigma = 3.0 / (1 + 2.0)
+    for _ in range(2):
+        found = scheduler.step(network(start(), scheduler.timesteps[0]), sigma * 1000 * (1 + 1e-12), start())
+        assert torch.equal(found.prev_sample, want)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device is missing")
+def test_timesteps_on_a_device_are_known_by_their_place():
+    scheduler = schedulers.DDIMScheduler()
+    scheduler.set_timesteps(20, device="cuda")
+    x, seen = start().cuda(), []
+    for timestep in (*scheduler.timesteps[:3], *scheduler.timesteps):
+        torch.cuda.set_sync_debug_mode("error")
+        scheduler.step(0.1 * x, timestep, x)
+        torch.cuda.set_sync_debug_mode("default")
+        seen.append(scheduler._index)
+    assert seen == [1, 2, 3, *range(1, 21)]
     with pytest.raises(ValueError, match="the run's last step was taken"):
-        scheduler.step(start(), 0, start())
+        scheduler.step(x, scheduler.timesteps[0].clone(), x)
