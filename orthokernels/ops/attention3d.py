@@ -29,7 +29,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_attention
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
-from orthokernels.ops.layout import check_alike
+from orthokernels.ops.layout import check_alike, dense
 from orthokernels.ops.registration import implements
 
 NAME = "attention3d"
@@ -191,7 +191,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, grid: list[int], bias: Tensor | None, window: list[int], scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     found = _outputs(q, k, v, grid, bias, window, scale, backend)
-    choose(NAME, backend, q).forward(q, k, v, grid, _dense(bias), window, scale, *found)
+    choose(NAME, backend, q).forward(q, k, v, grid, *dense(bias), window, scale, *found)
     return found
 
 
@@ -204,13 +204,9 @@ def _backward(
     met = (dout.to(log_sum.dtype) * out.to(log_sum.dtype)).sum(dim=2).contiguous()  # r of the formulas
     dbias = found[3] if found[3].numel() else None
     choose(NAME, backend, q).backward(
-        dout, q, k, v, log_sum, met, grid, _dense(bias), window, scale, *found[:3], dbias
+        dout, q, k, v, log_sum, met, grid, *dense(bias), window, scale, *found[:3], dbias
     )  # fmt: skip
     return found
-
-
-def _dense(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

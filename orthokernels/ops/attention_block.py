@@ -35,7 +35,7 @@ from orthokernels.backends.torch.attention_block import (
     parts_of,
     product,
 )
-from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
 from orthokernels.ops.registration import implements
 
 NAME = "attention_block"
@@ -198,8 +198,7 @@ def _forward(
     x = conform(x, layout_of(x))
     y = empty_volume(x)
     given = (weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias)
-    dense = [None if own is None else own.contiguous() for own in given]
-    choose(NAME, backend, x).forward(x, groups, *dense, heads, legacy, eps, y)
+    choose(NAME, backend, x).forward(x, groups, *dense(*given), heads, legacy, eps, y)
     return y
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.denoise_step import stepped
-from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
 from orthokernels.ops.registration import implements
 
 NAME = "denoise_step"
@@ -163,6 +163,7 @@ def _step(
     layout = layout_of(x)
     x, output = conform(x, layout), conform(output, layout)
     previous = None if previous is None else conform(previous, layout)
+    coefficients, threshold = dense(coefficients, threshold)
     found, x0 = _outputs(x, output, coefficients, previous, threshold, seed, step, clip, keep_x0, backend)
     choose(NAME, backend, x).forward(
         x, output, coefficients, previous, threshold, seed, step, clip, found, x0 if keep_x0 else None

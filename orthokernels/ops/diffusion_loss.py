@@ -23,7 +23,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.add_noise import check_noised
-from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
 from orthokernels.ops.registration import implements
 
 NAME = "diffusion_loss"
@@ -146,8 +146,8 @@ def _forward(
     weight: Tensor | None, squared: bool, backend: str,
 ) -> Tensor:  # fmt: skip
     prediction, x0, noise = _alike(prediction, x0, noise)
-    module = choose(NAME, backend, x0)
-    return module.forward(prediction, x0, target.contiguous(), noise, seed, step, weight, squared)
+    target, weight = dense(target, weight)
+    return choose(NAME, backend, x0).forward(prediction, x0, target, noise, seed, step, weight, squared)
 
 
 @implements(f"{NAME}_backward")
@@ -156,10 +156,9 @@ def _backward(
     step: int, weight: Tensor | None, squared: bool, backend: str,
 ) -> Tensor:  # fmt: skip
     prediction, x0, noise = _alike(prediction, x0, noise)
+    target, weight = dense(target, weight)
     found = empty_volume(prediction, layout=layout_of(x0))
-    choose(NAME, backend, x0).backward(
-        dloss, prediction, x0, target.contiguous(), noise, seed, step, weight, squared, found
-    )
+    choose(NAME, backend, x0).backward(dloss, prediction, x0, target, noise, seed, step, weight, squared, found)
     return found
 
 

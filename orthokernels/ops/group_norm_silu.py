@@ -31,7 +31,7 @@ from torch import Tensor
 
 from orthokernels.backends.cpu.gains import plain_is_faster_group_norm
 from orthokernels.backends.registry import choose
-from orthokernels.ops.layout import conform, empty_volume, layout_of
+from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
 from orthokernels.ops.registration import implements
 
 NAME = "group_norm_silu"
@@ -196,7 +196,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, skip = _dense_volumes(x, skip)
     y, mean, rstd = _outputs(x, skip, groups, weight, bias, shift, scale_shift, silu, eps, backend)
-    small = _dense(weight, bias, shift, scale_shift)
+    small = dense(weight, bias, shift, scale_shift)
     choose(NAME, backend, x).forward(x, skip, groups, *small, silu, eps, y, mean, rstd)
     return y, mean, rstd
 
@@ -211,7 +211,7 @@ def _backward(
     dx, dskip, *like = _gradients(
         dy, x, skip, groups, weight, bias, shift, scale_shift, silu, mean, rstd, backend
     )  # fmt: skip
-    small = _dense(weight, bias, shift, scale_shift)
+    small = dense(weight, bias, shift, scale_shift)
     dweight, dbias, dshift, dscale_shift = choose(NAME, backend, x).backward(
         dy, x, skip, groups, *small, silu, mean, rstd, dx, None if skip is None else dskip
     )
@@ -222,10 +222,6 @@ def _backward(
 def _dense_volumes(x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
     layout = layout_of(x)
     return conform(x, layout), None if skip is None else conform(skip, layout)
-
-
-def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

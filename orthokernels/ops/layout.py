@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ def layout_of(x: Tensor) -> Layout:
 def conform(x: Tensor, layout: Layout) -> Tensor:
     """x, dense in a layout; copied only where it is not."""
     return x.contiguous() if layout == "channels_first" else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def dense(*tensors: Any) -> list[Any]:
+    """Small tensors as kernels read them, one value behind another; None stays."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def empty_volume(

@@ -61,6 +61,15 @@ def test_an_output_of_another_dtype_is_taken_as_it_is():
     torch.testing.assert_close(*found, rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
+def test_small_tensors_of_any_strides_are_read_as_they_are(backend):
+    given = made(SHAPES[1])
+    given["coefficients"] = torch.stack([given["coefficients"], torch.full((7,), 9.0)], dim=1)[:, 0]
+    bound = {"threshold": torch.tensor(1.2).expand(3)}
+    dense = {name: own.clone(memory_format=torch.contiguous_format) for name, own in (given | bound).items()}
+    assert torch.equal(denoise_step(**given, **bound, backend=backend)[0], denoise_step(**dense, backend=backend)[0])
+
+
 def test_noise_is_philox_s():
     # The known answer of Random123 for philox4x32-10 with counter and key of zeros.
     zero = philox(torch.tensor([0]), 0, torch.tensor([0]))

@@ -146,3 +146,16 @@ def test_bad_arguments_are_named():
         diffusion_loss(x0, x0, target, seed=SEED, weight=torch.ones(2, requires_grad=True))
     with pytest.raises(ValueError, match=r"^prediction: 'x'; there are epsilon, sample"):
         target_shares("x", shares)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_weight_of_any_strides_is_read_as_it_is(backend):
+    x0, prediction = volume((3, 2, 1, 2, 3), 0), volume((3, 2, 1, 2, 3), 2)
+    target = target_shares("v_prediction", SHARES)
+    apart = torch.tensor([[0.3, 9.0], [2.0, 9.0], [0.7, 9.0]])[:, 0]
+    for weight in (torch.tensor(0.4).expand(3), apart):
+        found, want = (
+            both_ways(diffusion_loss, prediction, x0, target, seed=SEED, weight=own, backend=backend)
+            for own in (weight, weight.clone(memory_format=torch.contiguous_format))
+        )
+        assert all(torch.equal(own, other) for own, other in zip(found, want, strict=True))
