@@ -65,6 +65,13 @@ def test_a_candidate_that_does_not_run_is_none(monkeypatch):
     assert tuning._milliseconds(run, CANDIDATES[0]) == float("inf")
 
 
+def test_where_every_candidate_fails_nothing_is_kept(file, monkeypatch):
+    monkeypatch.setenv("ORTHOKERNELS_TUNE", "1")
+    monkeypatch.setattr(tuning, "_milliseconds", lambda run, candidate: float("inf"))
+    assert found(file) == CANDIDATES[0]
+    assert not file.exists()
+
+
 def test_on_a_cpu_the_default_runs():
     assert tuning.setting("op", (), CANDIDATES, torch.device("cpu"), print) == CANDIDATES[0]
 

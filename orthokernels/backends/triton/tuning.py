@@ -50,9 +50,10 @@ def _found(
     if os.environ.get("ORTHOKERNELS_TUNE") != "1":
         return candidates[0]
     times = {place: _milliseconds(run, candidate) for place, candidate in enumerate(candidates)}
-    best = candidates[min(times, key=lambda place: times[place])]
-    add_to_table(file, name, best)
-    return best
+    place = min(times, key=lambda place: times[place])
+    if times[place] < float("inf"):  # where every one failed, a later process may do better
+        add_to_table(file, name, candidates[place])
+    return candidates[place]
 
 
 def _milliseconds(run: Callable[[Setting], object], candidate: Setting) -> float:
