@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orthokernels.backends.cpu import conv3d as native
 from orthokernels.backends.registry import BackendUnavailable
-from orthokernels.ops import conv3d
+from orthokernels.ops import attention3d, conv3d
 from orthokernels.ops.conv3d import bytes_moved, operations, reference
 
 # Channels, outputs, kernel, stride, sides; and F(4,4,4)'s bound of csrc/cpu/conv3d.h for at most 64 channels.
@@ -67,6 +67,19 @@ def test_packed_weights_are_let_go_of_beyond_the_limit(monkeypatch):
         x, weight, _ = inputs(SHAPES[0])
         conv3d(x, weight + seed, backend="cpu")
     assert len(native._packed) == 1
+
+
+def test_whatever_the_default_dtype_and_device_are_results_are_the_same():
+    x, weight, bias = inputs(SHAPES[0])
+    q, k, v = torch.randn(3, 1, 2, 4, 24).unbind()
+    want = conv3d(x, weight, bias, backend="cpu"), attention3d(q, k, v, (2, 3, 4), backend="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = conv3d(x, weight, bias, backend="cpu"), attention3d(q, k, v, (2, 3, 4), backend="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(own, other) for own, other in zip(found, want, strict=True))
 
 
 @pytest.mark.parametrize(("exact", "bound"), [(True, 1e-6), (False, BOUND)])

@@ -18,7 +18,7 @@ def forward(
 ) -> None:  # fmt: skip
     """Write the attended tokens and the logarithms of the softmax's denominators."""
     own_q, own_k, own_v = (array(part.transpose(2, 3).flatten(0, 1).contiguous()) for part in (q, k, v))
-    made = torch.empty(out.transpose(2, 3).shape)
+    made = torch.empty(out.transpose(2, 3).shape, dtype=out.dtype, device=out.device)
     _native.attention3d(
         own_q, own_k, own_v, grid, window, scale, array(made.flatten(0, 1)), array(log_sum.flatten(0, 1)),
         bias=optional(bias), threads=torch.get_num_threads(),

@@ -45,7 +45,7 @@ def forward(
     own = None if bias is None else array(bias.contiguous())
     source = x.movedim(1, -1).contiguous()
     last = y.movedim(1, -1).is_contiguous()
-    target = y.movedim(1, -1) if last else torch.empty(y.movedim(1, -1).shape, dtype=y.dtype)
+    target = y.movedim(1, -1) if last else torch.empty(y.movedim(1, -1).shape, dtype=y.dtype, device=y.device)
     for volume, made in zip(array(source), array(target), strict=True):
         convolution.run(volume, made, bias=own, threads=torch.get_num_threads())
     if not last:
