@@ -54,7 +54,7 @@ CAPABILITIES = (
     ),
     Capability(
         "attention_pool", "attention, then the mean over its queries",
-        "(N, heads, T, d); d to 256 in half precision, 128 in float32", "any strides", _ALL, "q, k, v",
+        "(N, heads, T, d); d to 256, in float32 on the cuda backend to 128", "any strides", _ALL, "q, k, v",
         f"{_TWICE}; {_BYTES}",
     ),
     Capability(

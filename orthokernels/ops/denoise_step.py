@@ -56,8 +56,9 @@ def denoise_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Go from a noisy volume to the less noisy one before it.
 
-    Every number that changes from step to step is read on the device, so that a loop of steps can be captured in a CUDA
-    graph.
+    Coefficients, threshold and seed are read on the device, so that a loop of steps can be captured in a CUDA graph;
+    ``step`` is captured with it. A graph that is replayed draws the same noise again: advance ``seed`` in place between
+    replays.
 
     Args:
         x: (N, C, *voxels), floating point.
