@@ -195,7 +195,7 @@ def attention_block(self: Any, x: Tensor) -> Tensor:
 
 
 def _is_whole(block: Any, x: Tensor) -> bool:
-    """Whether one op computes what the block would. It has no rule for autocast, which would lower its products."""
+    """Whether one op computes what the block would. Autocast lowers all its x, of which the block adds what it was."""
     lowered = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
     square = tuple(block.qkv.weight.shape[:2]) == (3 * x.shape[1], x.shape[1])
     taken = all(parameter.dtype in (x.dtype, torch.float32) for parameter in block.parameters())

@@ -29,6 +29,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_attention
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
+from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import check_alike, dense
 from orthokernels.ops.registration import implements
 
@@ -52,7 +53,7 @@ def attention3d(
     Args:
         q, k, v: (N, heads, d, T), of any strides: views into one projection (N, heads x 3 x d, T) are read where they
             lie, and tokens-first memory is given as its transposed view. float32, float16 or bfloat16, and float64 in
-            plain PyTorch; the kernels take d up to 256.
+            plain PyTorch; the kernels take d up to 256. Under autocast they are brought to its dtype.
         grid: D, H, W of the tokens; T is their product.
         bias: (heads, 2 D - 1, 2 H - 1, 2 W - 1), added to the scores by relative position; in q's dtype or float32.
         window: places that a query sees along each axis, at most the grid's; all by default.
@@ -61,13 +62,15 @@ def attention3d(
             ``scaled_dot_product_attention``.
 
     Returns:
-        (N, heads, d, T) in q's dtype, with q's order of channels and tokens in memory; sums are float32. Differentiable
-        once, in ``bias`` too; two runs of the kernels give the same bytes.
+        (N, heads, d, T) in q's dtype, with q's order of channels and tokens in memory where the op computes it; what
+        "auto" gives to PyTorch (calls without bias and window, few tokens on a processor) lies as PyTorch leaves it.
+        Sums are float32. Differentiable once, in ``bias`` too; two runs of the kernels give the same bytes.
 
     Raises:
         ValueError: shapes, dtypes, grid, bias or window that do not fit.
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
+    q, k, v = lowered(q, k, v)
     sides = _checked_grid(q, grid)
     check_alike(q, k, v)
     if bias is not None:

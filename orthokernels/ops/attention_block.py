@@ -35,6 +35,7 @@ from orthokernels.backends.torch.attention_block import (
     parts_of,
     product,
 )
+from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
 from orthokernels.ops.registration import implements
 
@@ -60,7 +61,8 @@ def attention_block(
 
     Args:
         x: (N, C, *voxels), channels first or channels last; float32, float16 or bfloat16, and float64 in plain
-            PyTorch. The kernels take up to 1,024 voxels, and 512 channels in half precision, 256 in float32.
+            PyTorch. The kernels take up to 1,024 voxels, and 512 channels in half precision, 256 in float32. Under
+            autocast it is brought to its dtype.
         groups: of the normalisation; must divide the channels.
         weight, bias: (C,), of the normalisation; both or neither.
         qkv_weight, qkv_bias: (3 C, C) and (3 C,) or None; parameters are in x's dtype or float32.
@@ -80,6 +82,7 @@ def attention_block(
         ValueError: a shape, dtype or number that does not fit.
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
+    (x,) = lowered(x)
     _check(x, groups, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias, heads)
     return torch.ops.orthokernels.attention_block(
         x, groups, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias, heads, legacy, eps, backend

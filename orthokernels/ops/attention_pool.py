@@ -27,6 +27,7 @@ from torch import Tensor
 
 from orthokernels.backends.cpu.gains import plain_is_faster_pooling
 from orthokernels.backends.registry import choose
+from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import check_alike
 from orthokernels.ops.registration import implements
 
@@ -38,7 +39,8 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
 
     Args:
         q, k, v: (N, heads, T, d), of any strides: views into one projection are read where they lie. float32, float16
-            or bfloat16, and float64 in plain PyTorch; for the kernels d up to 256.
+            or bfloat16, and float64 in plain PyTorch; for the kernels d up to 256. Under autocast they are brought to
+            its dtype.
         scale: of the scores; 1 / sqrt(d) by default.
         backend: "auto", "torch", "cpu", "triton" or "cuda".
 
@@ -49,6 +51,7 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
         ValueError: shapes or dtypes that differ.
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
+    q, k, v = lowered(q, k, v)
     if q.ndim != 4 or not q.is_floating_point() or not q.numel():
         raise ValueError(f"q: {q.dtype} of shape {tuple(q.shape)}; allowed are floating point (N, heads, T, d).")
     check_alike(q, k, v)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from orthokernels.backends.cpu.gains import plain_is_faster_conv
 from orthokernels.backends.registry import choose
+from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import Layout, conform, empty_volume, layout_of
 from orthokernels.ops.registration import implements
 
@@ -40,7 +41,7 @@ def conv3d(
 
     Args:
         x: (N, C, D, H, W), channels first or channels last, floating point.
-        weight: (K, C, k, k, k) with k of 1 or 3, in x's dtype.
+        weight: (K, C, k, k, k) with k of 1 or 3, in x's dtype; under autocast all are brought to its own.
         bias: (K,).
         stride: 1 or 2, along all axes.
         exact: sums of plain products only: a relative error to 1e-6 instead of 4e-6 at 64 channels; of the weights'
@@ -55,6 +56,7 @@ def conv3d(
         ValueError: a shape, dtype or name that does not fit.
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
+    x, weight, bias = lowered(x, weight, bias)
     _check(x, weight, bias, stride)
     if backend == "auto" and plain_is_faster_conv(x, weight, stride):
         return conform(reference(x, weight, bias, stride=stride), _layout(x))

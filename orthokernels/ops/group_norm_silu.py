@@ -74,7 +74,7 @@ def group_norm_silu(
         joint = torch.promote_types(x.dtype, skip.dtype)  # as torch.cat under autocast
         x, skip = x.to(joint), skip.to(joint)
     _check(x, skip, groups, weight, bias, shift, scale_shift, activation)
-    if backend == "auto" and plain_is_faster_group_norm(x, skip, activation):
+    if backend == "auto" and plain_is_faster_group_norm(x, skip, activation, (weight, bias), (shift, scale_shift)):
         given = {"shift": shift, "scale_shift": scale_shift, "activation": activation, "eps": eps, "skip": skip}
         return conform(reference(x, groups, weight, bias, **given), layout_of(x))  # type: ignore[arg-type]
     op = torch.ops.orthokernels.group_norm_silu

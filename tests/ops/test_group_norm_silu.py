@@ -212,6 +212,33 @@ def test_auto_takes_a_large_volume_s_norm_alone():
     assert torch.equal(group_norm_silu(x, 4, activation=None), native)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_auto_on_a_processor_gives_half_precision_to_pytorch_s_own_normalisation(dtype, channels_last):
+    x = torch.randn(2, 8, 2, 3, 4).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
+    weight, bias, film = torch.randn(8), torch.randn(8), torch.randn(2, 16)
+    with torch.no_grad():
+        for parameters in ((weight, bias), (weight.to(dtype), bias.to(dtype))):
+            own = {"shift": film[:, :8].to(dtype), "scale_shift": film.to(dtype)}
+            found = group_norm_silu(x, 4, *parameters, **own)
+            assert torch.equal(found, reference(x, 4, *parameters, **own))
+            assert (found.dtype, found.stride()) == (dtype, x.stride())
+        # What PyTorch would widen the volume for is left to the op, whose result has x's dtype.
+        found = group_norm_silu(x, 4, weight, bias, scale_shift=film)
+        assert torch.equal(found, group_norm_silu(x, 4, weight, bias, scale_shift=film, backend="torch"))
+
+
+def test_auto_learns_a_norm_behind_a_frozen_channels_last_volume():
+    # Plain PyTorch's backward pass ends the process there (2.13).
+    x = torch.randn(2, 8, 2, 3, 4).contiguous(memory_format=torch.channels_last_3d)
+    weight, bias = torch.ones(8, requires_grad=True), torch.zeros(8, requires_grad=True)
+    for own in (x, x.bfloat16(), x[..., :3]):
+        found = torch.autograd.grad(group_norm_silu(own, 4, weight, bias).float().sum(), (weight, bias))
+        want = torch.autograd.grad(reference(own.contiguous().double(), 4, weight.double(), bias.double()).sum(), bias)
+        torch.testing.assert_close(found[1].double(), want[0].double(), rtol=0.02, atol=0.1)  # bfloat16 has 8 digits
+
+
 def test_a_backend_that_can_not_says_why(monkeypatch):
     with pytest.raises(BackendUnavailable, match=r"float32, float16 and bfloat16, not torch\.float64"):
         group_norm_silu(torch.zeros(1, 2, 3, dtype=torch.float64), 1, backend="triton")

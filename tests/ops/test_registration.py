@@ -1,4 +1,4 @@
-"""What holds around every op's implementation: the tensors' device is the current one, and autocast has ended."""
+"""What holds around every op: the tensors' device is the current one, and autocast has one rule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from orthokernels import ops
-from orthokernels.ops import attention3d, attention_block, diffusion_loss, group_norm_silu
+from orthokernels.ops import (
+    attention3d,
+    attention_block,
+    attention_pool,
+    conv3d,
+    diffusion_loss,
+    group_norm_silu,
+    upsample2x_trilinear,
+)
 
 
 def test_every_implementation_is_registered_in_one_way():
@@ -48,3 +56,27 @@ def test_autocast_lowers_no_product_inside_an_op():
         found = op(*given)
     assert all(torch.equal(own, other) for own, other in zip(found, op(*given), strict=True))
     assert attention3d(q, k, v, (2, 3, 4), window=(1, 3, 3), backend="torch").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_take_autocast_s_dtype_and_norms_their_volume_s(dtype, biased):
+    x, tokens = torch.randn(1, 4, 2, 3, 4).to(dtype), torch.randn(1, 2, 4, 24).to(dtype)
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.randn(6, 4, 3, 3, 3, dtype=parameters, requires_grad=True)
+    bias = torch.randn(6, dtype=parameters) if biased else None
+    table = torch.randn(2, 3, 5, 7, dtype=parameters) if biased else None
+    maps = [torch.randn(12, 4, dtype=parameters), None, torch.randn(4, 4, dtype=parameters), None]
+    with torch.autocast("cpu", torch.bfloat16):
+        products = {
+            "conv3d": conv3d(x, weight, bias),
+            "attention3d": attention3d(tokens, tokens, tokens, (2, 3, 4), bias=table),
+            "attention_pool": attention_pool(*[tokens.transpose(2, 3)] * 3),
+            "attention_block": attention_block(x, 2, None, None, *maps),
+        }
+        kept = group_norm_silu(x, 2), upsample2x_trilinear(x)
+    wanted = torch.float64 if dtype == torch.float64 else torch.bfloat16
+    assert {name: found.dtype for name, found in products.items()} == dict.fromkeys(products, wanted)
+    assert {found.dtype for found in kept} == {dtype}
+    products["conv3d"].sum().backward()
+    assert weight.grad.dtype == parameters

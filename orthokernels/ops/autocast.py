@@ -1,0 +1,28 @@
+"""Ops under autocast, by one rule.
+
+Ops whose work is products (conv3d, attention3d, attention_pool, attention_block) multiply in autocast's dtype: what
+they are given first, volumes or tokens, and a convolution's parameters, is brought to it, as by PyTorch's own
+convolutions and matrix products, and so the result has it. What an op takes in float32 beside any volume
+(attention_block's parameters, attention3d's bias) is left as it is. Norms and all other ops keep x's dtype. Inside
+every op autocast has ended (``ops.registration``): sums are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def lowered(x: Tensor, *others: Tensor | None) -> list[Any]:
+    """All in autocast's dtype where it is on for x's device, but for float64, as PyTorch has it; else as they are."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return [x, *others]
+    dtype = torch.get_autocast_dtype(kind)
+    return [own.to(dtype) if _is_lowered(own, kind) else own for own in (x, *others)]
+
+
+def _is_lowered(own: Tensor | None, kind: str) -> bool:
+    return own is not None and own.is_floating_point() and own.dtype != torch.float64 and own.device.type == kind
