@@ -296,6 +296,41 @@ def test_a_hook_that_would_be_lost_keeps_its_module():
     assert report.left[0].reason == "its GroupNorm has a hook, which would not be called"
 
 
+@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("part", ["in_layers", "out_layers"])
+def test_a_hook_on_layers_that_would_be_passed_by_keeps_their_block(part, register):
+    model, inputs = MODELS["guided_1_0"]()
+    seen = []
+    getattr(getattr(model, part), register)(lambda *given: seen.append(part))
+    report = accelerate(model, ops="group_norm_silu", backend="torch")
+    assert [row.reason for row in report.left] == ["its Sequential has a hook, which would not be called"]
+    if part == "in_layers":  # FiLM takes the other's layers one by one
+        model(*inputs).sum().backward()
+        assert seen
+
+
+def test_an_attention_block_with_another_norm_is_left_alone():
+    model, inputs = MODELS["attention_0_0"]()
+    model.norm = nn.LayerNorm(24)
+    want = model(*inputs)
+    report = accelerate(model, backend="torch")
+    assert [row.reason for row in report.left] == ["its norm is LayerNorm, not GroupNorm"]
+    assert torch.equal(model(*inputs), want)
+
+
+@pytest.mark.parametrize("name", ["project", "guided_1_1", "attention_1_0", "sequence"])
+def test_an_accelerated_model_is_pickled_and_copied(name, tmp_path):
+    model, inputs = MODELS[name]()
+    kinds = [type(module) for module in randomised(model).modules()]
+    accelerate(model, backend="torch")
+    torch.save(model, tmp_path / "model.pt")
+    for other in (torch.load(tmp_path / "model.pt", weights_only=False), copy.deepcopy(model)):
+        assert [type(module) for module in other.modules()] == [type(module) for module in model.modules()]
+        assert torch.equal(other(*inputs), model(*inputs))
+        restore(other)
+        assert [type(module) for module in other.modules()] == kinds
+
+
 def test_a_group_norm_of_its_own_kind_is_left_alone():
     class Scaled(nn.GroupNorm):
         def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ No kernel was timed on a GPU yet, so nothing is left out for being slower there.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -154,8 +155,23 @@ def restore(model: nn.Module) -> None:
 
 @functools.cache
 def _subclass(original: type[nn.Module], method: str, forward: Callable[..., Any], backend: str) -> type[nn.Module]:
+    key = original, method, forward, backend
+
+    def reduced(self: nn.Module, protocol: Any) -> Any:
+        """As the module's own class would be; the made class has no name to be found by, and is made again."""
+        found = original.__reduce_ex__(self, protocol)
+        if not isinstance(found, tuple) or found[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return found
+        return _anew, (key, *found[1][1:]), *found[2:]
+
     own = {
         method: forward, "_orthokernels_original": original, "_orthokernels_method": method,
-        "_orthokernels_backend": backend,
+        "_orthokernels_backend": backend, "__reduce_ex__": reduced,
     }  # fmt: skip
     return type(f"Accelerated{original.__name__}", (original,), own)
+
+
+def _anew(key: tuple[Any, ...], *arguments: Any) -> nn.Module:
+    """A module out of a pickle, without its state."""
+    made = _subclass(*key)
+    return made.__new__(made, *arguments)

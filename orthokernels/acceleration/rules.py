@@ -117,17 +117,22 @@ def _unet_unfit(module: nn.Module) -> str:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    kept = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(kept)
 
 
 def _norms_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose work an op takes over."""
+    """The modules that are not called any more: whose work an op takes over, and those of them that hold it."""
     for name, child in module.named_modules():
-        if isinstance(child, nn.GroupNorm | nn.SiLU) and name.count(".") <= 1:
+        taken = isinstance(child, nn.GroupNorm | nn.SiLU) and name.count(".") <= 1
+        if taken or (name in ("in_layers", "out_layers") and _is_guided_block(module)):
             yield child
 
 
 def _norms_unfit(module: nn.Module) -> str:
+    for name, child in module.named_children():
+        if name in ("norm", "norm1", "norm2") and not (isinstance(child, nn.GroupNorm) or _is_sequence(module)):
+            return f"its {name} is {type(child).__name__}, not GroupNorm"
     for child in _norms_of(module):
         if _hooked(child):
             return f"its {type(child).__name__} has a hook, which would not be called"
