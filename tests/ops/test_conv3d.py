@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.cpu import conv3d as native
+from orthokernels.backends.cpu import packed_weights
+from orthokernels.backends.cpu.packed_weights import PackedWeights
 from orthokernels.backends.registry import BackendUnavailable
 from orthokernels.ops import attention3d, conv3d
 from orthokernels.ops.conv3d import bytes_moved, operations, reference
@@ -61,12 +63,58 @@ def test_changed_weights_are_seen_however_they_were_changed():
     torch.testing.assert_close(after - bias.view(-1, 1, 1, 1), 2 * (before - bias.view(-1, 1, 1, 1)))
 
 
-def test_packed_weights_are_let_go_of_beyond_the_limit(monkeypatch):
-    monkeypatch.setattr(native, "KEPT_BYTES", 1)
-    for seed in range(3):
-        x, weight, _ = inputs(SHAPES[0])
-        conv3d(x, weight + seed, backend="cpu")
-    assert len(native._packed) == 1
+@pytest.fixture
+def packed(monkeypatch):
+    """Room for two convolutions of SHAPES[0], and the weights that were packed anew, in order."""
+    x, weight, _ = inputs(SHAPES[0])
+    own = PackedWeights(2**30)
+    monkeypatch.setattr(native, "PACKED", own)
+    conv3d(x, weight, backend="cpu")
+    own.most_bytes = 2 * own.bytes
+    own.clear()
+    made: list[Tensor] = []
+    anew = native._packed_anew
+    monkeypatch.setattr(native, "_packed_anew", lambda weight, *given: made.append(weight) or anew(weight, *given))
+    return own, made
+
+
+def test_packed_weights_stay_within_their_limit(packed):
+    own, made = packed
+    x, weight, _ = inputs(SHAPES[0])
+    weights = [weight + n for n in range(3)]
+    for each in weights:
+        conv3d(x, each, backend="cpu")
+    assert own.bytes == own.most_bytes
+    own.clear()
+    assert own.bytes == 0
+    own.most_bytes = 0
+    assert torch.equal(conv3d(x, weight, backend="cpu"), conv3d(x, weight, backend="cpu"))
+    assert own.bytes == 0
+    assert len(made) == 5
+
+
+def test_weights_used_in_turn_just_beyond_the_limit_are_mostly_found(packed):
+    _, made = packed
+    x, weight, _ = inputs(SHAPES[0])
+    weights = [weight + n for n in range(3)]
+    for _ in range(4):
+        for each in weights:
+            conv3d(x, each, backend="cpu")
+    assert len(made) == 2 + 4  # the third alone is packed every time
+
+
+def test_weights_that_nobody_uses_any_more_give_way(packed, monkeypatch):
+    monkeypatch.setattr(packed_weights, "_MANY_CALLS", 4)
+    _, made = packed
+    x, weight, _ = inputs(SHAPES[0])
+    first, second, third = (weight + n for n in range(3))
+    for each in (first, second, first, second, third, first, third, first, third, first, third):
+        conv3d(x, each, backend="cpu")
+    assert len(made) == 2 + 3  # the third is kept from its third call on, the second's last being five calls ago
+    first.mul_(2)  # other values in the same memory take its place, and are used last
+    for each in (first, third, first, third):
+        conv3d(x, each, backend="cpu")
+    assert len(made) == 6
 
 
 def test_whatever_the_default_dtype_and_device_are_results_are_the_same():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,27 +10,14 @@ from torch import Tensor
 
 from orthokernels import _native
 from orthokernels.backends.cpu.algorithm import choose
+from orthokernels.backends.cpu.packed_weights import PACKED
 from orthokernels.backends.cpu.volumes import array, wrong_kind
 from orthokernels.backends.torch import conv3d as plain
-
-# Packed weights that are kept, bytes: transformed ones are up to eight times as large as they were.
-KEPT_BYTES = 2**30
 
 # Of the weights' gradient (bench/NOTES.md). Below so many voxels bringing Winograd's sums back to the taps costs more
 # than plain products; of so few channels a slice's neighbourhoods fit beside it.
 _LEAST_VOXELS = 2**11
 _FEW_CHANNELS = 4
-
-
-@dataclass(frozen=True)
-class _Packed:
-    weight: Tensor  # a copy: whether the weights are still these is asked of their values
-    convolution: Any
-    bytes: int
-
-
-_packed: OrderedDict[tuple[Any, ...], _Packed] = OrderedDict()
-_guard = threading.Lock()
 
 
 def forward(
@@ -109,18 +93,11 @@ def _add(dw: Tensor, part: Tensor, before: int) -> None:
 
 def _kept(weight: Tensor, stride: int, sides: tuple[int, ...], exact: bool) -> Any:
     key = (weight.data_ptr(), tuple(weight.shape), stride, sides, exact)
-    with _guard:
-        found = _packed.get(key)
-        if found is not None and torch.equal(found.weight, weight):
-            _packed.move_to_end(key)
-            return found.convolution
-    own = weight.detach().contiguous().clone()
-    made = _packed_anew(own, stride, sides, exact)
-    with _guard:
-        _packed[key] = _Packed(own, made, made.weight_bytes + own.numel() * own.element_size())
-        while sum(kept.bytes for kept in _packed.values()) > KEPT_BYTES and len(_packed) > 1:
-            _packed.popitem(last=False)
-    return made
+    found = PACKED.find(key, weight)
+    if found is None:
+        found = _packed_anew(weight, stride, sides, exact)
+        PACKED.add(key, weight, found)
+    return found
 
 
 def _packed_anew(weight: Tensor, stride: int, sides: tuple[int, ...], exact: bool) -> Any:

@@ -102,13 +102,18 @@ class KeptMemory:
             self._lock.release()
 
 
-def _most_bytes() -> int:
-    told = os.environ.get("ORTHOKERNELS_KEPT_MB", "1024")
+def megabytes_told(variable: str) -> int:
+    """A limit that the environment tells in megabytes, in bytes; 1,024 of them where it does not.
+
+    Raises:
+        InputError: it is no number.
+    """
+    told = os.environ.get(variable, "1024")
     if not told.isdecimal():
-        raise InputError(f"ORTHOKERNELS_KEPT_MB: {told!r} is no number of megabytes. Set one, or 0 to keep nothing.")
+        raise InputError(f"{variable}: {told!r} is no number of megabytes. Set one, or 0 to keep nothing.")
     return 2**20 * int(told)
 
 
-KEPT = KeptMemory(_most_bytes())
+KEPT = KeptMemory(megabytes_told("ORTHOKERNELS_KEPT_MB"))
 if hasattr(os, "register_at_fork"):  # another thread may hold the lock then, and is not in the child
     os.register_at_fork(after_in_child=KEPT.begin)
