@@ -1,4 +1,5 @@
-// One source, compiled once per instruction set into a namespace of its own; the best that runs here is chosen once.
+// One source, compiled once per instruction set into a namespace of its own; the best that runs here is chosen anew
+// by every call and by every object that is made.
 //
 // A kernel's file is compiled with ORTHOKERNELS_ISA set to portable, avx2 or avx512 (see CMakeLists.txt) and defines a
 // table of functions in orthokernels::cpu::ORTHOKERNELS_ISA. Such files call no inline function that others have too, of

@@ -1,7 +1,7 @@
 // Winograd's transforms along one axis. A line's `input` makes kPlaces values of the kPlaces voxels that kMade outputs
 // read, the first of them kBefore voxels before the first output's own; `output` makes kMade voxels of kPlaces sums;
 // `gradient`, its transpose, makes kPlaces values of kMade voxels' gradients.
-// What becomes of the kernel's taps is in conv3d.cpp, axis_of and strided_axis: the points are the same.
+// What becomes of the kernel's taps is in winograd_variants.cpp, axis_of and strided_axis: the points are the same.
 #pragma once
 
 #include "cpu/vector.h"
