@@ -2,7 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -183,7 +185,10 @@ py::list run(Plan& plan, const std::vector<py::array>& inputs, std::int64_t thre
   return made;
 }
 
-py::list describe(const Plan& plan) {
+py::list describe(const Plan& plan, std::optional<double> operations_per_second,
+                  std::optional<double> bytes_per_second) {
+  for (const std::optional<double>& rate : {operations_per_second, bytes_per_second})
+    if (rate && !(*rate > 0)) refuse("operations_per_second, bytes_per_second", "must be positive.");
   py::list rows;
   for (const cpu::LayerFacts& layer : plan.describe()) {
     py::dict row;
@@ -195,6 +200,8 @@ py::list describe(const Plan& plan) {
     row["multiplied"] = layer.multiplied;
     row["bytes"] = layer.bytes;
     row["seconds"] = layer.seconds;
+    if (operations_per_second && bytes_per_second)
+      row["floor"] = std::max(layer.multiplied / *operations_per_second, layer.bytes / *bytes_per_second);
     rows.append(std::move(row));
   }
   return rows;
@@ -236,13 +243,19 @@ void add_plan(py::module_& module) {
       .def("run", &run, py::arg("inputs"), py::arg("threads") = 1,
            "Run on arrays [depth, height, width, channels]; returns the outputs likewise.")
       .def("set_bias", [](Plan& plan, const std::string& layer, const py::array& bias) {
-        plan.set_bias(layer, values_of("bias", bias, {kAny}));
+        const std::vector<float> values = values_of("bias", bias, {kAny});
+        py::gil_scoped_release released;  // it waits for a run to end; other threads need not
+        plan.set_bias(layer, values);
       }, py::arg("layer"), py::arg("bias"))
       .def("shape", [](const Plan& plan, VolumeId id) {
         check_volume(plan, "volume", id);
         return shape_of(plan, id);
       }, py::arg("volume"))
-      .def("describe", &describe)
+      .def("describe", &describe, py::kw_only(), py::arg("operations_per_second") = py::none(),
+           py::arg("bytes_per_second") = py::none(),
+           "A row for each layer: name, algorithm, sides and channels of its result, operations of the definition and "
+           "of the algorithm (multiplied), bytes read and written once, seconds of the last run; and, where a "
+           "processor's two rates are given, floor: the seconds that the algorithm's operations or its bytes take.")
       .def_property_readonly("arena_bytes", &Plan::arena_bytes)
       .def_property_readonly("weight_bytes", &Plan::weight_bytes);
 }

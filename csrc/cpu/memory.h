@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -19,9 +20,11 @@ namespace orthokernels::cpu {
 class OutOfMemory : public std::bad_alloc {
  public:
   explicit OutOfMemory(std::size_t floats) {
-    std::snprintf(text_, sizeof(text_), "no memory for %zu bytes", floats * sizeof(float));
+    const std::size_t bytes = floats > kMostFloats ? std::numeric_limits<std::size_t>::max() : floats * sizeof(float);
+    std::snprintf(text_, sizeof(text_), "no memory for %zu bytes", bytes);
   }
   const char* what() const noexcept override { return text_; }
+  static constexpr std::size_t kMostFloats = std::numeric_limits<std::size_t>::max() / sizeof(float);
 
  private:
   char text_[64];
@@ -44,6 +47,7 @@ class Floats {
   Floats() = default;
   // Throws OutOfMemory.
   explicit Floats(std::size_t count) : size_(count) {
+    if (count > OutOfMemory::kMostFloats) throw OutOfMemory(count);
     const std::size_t bytes = count * sizeof(float);
     const std::size_t alignment = bytes >= kLargePage ? kLargePage : 64;
     const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;

@@ -52,6 +52,9 @@ struct Step {
   }
 };
 
+// Of all a plan's volumes together: sums of places and bytes, as 64-bit numbers, can not overflow.
+constexpr std::int64_t kMostFloats = std::int64_t{1} << 60;
+
 void grow(Floats& memory, std::int64_t floats) {
   if (static_cast<std::int64_t>(memory.size()) < floats) memory = Floats(static_cast<std::size_t>(floats));
 }
@@ -68,10 +71,20 @@ struct Plan::Parts {
   std::vector<Step> steps;
   std::vector<VolumeId> inputs, outputs;
   bool finished = false, packs = true;
-  std::int64_t arena_floats = 0;
+  std::int64_t arena_floats = 0, floats = 0;  // floats: of all volumes
   std::shared_ptr<PlanMemory> memory;
 
+  // A finished plan has places for what it knew then; a volume or a normalisation that came later would have none.
+  void refuse_finished() const {
+    if (finished) throw std::invalid_argument("plan: it is finished");
+  }
+
   VolumeId add_volume(Sides sides, std::int64_t channels) {
+    refuse_finished();
+    const std::int64_t voxels = sides.voxels();
+    if (voxels < 1 || channels < 1 || channels > (kMostFloats - floats) / voxels)
+      throw std::invalid_argument("volume: the plan's volumes are too large");
+    floats += voxels * channels;
     Volume volume{};
     volume.sides = sides;
     volume.channels = channels;
@@ -93,7 +106,7 @@ struct Plan::Parts {
   }
 
   Step& add_step(Kind kind, std::string name, VolumeId x) {
-    if (finished) throw std::invalid_argument("plan: it is finished");
+    refuse_finished();
     read(x);
     Step step{};
     step.kind = kind;
@@ -104,6 +117,7 @@ struct Plan::Parts {
   }
 
   void want_moments(const Norm& norm, VolumeId x, VolumeId skip) {
+    refuse_finished();
     const std::int64_t channels = volume(x).channels + (skip == kNone ? 0 : volume(skip).channels);
     if (norm.groups < 1 || channels % norm.groups != 0) throw std::invalid_argument("norm: groups do not divide");
     if (static_cast<std::int64_t>(norm.weight.size()) != channels ||
@@ -178,8 +192,8 @@ VolumeId Plan::add_conv(ConvLayer layer) {
   if (layer.norm) parts.want_moments(*layer.norm, layer.x, layer.skip);
   if (layer.skip != kNone) parts.read(layer.skip);
   if (layer.residual != kNone) parts.read(layer.residual);
-  Conv3d conv(parts.packs ? layer.weight.data() : nullptr, layer.out, channels, static_cast<int>(layer.kernel), static_cast<int>(layer.stride),
-              in, layer.algorithm, parts.isa, layer.tiles);
+  Conv3d conv(parts.packs ? layer.weight.data() : nullptr, layer.out, channels, static_cast<int>(layer.kernel),
+              static_cast<int>(layer.stride), in, layer.algorithm, parts.isa, layer.tiles);
   const VolumeId y = parts.add_volume(conv.out_sides(), layer.out);
   Step& step = parts.add_step(Kind::conv, layer.name, layer.x);
   step.algorithm = name_of(layer.algorithm);
@@ -258,7 +272,7 @@ VolumeId Plan::add_resize(std::string name, VolumeId x, Sides sides) {
 
 void Plan::finish(std::vector<VolumeId> outputs) {
   Parts& parts = *parts_;
-  if (parts.finished) throw std::invalid_argument("plan: it is finished");
+  parts.refuse_finished();
   if (outputs.empty()) throw std::invalid_argument("outputs: none");
   for (VolumeId id : outputs) {
     parts.volume(id);

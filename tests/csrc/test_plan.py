@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +131,76 @@ def test_plans_that_share_memory_disturb_nobody():
     for worker in workers:
         worker.join()
     assert found == [{alone[0]}, {alone[1]}]
+
+
+def test_a_finished_plan_takes_nothing_more_and_runs_on():
+    sides, x = (2, 4, 4), normal(2, 4, 4, 8)
+    weight, bias, norm = normal(8, 8, 3, 3, 3), normal(8), (4, normal(8), normal(8), 1e-5)
+    plan = native.Plan()
+    given = plan.add_input(sides, 8)
+    made = plan.add_conv("first", given, weight, bias)
+    plan.finish([plan.add_conv("second", made, weight, bias)])
+    want = plan.run([x])[0]
+    for late in [
+        lambda: plan.add_input(sides, 8),
+        lambda: plan.add_norm("norm", given, norm=norm, activation="silu"),
+        lambda: plan.add_norm("norm", made, norm=norm, activation="silu", residual=given),
+        lambda: plan.add_conv("conv", made, weight, bias, norm=norm),
+        lambda: plan.add_conv("conv", made, weight, bias, algorithm="F(2,2,2)", norm=norm),
+        lambda: plan.add_conv("conv", made, weight, bias),
+        lambda: plan.add_conv_transpose("up", made, normal(8, 8, 4, 4, 4), bias, relu=True),
+        lambda: plan.add_resize("resize", made, sides),
+        lambda: plan.finish([made]),
+    ]:
+        with pytest.raises(ValueError, match="plan: it is finished"):
+            late()
+        assert np.array_equal(plan.run([x])[0], want)
+
+
+def test_volumes_that_no_memory_holds_are_refused():
+    plan = native.Plan()
+    with pytest.raises(ValueError, match="the plan's volumes are too large"):
+        plan.add_input((2**13, 2**13, 2**14), 2**31 - 1)  # 2^71 numbers
+    x = plan.add_input((1, 1, 1), 2**19)
+    y = plan.add_resize("larger", x, (2**13, 2**13, 2**14))  # 2^59
+    with pytest.raises(ValueError, match="the plan's volumes are too large"):
+        plan.add_resize("again", y, (2**13, 2**13, 2**14))
+    plan.finish([plan.add_resize("smaller", y, (1, 1, 1))])
+    assert plan.arena_bytes == 2**61
+    with pytest.raises(MemoryError, match=f"no memory for {2**61} bytes"):
+        plan.run([normal(1, 1, 1, 2**19)])
+
+
+def test_a_bias_that_waits_for_a_run_keeps_nobody_else_waiting():
+    plan = native.Plan()
+    x = plan.add_input((8, 48, 48), 32)
+    for n in range(6):
+        x = plan.add_conv(f"{n}", x, normal(32, 32, 3, 3, 3), normal(32))
+    plan.finish([x])
+    running = threading.Thread(target=lambda: plan.run([normal(8, 48, 48, 32)]))
+    setting = threading.Thread(target=lambda: plan.set_bias("0", normal(32)))
+    running.start()
+    time.sleep(0.05)
+    setting.start()
+    steps = 0
+    while running.is_alive() and setting.is_alive():
+        time.sleep(0.001)
+        steps += 1
+    running.join()
+    setting.join()
+    assert steps > 3
+
+
+def test_a_layer_s_floor_is_what_its_operations_or_bytes_take():
+    plan = native.Plan()
+    plan.finish([plan.add_conv("c", plan.add_input((2, 4, 4), 8), normal(8, 8, 3, 3, 3), normal(8))])
+    (row,) = plan.describe()
+    assert "floor" not in row
+    for operations, reached in ((1e9, 1e12), (1e12, 1e9)):
+        (own,) = plan.describe(operations_per_second=operations, bytes_per_second=reached)
+        assert own["floor"] == max(row["multiplied"] / operations, row["bytes"] / reached)
+    with pytest.raises(ValueError, match="must be positive"):
+        plan.describe(operations_per_second=0.0, bytes_per_second=1e9)
 
 
 def test_a_plan_without_weights_tells_what_fits_and_can_not_be_run():
