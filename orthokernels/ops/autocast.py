@@ -21,8 +21,8 @@ def lowered(x: Tensor, *others: Tensor | None) -> list[Any]:
     if not torch.is_autocast_enabled(kind):
         return [x, *others]
     dtype = torch.get_autocast_dtype(kind)
-    return [own.to(dtype) if _is_lowered(own, kind) else own for own in (x, *others)]
+    return [own.to(dtype) if own is not None and _is_lowered(own, kind) else own for own in (x, *others)]
 
 
-def _is_lowered(own: Tensor | None, kind: str) -> bool:
-    return own is not None and own.is_floating_point() and own.dtype != torch.float64 and own.device.type == kind
+def _is_lowered(own: Tensor, kind: str) -> bool:
+    return own.is_floating_point() and own.dtype != torch.float64 and own.device.type == kind
