@@ -415,7 +415,7 @@ def test_scanner_that_is_gone_leaves_nothing_behind(inline):
 
     def served() -> bool:
         """Those that are gone may still wait to be accepted, and are too many at once until they were."""
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             return answers(service)
         return False
 
