@@ -127,6 +127,8 @@ class Intake:
                     self.store.add(image, arrival.priority)
                 elif not self.store.add_again(image, arrival.priority):
                     (self.data / image.file).unlink()
+                    metrics.INSTANCES.labels("duplicate").inc()
+                    return
                 metrics.INSTANCES.labels("stored").inc()
                 metrics.BYTES.inc(len(view))
                 return

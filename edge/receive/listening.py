@@ -17,4 +17,9 @@ def listen(section: str, host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=32)
     except OSError as error:
-        raise InputError(f"{section}: can't listen on {host}:{port} ({error.strerror}). Choose another.") from error
+        raise not_taken(section, host, port, error) from error
+
+
+def not_taken(section: str, host: str, port: int, error: OSError) -> InputError:
+    """What is said of a port that can't be had."""
+    return InputError(f"{section}: can't listen on {host}:{port} ({error.strerror}). Choose another.")

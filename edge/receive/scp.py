@@ -13,6 +13,7 @@ from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, DimseDestination, Peer
 from orthokernels.edge.receive.connection import CountedSocket, LimitedServer, host_allowed
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID, Arrival, Intake, Refused, Status
+from orthokernels.edge.receive.listening import not_taken
 from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.part10 import IMAGE_CLASSES, SYNTAXES
 from orthokernels.edge.tls import server_context
@@ -47,7 +48,11 @@ class Receiver:
         self._server: LimitedServer | None = None
 
     def start(self) -> threading.Thread:
-        """Listen, in a thread of its own."""
+        """Listen, in a thread of its own.
+
+        Raises:
+            InputError: the port can't be had.
+        """
         receive = self._config.receive
         _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom's own lines tell UIDs and names
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
@@ -64,12 +69,16 @@ class Receiver:
             entity.add_supported_context(image_class, list(SYNTAXES))
         # The archive reports as SCP of the commitment on an association that it opens (PS3.4 annex J.3.3).
         entity.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
-        server = entity.make_server(
-            (receive.host, receive.port),
-            server_class=LimitedServer,
-            ssl_context=server_context(receive.tls) if receive.tls else None,
-            evt_handlers=self._handlers(),
-        )
+        context = server_context(receive.tls) if receive.tls else None
+        try:
+            server = entity.make_server(
+                (receive.host, receive.port),
+                server_class=LimitedServer,
+                ssl_context=context,
+                evt_handlers=self._handlers(),
+            )
+        except OSError as error:
+            raise not_taken("receive", receive.host, receive.port, error) from error
         assert isinstance(server, LimitedServer)
         server.limits = receive.limits
         server.hosts_allowed = lambda host: host_allowed(self._everyone(), host) is not None

@@ -13,11 +13,15 @@ from pathlib import Path
 import pydicom
 import pytest
 from orthokernels.edge.dcmtk import program
+from orthokernels.edge.receive.intake import Intake
+from orthokernels.edge.receive.open_studies import OpenStudies
+from orthokernels.edge.receive.scp import Receiver
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, _config, evt
 
+from orthokernels.errors import InputError
 from tests.edge.certificates import Authority
 from tests.edge.kit import store, wait_for, write_study
 
@@ -58,6 +62,13 @@ def send(service, dataset: Dataset) -> int | None:
 @pytest.fixture
 def image(study) -> Dataset:
     return pydicom.dcmread(study[0])
+
+
+def test_port_that_is_in_use_is_told(start):
+    service = start()
+    intake, studies = Intake(service.config, service.store), OpenStudies(service.store)
+    with pytest.raises(InputError, match="receive: can't listen on 127"):
+        Receiver(service.config, intake, studies, lambda transaction, kept: False).start()
 
 
 def test_sender_that_is_listed_is_answered(start):
