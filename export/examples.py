@@ -40,7 +40,7 @@ class SeriesExample:
 
 def phantom_records(folder: Path, joint: str, size: int, seeds: Sequence[int], *, workers: int = 1) -> list[Record]:
     """Series of phantom studies, made where they are missing; those of each revision in a folder of their own."""
-    own = folder / (joint if REVISION == 1 else f"{joint}.{REVISION}")
+    own = folder / f"{joint}.{REVISION}"
     write_studies(own, seeds, Recipe(joint=joint, matrix=size, nifti=True), workers=workers)
     wanted = {f"study_{seed:05d}" for seed in seeds}
     return [record for record in read_records(own, joint) if record.study in wanted]

@@ -15,6 +15,7 @@ from orthokernels.backends.registry import ops_of
 from orthokernels.ops.attention3d import attention3d
 from orthokernels.ops.attention_block import attention_block as whole_block
 from orthokernels.ops.attention_block import fits
+from orthokernels.ops.autocast import lowers
 from orthokernels.ops.conv3d import conv3d
 from orthokernels.ops.group_norm_silu import group_norm_silu
 from orthokernels.ops.layout import layout_of
@@ -152,7 +153,7 @@ def convolution(self: Any, x: Tensor) -> Tensor:
     backend, stride = self._orthokernels_backend, self.stride[0]
     learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
     plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
-    if plain or x.ndim != 5 or x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
+    if plain or x.ndim != 5 or x.dtype != self.weight.dtype or lowers(x.device.type):
         return _plainly(self, x)
     return conv3d(x, self.weight, self.bias, stride=stride, backend=backend)
 
@@ -196,7 +197,7 @@ def attention_block(self: Any, x: Tensor) -> Tensor:
 
 def _is_whole(block: Any, x: Tensor) -> bool:
     """Whether one op computes what the block would. Autocast lowers all its x, of which the block adds what it was."""
-    lowered = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
+    lowered = lowers(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
     square = tuple(block.qkv.weight.shape[:2]) == (3 * x.shape[1], x.shape[1])
     taken = all(parameter.dtype in (x.dtype, torch.float32) for parameter in block.parameters())
     backend = block._orthokernels_backend

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 
+def lowers(kind: str) -> bool:
+    """Whether autocast is on for a kind of device. Some have none, such as "meta", and then it can't be asked."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def lowered(x: Tensor, *others: Tensor | None) -> list[Any]:
     """All in autocast's dtype where it is on for x's device, but for float64, as PyTorch has it; else as they are."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not lowers(kind):
         return [x, *others]
     dtype = torch.get_autocast_dtype(kind)
     return [own.to(dtype) if own is not None and _is_lowered(own, kind) else own for own in (x, *others)]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthokernels.ops.autocast import lowers
+
 
 def implements(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as what an op does, by the op's name, on whichever device its tensors lie.
@@ -23,8 +25,7 @@ def implements(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def where_it_lies(*given: Any) -> Any:
             x = next(own for own in given if isinstance(own, Tensor))
             kind = x.device.type
-            lowers = torch.is_autocast_enabled(kind)
-            with torch.cuda.device_of(x), torch.autocast(kind, enabled=False) if lowers else nullcontext():
+            with torch.cuda.device_of(x), torch.autocast(kind, enabled=False) if lowers(kind) else nullcontext():
                 return function(*given)
 
         torch.library.impl(f"orthokernels::{op}", "default", where_it_lies)

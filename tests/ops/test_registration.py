@@ -37,6 +37,24 @@ def test_an_op_makes_its_tensors_device_the_current_one_in_either_direction(monk
     assert seen == [(2, 4, 2, 3, 4)] * 3 + [(2, 1, 4, 24)] * 2 + [(2, 4, 2, 3, 4)]
 
 
+def test_shapes_are_told_on_a_device_without_autocast():
+    x, weight = torch.empty(1, 4, 3, 4, 5, device="meta"), torch.empty(6, 4, 3, 3, 3, device="meta")
+    assert conv3d(x, weight, stride=2).shape == (1, 6, 2, 2, 3)
+    q, k, v = torch.empty(3, 1, 2, 8, 24, device="meta").unbind()
+    assert attention3d(q, k, v, (2, 3, 4), window=(1, 3, 3)).shape == q.shape
+    assert attention_pool(*torch.empty(3, 1, 2, 24, 8, device="meta").unbind()).shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+def test_autocast_s_rule_is_traced_whole(lowers):
+    x, weight = torch.randn(1, 4, 3, 4, 5), torch.randn(6, 4, 3, 3, 3)
+    traced = torch.compile(conv3d, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=lowers):
+        found = traced(x, weight, backend="torch")
+        torch.testing.assert_close(found, conv3d(x, weight, backend="torch"))
+    assert found.dtype == (torch.bfloat16 if lowers else torch.float32)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
 def test_kernels_run_on_a_device_that_is_not_the_current_one():
     x, weight = torch.randn(2, 4, 2, 3, 4), torch.tensor([0.5, 2.0])
