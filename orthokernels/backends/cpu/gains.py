@@ -23,8 +23,8 @@ def plain_is_faster_group_norm(
 ) -> bool:
     """Of ``group_norm_silu``: without SiLU no pass over the volume is saved, but a large result lies in kept memory.
 
-    Half precision no native kernel takes, and PyTorch's own is four times as fast and more as the op's definition in
-    float32, where it takes ``parameters`` (weight and bias) and what is ``added`` (shift, scale_shift) as they are.
+    Half precision no native kernel takes, and PyTorch's own is several times as fast as the op's definition in float32,
+    where it takes ``parameters`` (weight and bias) and what is ``added`` (shift, scale_shift) as they are.
     """
     # PyTorch's channels-last backward writes a gradient that nobody wants through a null pointer (2.13).
     if torch.is_grad_enabled() and not x.requires_grad and not x.is_contiguous():
