@@ -296,6 +296,18 @@ def test_every_label_has_its_status_in_its_row(page_with_picture: str) -> None:
         assert (f"{finding.probability:.2f}" if finding.probability is not None else "no output for it") in row
 
 
+@pytest.mark.parametrize("weighed", [True, False])
+def test_planes_have_a_column_and_a_key_only_where_a_fusion_weighs_them(weighed: bool) -> None:
+    study = _study((_plane(np.zeros((8, 8, 4), np.float32), np.eye(4)),))
+    if not weighed:
+        study = study.model_copy(
+            update={"findings": tuple(f.model_copy(update={"plane_weights": {}}) for f in study.findings)}
+        )
+    page = html(study, {})
+    assert ("Weight of each plane" in page, '<rect class="plane-axial"' in page) == (weighed, weighed)
+    assert ("tells no weights" in page) != weighed
+
+
 def test_structures_stand_with_their_volume_and_colour(page_with_picture: str) -> None:
     rows = _Page(page_with_picture).rows
     for s in tasks.STRUCTURES:
