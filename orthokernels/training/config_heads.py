@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from orthokernels.models.weights_folder import FeaturePoint
 from orthokernels.training.config import (
@@ -211,9 +211,12 @@ class LabelsConfig(Section):
         seeds: a repetition each; a seed draws the patients (more of them with a larger share, the same ones kept) and
             everything random in training.
         methods: "pretrained" and "scratch" train the same network and heads, from the denoiser's weights and from
-            none; "frozen" trains the heads alone; "monai" is MONAI's 3D U-Net or 3D ResNet-18.
+            none; "frozen" and "untrained" train the heads alone, on the denoiser as it is and on the same network with
+            random weights; "monai" is MONAI's 3D U-Net or 3D ResNet-18.
+        pooling, grid, grid_kept, probe: of diagnosis, as in ``train diagnose``. "grid" reads frozen features: its
+            methods are "frozen" and "untrained", trained as ``probe`` says, and "monai".
         encoder_rate: rate of a pre-trained encoder as a share of the head's; all else learns at the full rate.
-        optimiser, loop: of every method alike; ``loop.steps`` is the budget.
+        optimiser, loop: of every other method alike; ``loop.steps`` is the budget.
     """
 
     task: Literal["segmentation", "diagnosis"] = "segmentation"
@@ -221,13 +224,28 @@ class LabelsConfig(Section):
     data: DataConfig = DataConfig(validate_share=0.0, test_share=0.2)
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
     seeds: tuple[NotNegative, ...] = (0, 1, 2)
-    methods: tuple[Literal["pretrained", "scratch", "frozen", "monai"], ...] = ("pretrained", "scratch", "monai")
+    methods: tuple[Literal["pretrained", "scratch", "frozen", "untrained", "monai"], ...] = (
+        "pretrained", "scratch", "monai",
+    )  # fmt: skip
     point: FeaturePoint | None = None
     head_channels: tuple[Positive, ...] | None = None
-    pooling: Literal["selfattn", "local", "none"] = "selfattn"
+    pooling: Literal["selfattn", "local", "none", "grid"] = "selfattn"
     pooling_heads: Positive = 16
+    grid: tuple[Positive, Positive] = (8, 8)
+    grid_kept: Positive = 16
+    probe: HeadConfig = HeadConfig()
     encoder_rate: Share = 0.05
     optimiser: OptimiserConfig = OptimiserConfig(rate=1e-3, schedule="cosine")
     loop: LoopConfig = LoopConfig(steps=500, batch=4, validate_every=0)
     augment: AugmentConfig = AugmentConfig()
     bootstrap: Positive = 1000
+
+    @model_validator(mode="after")
+    def _grid_reads_frozen_features(self) -> LabelsConfig:
+        trained = sorted({"pretrained", "scratch"} & set(self.methods))
+        if self.task == "diagnosis" and self.pooling == "grid" and trained:
+            raise ValueError(
+                f"pooling = grid reads frozen features and can not compare {' and '.join(trained)}. "
+                "Set methods to frozen, untrained and monai, or another pooling."
+            )
+        return self

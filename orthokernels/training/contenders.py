@@ -1,4 +1,4 @@
-"""One run of the label-efficiency comparison: a method's network, trained with the common budget, then scored."""
+"""One run of the label-efficiency comparison: a method's network or its heads alone, trained, then scored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from orthokernels.models.orthodiffusion.regional_pooling import GridPool
 from orthokernels.models.orthodiffusion.segmentation import MultiscaleSegmentationHead
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.weights_folder import FeaturePoint
@@ -16,11 +17,14 @@ from orthokernels.training.baselines import resnet18, unet3d
 from orthokernels.training.config_heads import LabelsConfig, SegmentConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes
+from orthokernels.training.features import FeatureStore, SlabMaps
 from orthokernels.training.finetune import DiagnosisTask, SlabClassifier, series_logits
+from orthokernels.training.fusion_training import seeded
 from orthokernels.training.loader import FixedSlabs, TrainingSlabs, covering_slabs, fixed_batches
 from orthokernels.training.loop import Run, train
 from orthokernels.training.plane_heads import truth_and_weight
-from orthokernels.training.probe import new_classifier
+from orthokernels.training.probe import new_classifier, vectors_of
+from orthokernels.training.regional_probe import grid_arguments, grid_numbers_of, train_regional_probe
 from orthokernels.training.segment import CLASSES, head_arguments, map_of
 from orthokernels.training.segmentation_task import SegmentationNetwork, SegmentationTask, confusion, groups
 from orthokernels.training.selection import Selection
@@ -49,6 +53,8 @@ def train_and_score(
     """
     point = config.point
     assert point is not None
+    if config.task == "diagnosis" and config.pooling == "grid" and method != "monai":
+        return _grid_probabilities(method, seed, selection, weights, config, point)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, scale = _network(method, weights, point, config, seed)
@@ -88,9 +94,9 @@ def _network(
     if method == "monai":
         return (unet3d(CLASSES) if config.task == "segmentation" else resnet18(labels)), None
     unet, card = load_denoiser(weights, config.plane)
-    if method == "scratch":
+    if method in ("scratch", "untrained"):
         unet = UNet(**card.arguments)
-    scale = {"pretrained": config.encoder_rate, "scratch": 1.0, "frozen": 0.0}[method]
+    scale = {"pretrained": config.encoder_rate, "scratch": 1.0, "frozen": 0.0, "untrained": 0.0}[method]
     if config.task == "segmentation":
         chosen = SegmentConfig(head_channels=config.head_channels)
         head = MultiscaleSegmentationHead(**head_arguments(unet, card.arguments, point.block, chosen))
@@ -98,6 +104,27 @@ def _network(
     channels = map_of(unet, point.block)[0]
     classifier = new_classifier(config.pooling, channels, config.pooling_heads, labels, seed=seed)
     return SlabClassifier(unet, classifier, point.block, trainable=scale > 0), scale
+
+
+def _grid_probabilities(
+    method: str, seed: int, selection: Selection, weights: Path, config: LabelsConfig, point: FeaturePoint
+) -> list[list[float]]:
+    """Probabilities [series, labels] of a grid's head, trained on features of the denoiser or of random weights."""
+    unet, card = load_denoiser(weights, config.plane)
+    if method == "untrained":
+        unet = seeded(lambda: UNet(**card.arguments), seed)
+    store = FeatureStore(selection.cache.folder.parent / "features", unet, selection.cache)
+    train, test = (
+        SlabMaps.of(store.maps(records, point.block, point.timestep))
+        for records in (selection.train, selection.validate)
+    )
+    arguments = grid_arguments(train.maps.shape[1], config.grid, config.plane)
+    classifier = train_regional_probe(
+        lambda kept: GridPool(**arguments, kept=kept), grid_numbers_of(GridPool(**arguments, kept=1), train),
+        *truth_and_weight(selection.train), config.grid_kept, config.probe, seed=seed,
+    )  # fmt: skip
+    with torch.no_grad():
+        return classifier.head(vectors_of(classifier, test)).sigmoid().tolist()
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from orthokernels.training.distributed import Processes
 from orthokernels.training.features import FeatureStore, SlabMaps, Tell
 from orthokernels.training.finetune import finetune_plane
 from orthokernels.training.probe import PlaneClassifier, new_classifier, pooling_arguments, train_probe, vectors_of
-from orthokernels.training.regional_probe import grid_numbers_of, structure_sums, train_regional_probe
+from orthokernels.training.regional_probe import grid_arguments, grid_numbers_of, structure_sums, train_regional_probe
 from orthokernels.training.segment import map_of
 from orthokernels.training.selection import Selection
 from orthokernels.training.series import Record
@@ -56,8 +56,7 @@ class _Stage:
         return self.config.features or self.selection.cache.folder.parent / "features"
 
     def grid(self) -> dict[str, Any]:
-        """Arguments of a grid. The other side's coronal and axial views are mirrored; its sagittal slices reversed."""
-        return {"channels": self.channels, "cells": list(self.config.grid), "mirror": self.plane != "sagittal"}
+        return grid_arguments(self.channels, self.config.grid, self.plane)
 
 
 class _Heads(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,14 @@ def train_regional_probe(
     fit(classifier.head, [scale(inputs)], truth, weight, config, seed=seed)
     scale.fold_into(classifier.head)
     return classifier
+
+
+def grid_arguments(channels: int, cells: Sequence[int], plane: str) -> dict[str, Any]:
+    """Arguments of a plane's grid.
+
+    The other side's coronal and axial views are mirrored; its sagittal slices are reversed.
+    """
+    return {"channels": channels, "cells": list(cells), "mirror": plane != "sagittal"}
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from orthokernels.errors import InputError
 from orthokernels.models.weights_folder import FeaturePoint
@@ -13,7 +15,7 @@ from orthokernels.training import contenders
 from orthokernels.training import labels as comparison
 from orthokernels.training.baselines import resnet18, unet3d
 from orthokernels.training.config import LoopConfig, OptimiserConfig
-from orthokernels.training.config_heads import LabelsConfig
+from orthokernels.training.config_heads import HeadConfig, LabelsConfig
 from orthokernels.training.labels import labels, subset
 from orthokernels.training.records import read_records
 from tests.training.toy import NETWORK, data_settings, write_studies, write_weights
@@ -54,7 +56,7 @@ def test_monai_networks_take_slabs():
 @pytest.mark.parametrize("task", ["segmentation", "diagnosis"])
 def test_every_method_and_share_has_a_row_with_its_gain_over_scratch(studies, tmp_path, task, monkeypatch):
     weights = write_weights(tmp_path / "weights", planes=("sagittal",))
-    methods = ("pretrained", "scratch", "frozen", "monai")
+    methods = ("pretrained", "scratch", "frozen", "untrained", "monai")
     own = config(studies, task=task, methods=methods)
     rows = labels(studies, weights, tmp_path / "out", own)
     assert {(row["method"], row["share"]) for row in rows} == {(m, s) for m in methods for s in (0.3, 1.0)}
@@ -66,13 +68,34 @@ def test_every_method_and_share_has_a_row_with_its_gain_over_scratch(studies, tm
     name = f"label_efficiency_{task}_sagittal"
     assert (tmp_path / "out" / f"{name}.png").stat().st_size > 0
     with (tmp_path / "out" / f"{name}.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 8
+        assert len(list(csv.DictReader(file))) == 10
     # Runs that are done are not done again, and those of other settings are not mixed in.
     monkeypatch.setattr(comparison, "train_and_score", lambda *a: pytest.fail("trained again"))
     assert labels(studies, weights, tmp_path / "out", own) == rows
     other = own.model_copy(update={"encoder_rate": 0.5})
     with pytest.raises(InputError, match="belongs to a comparison with other settings or data"):
         labels(studies, weights, tmp_path / "out", other)
+
+
+def test_a_grid_reads_frozen_features_of_the_denoiser_and_of_random_weights(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("sagittal",))
+    chosen = {"task": "diagnosis", "pooling": "grid", "grid": (2, 2), "grid_kept": 2, "probe": HeadConfig(epochs=2)}
+    rows = labels(
+        studies, weights, tmp_path / "out", config(studies, methods=("frozen", "untrained"), seeds=(1,), **chosen)
+    )
+    assert len(rows) == 4
+    assert all(row["gain"] == 0 for row in rows if row["method"] == "untrained")
+    scores = {
+        method: json.loads((tmp_path / f"out/runs/diagnosis_sagittal/{method}_1_1/scores.json").read_text())["scores"]
+        for method in ("frozen", "untrained")
+    }
+    assert scores["frozen"] != scores["untrained"]
+    again = labels(
+        studies, weights, tmp_path / "again", config(studies, methods=("frozen", "untrained"), seeds=(1,), **chosen)
+    )
+    assert again == rows
+    with pytest.raises(ValidationError, match="grid reads frozen features and can not compare scratch"):
+        config(studies, methods=("scratch", "frozen"), **chosen)
 
 
 def test_a_killed_run_and_a_done_one_belong_to_denoiser_point_and_preparation(studies, tmp_path, monkeypatch):
