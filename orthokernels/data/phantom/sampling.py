@@ -28,7 +28,8 @@ Filling alone, beside training, again for the ratio alone:
 
 Reading, likewise: 0.147, and 0.127 where a voxel within one part is read once (35 of 5.4 million voxels differ, and no
 label) and where a mixed one's parts are counted before they are looked up. Not kept: a voxel's places in vectors, or as
-integers, which was no faster.
+integers, which was no faster; the parts of a tile's voxels first and then the grain of all in one loop: the same
+voxels to the byte, 1.27 times the time.
 
 An average hides films: at 256 x 256 four points bead fluid on cartilage, so there the lattice has eight.
 """
