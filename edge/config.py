@@ -239,9 +239,13 @@ class Results(_Section):
 
 
 class Work(_Section):
-    """The process that reads pixels and runs the model, and what it may use."""
+    """The process that reads pixels and runs the model, and what it may use.
+
+    ``bundle_key`` is the public key (PEM) that must have signed the bundle; without one it need not be signed.
+    """
 
     bundle: Path | None = None
+    bundle_key: Path | None = None
     command: tuple[str, ...] = (sys.executable, "-m", "orthokernels.edge.evaluate")
     workers: Annotated[int, Field(ge=1, le=16)] = 1
     memory_bytes: Annotated[int, Field(ge=2**26)] = 8 * 2**30

@@ -40,7 +40,7 @@ class PipelineEvaluator:
     def __init__(self, config: Config) -> None:
         if config.work.bundle is None:
             raise InputError("work.bundle: names no bundle, so there is no model. Make one: orthokernels export")
-        self._bundle = verify(config.work.bundle)
+        self._bundle = verify(config.work.bundle, key=config.work.bundle_key)
         self._results = config.results
         # Pictures are drawn and compressed by a process of their own: that takes a third of what follows the model.
         self._beside = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from orthokernels import __version__, tasks
 from orthokernels.bench.commands import app as bench_app
+from orthokernels.bundle.commands import Key
 from orthokernels.bundle.commands import app as bundle_app
 from orthokernels.edge.commands import app as edge_app
 from orthokernels.errors import InputError, need
@@ -81,6 +82,7 @@ def run(
         Path | None,
         typer.Option(help="Run a bundle, as 'export bundle' makes it, instead of weights; needs no PyTorch."),
     ] = None,
+    key: Key = None,
     planes: Annotated[str, typer.Option(help="Planes to run, separated by commas.")] = ",".join(tasks.PLANES),
     preparation: Annotated[
         str, typer.Option(help="'full' covers every slice; 'published' the centre 16, as the publication does.")
@@ -117,13 +119,15 @@ def run(
         need("orthokernels run with weights", "torch", "torch")
     elif bundle is not None and weights != "demo":
         raise InputError("--weights and --bundle are two models; pass one of them.")
+    if key is not None and bundle is None:
+        raise InputError("--key says who must have signed a bundle, and weights are not signed. Pass --bundle with it.")
     if preparation not in ("full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
     verification = None
     if bundle is not None:
         from orthokernels.bundle.verify import Verification
 
-        verification = Verification(bundle)  # files are read through while Python imports the rest
+        verification = Verification(bundle, key=key)  # files are read through while Python imports the rest
     from orthokernels.pipeline import run as run_study
 
     with progress(quiet or as_json) as tell:

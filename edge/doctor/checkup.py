@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from orthokernels.edge.config import Config
@@ -80,10 +81,10 @@ def ask_page(config: Config, what: str) -> tuple[int, str]:
 
 
 def _loop(config: Config, running: bool, seconds: float) -> Iterator[Look]:
-    try:
-        images = golden_study(verify(config.work.bundle), config.results.joint) if config.work.bundle else []
-    except InputError:
-        images = []  # said above
+    images: list[Path] = []
+    if config.work.bundle is not None:
+        with suppress(InputError):  # said above
+            images = golden_study(verify(config.work.bundle, key=config.work.bundle_key), config.results.joint)
     if not images:
         yield Look("whole loop", "failed", "there is no golden study to send", "Put the bundle right first.")
     elif running and doctors_peer(config) is not None:

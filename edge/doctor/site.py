@@ -206,7 +206,7 @@ def look_at_bundle(config: Config) -> Iterator[Look]:
         yield Look("bundle", "failed", "work.bundle names none, so there is no model", remedy)
         return
     try:
-        found = verify(config.work.bundle)
+        found = verify(config.work.bundle, key=config.work.bundle_key)
     except InputError as error:
         yield Look("bundle", "failed", str(error), remedy)
         return

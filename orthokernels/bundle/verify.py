@@ -101,12 +101,12 @@ class Verification:
     """A verification that goes on while other things are done: importing, say, or reading a study.
 
     Args:
-        folder: as of ``verify``, which remembers.
+        folder, key: as of ``verify``, which remembers.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, key: Path | None = None) -> None:
         pool = ThreadPoolExecutor(1)
-        self._found = pool.submit(verify, folder, remember=True)
+        self._found = pool.submit(verify, folder, key=key, remember=True)
         pool.shutdown(wait=False)
 
     def result(self) -> Bundle:

@@ -18,7 +18,9 @@ from orthokernels.bundle import verify as checking
 from orthokernels.bundle.manifest import SCHEMA
 from orthokernels.bundle.signature import make_keys, sign
 from orthokernels.bundle.verify import Verification, verify
+from orthokernels.cli import main
 from orthokernels.errors import InputError
+from tests.data.series import noise, write_series
 
 
 def onnx_model(op="Relu", *, domain="", external=None):
@@ -336,6 +338,32 @@ def test_a_signature_of_another_or_none_is_refused(bundle, tmp_path):
     assert "is not signed" in refusal(bundle, key=tmp_path / "own.pub")
     sign(bundle, tmp_path / "other.pem")
     assert "the bundle was signed by" in refusal(bundle, key=tmp_path / "own.pub")
+
+
+def test_whatever_runs_a_bundle_can_ask_who_signed_it(bundle, tmp_path, monkeypatch, capsys):
+    make_keys(tmp_path / "own.pem", tmp_path / "own.pub")
+    make_keys(tmp_path / "other.pem", tmp_path / "other.pub")
+    write_series(tmp_path / "study", noise(0, slices=16, rows=16, columns=16), plane="axial")
+    out = tmp_path / "out"
+    run = ["run", str(tmp_path / "study"), "--out", str(out), "--bundle", str(bundle)]
+
+    def told(*arguments):
+        monkeypatch.setattr("sys.argv", ["orthokernels", *arguments, "--key", str(tmp_path / "own.pub")])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert not out.exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    commands = (("bundle", "verify", str(bundle)), ("bundle", "tune", str(bundle)), run)
+    for command in commands:
+        assert "is not signed, and a signature by" in told(*command)
+    sign(bundle, tmp_path / "other.pem")
+    for command in commands:
+        assert "the bundle was signed by" in told(*command)
+    sign(bundle, tmp_path / "own.pem")
+    assert "has nothing for the knee" in told(*run)  # whose signature is no matter any more
+    assert "weights are not signed" in told(*run[:-2])
 
 
 def test_a_manifest_changed_after_signing_is_refused(bundle, tmp_path):

@@ -20,9 +20,12 @@ from orthokernels.edge.doctor.site import (
     look_at_watched_folder,
 )
 from orthokernels.edge.doctor.study import PATIENT_ID, new_study
+from orthokernels.edge.evaluate import PipelineEvaluator
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from orthokernels.bundle.signature import make_keys, sign
+from orthokernels.errors import InputError
 from tests.edge.certificates import Authority
 from tests.edge.kit import archive_destination, config, free_port, store, wait_for, write_bundle
 from tests.edge.test_config import edge
@@ -221,3 +224,18 @@ def test_bundle_that_was_changed_or_lacks_the_joint_is_found(tmp_path, study):
     image = next(bundle.rglob("*.dcm"))
     image.write_bytes(image.read_bytes()[:-1])
     assert "It was changed or cut short" in next(look_at_bundle(settings)).seen
+
+
+def test_bundle_that_another_signed_or_nobody_is_found_and_not_run(tmp_path, study):
+    bundle = write_bundle(tmp_path / "bundle", study)
+    for name in ("own", "other"):
+        make_keys(tmp_path / f"{name}.pem", tmp_path / f"{name}.pub")
+    settings = config(tmp_path, work={"bundle": bundle, "bundle_key": tmp_path / "own.pub"})
+    for told in ("is not signed, and a signature by", "the bundle was signed by"):
+        look = next(look_at_bundle(settings))
+        assert (look.verdict, told in look.seen) == ("failed", True)
+        with pytest.raises(InputError, match=told):
+            PipelineEvaluator(settings)
+        sign(bundle, tmp_path / "other.pem")
+    sign(bundle, tmp_path / "own.pem")
+    assert verdicts(look_at_bundle(settings))["bundle"] == "ok"
