@@ -62,6 +62,12 @@ def diagnose(
         InputError: data, weights or patient data can not be used.
     """
     processes = processes or alone()
+    if config.patient_data is not None and set(config.planes) != set(PLANES):
+        missing = " and ".join(plane for plane in PLANES if plane not in config.planes)
+        raise InputError(
+            f"patient_data {config.patient_data}: is fused with the vectors of all three planes, and {missing} would "
+            "not be trained. Leave it out, or train all three."
+        )
     table = None if config.patient_data is None else read_patient_table(config.patient_data)
     if processes.first:
         start_from(weights, out)
@@ -70,7 +76,7 @@ def diagnose(
     settings, joint = load_settings(out), config.data.joint
     selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
     sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}
-    if table is not None and set(config.planes) == set(PLANES):
+    if table is not None:
         _check_patients(table, sides, config)
     planes: dict[str, PlaneResult] = {
         plane: train_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
@@ -96,8 +102,11 @@ def diagnose(
     write_heads(out, planes, kept, config)
     truth, probability = _final(kept, single, sides["validate"], config.planes)
     write_thresholds(out, joint, truth, probability, config.thresholds)
+    gates = out / f"{joint}.gate_weights.csv"
     if kept is not None and kept.gates is not None:
-        write_gates(out / f"{joint}.gate_weights.csv", triplets(sides["validate"]).studies, kept.gates, joint)
+        write_gates(gates, triplets(sides["validate"]).studies, kept.gates, joint)
+    else:
+        gates.unlink(missing_ok=True)  # of an earlier run, whose fusion was another
     (out / f"{joint}.diagnosis.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
@@ -188,7 +197,14 @@ def _final(
 def _check_patients(
     table: PatientTable, sides: dict[str, dict[str, list[Record]]], config: DiagnoseConfig
 ) -> None:  # fmt: skip
-    """Refuse a table that lacks a study which the fusion will see: before the training, which takes longer."""
+    """Refuse a table that nothing can be fused with, or that lacks a study which the fusion will see: before the
+    training, which takes longer.
+    """
+    if not triplets(sides["train"]).studies:
+        raise InputError(
+            f"patient_data {config.patient_data}: is fused with the vectors of all three planes, and no training study "
+            "has all three. Leave it out."
+        )
     studies = [s for records in sides.values() for s in triplets(records).studies]
     missing = [study for study in studies if study not in table]
     if missing:

@@ -252,7 +252,10 @@ def test_patient_data_are_fused_late(studies, cache, tmp_path):
     rows = [f"study_{n:03d},{20 + n},{170 if n % 3 else ''},70,{n % 2},0,{'fall' if n % 4 else ''}" for n in range(32)]
     table.write_text("study,age,height,weight,sex,patient_type,event\n" + "\n".join(rows) + "\n")
     fusion = config(cache).fusion.model_copy(update={"modes": ("simple_concat",)})
+    gates = weights / "ankle.gate_weights.csv"
+    gates.write_text("of an earlier run whose fusion gated\n")
     report = diagnose(studies, weights, weights, config(cache, fusion=fusion, patient_data=table))
+    assert not gates.exists()
     assert set(report["patient_data"]) == {"fused", "mri", "tabular", "mri_share"}
     assert all(0 < share < 1 for share in report["patient_data"]["mri_share"])
     assert (weights / "ankle.patient_data.safetensors").is_file()
@@ -270,6 +273,19 @@ def test_a_table_of_patients_that_is_wrong_is_told_before_training(studies, cach
     table.write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match=message):
         diagnose(studies, weights, weights, config(cache, patient_data=table))
+    assert not list(weights.glob("*.ankle.*"))
+
+
+def test_patient_data_that_nothing_could_be_fused_with_are_refused_before_training(studies, cache, tmp_path):
+    weights, table = write_weights(tmp_path / "weights"), tmp_path / "patients.csv"
+    table.write_text("study,age,height,weight,sex,patient_type,event\nstudy_000,20,170,70,0,0,fall\n")
+    with pytest.raises(InputError, match="all three planes, and sagittal and coronal would not be trained"):
+        diagnose(studies, weights, weights, config(cache, planes=("axial",), patient_data=table))
+    apart = shutil.copytree(studies, tmp_path / "apart")
+    for number, study in enumerate(sorted(path for path in apart.iterdir() if path.is_dir())):
+        (study / f"{PLANES[number % 3]}.nii.gz").unlink()
+    with pytest.raises(InputError, match="no training study has all three"):
+        diagnose(apart, weights, weights, config(cache, patient_data=table))
     assert not list(weights.glob("*.ankle.*"))
 
 
