@@ -57,7 +57,7 @@ def _print_bundle(found: Bundle, *, expected: bool) -> None:
 @app.command()
 def tune(
     bundle: Folder,
-    joint: Annotated[str, typer.Option(help="knee, ankle or shoulder.")] = "knee",
+    joint: Annotated[str, typer.Option(help="knee, ankle or shoulder; each is timed by itself.")] = "knee",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over all contenders; medians count.")] = 3,
     key: Key = None,
     as_json: Json = False,
@@ -77,10 +77,10 @@ def tune(
     if as_json:
         print(json.dumps({"bundle": found.digest, "joint": joint, "timings": [asdict(own) for own in timings]}))
     elif not quiet:
-        _print_timings(timings)
+        _print_timings(timings, joint)
 
 
-def _print_timings(timings: list[Timing]) -> None:
+def _print_timings(timings: list[Timing], joint: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -98,7 +98,8 @@ def _print_timings(timings: list[Timing]) -> None:
         else:
             table.add_row(own.engine, own.form, f"{own.seconds:.3f}", f"{own.seconds / best:.2f} x")
     console.print(table)
-    console.print(f"'orthokernels run --bundle' now uses {timings[0].engine} in {timings[0].form} on this machine.")
+    fastest = f"{timings[0].engine} in {timings[0].form}"
+    console.print(f"'orthokernels run --bundle' now uses {fastest} on this machine, for the {joint}.", soft_wrap=True)
 
 
 @app.command()
@@ -110,3 +111,5 @@ def keygen(
     from orthokernels.bundle.signature import make_keys
 
     print(f"Public key: {make_keys(private, public)}")
+    print(f"Sign with it: orthokernels export bundle --key {private} --out BUNDLE")
+    print(f"Ask for it: orthokernels bundle verify BUNDLE --key {public}; run and bundle tune take --key, too.")

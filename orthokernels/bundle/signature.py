@@ -22,8 +22,10 @@ def make_keys(private: Path, public: Path) -> str:
     """Write a new pair of keys as PEM, the private one readable by its owner alone; the public key in hexadecimal.
 
     Raises:
-        InputError: one of the files is there already, or can't be written.
+        InputError: one of the files is there already or can't be written, or both are one.
     """
+    if private.absolute() == public.absolute():
+        raise InputError(f"{private}: would be both keys. Name two files; the public key alone is given away.")
     need("a signature", "cryptography", "runtime")
     import os
 

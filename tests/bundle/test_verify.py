@@ -330,6 +330,9 @@ def test_a_signature_says_who_made_the_bundle(bundle, tmp_path):
     sign(bundle, private)
     assert verify(bundle, key=public).signer == signer
     assert private.stat().st_mode & 0o077 == 0
+    with pytest.raises(InputError, match="would be both keys"):
+        make_keys(tmp_path / "one.pem", tmp_path / "one.pem")
+    assert not (tmp_path / "one.pem").exists()
 
 
 def test_a_signature_of_another_or_none_is_refused(bundle, tmp_path):
