@@ -21,20 +21,30 @@ app = typer.Typer(no_args_is_help=True, help="Export weights as a verified bundl
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-Studies = Annotated[int, typer.Option(min=1, help="Phantoms of each joint that judge the forms.")]
-Report = Annotated[Path | None, typer.Option(help="Folder for parity.json, parity.md and the page parity.html.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(help="Folder for what judged the forms: parity.json, parity.md and the page parity.html."),
+]
 
 
 @app.command()
 def bundle(
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the bundle.")],
     weights: Annotated[str, typer.Option(help="'demo', 'published', random:SEED, or a weights folder.")] = "demo",
-    forms: Annotated[str, typer.Option(help="Forms of the graphs, separated by commas; fp32 is always there.")] = (
-        ",".join(FORMS)
-    ),
-    studies: Studies = 100,
+    forms: Annotated[
+        str,
+        typer.Option(
+            help="Forms of the graphs, separated by commas; fp32 is always there. OpenVINO runs fp16 and int8, ONNX "
+            "Runtime int8_qdq and int8_weights, whose weights alone are INT8."
+        ),
+    ] = ",".join(FORMS),
+    studies: Annotated[
+        int,
+        typer.Option(min=1, help="Phantoms of each joint that judge the forms; below 100 only fp32 stays."),
+    ] = 100,
     calibrate: Annotated[
-        list[Path] | None, typer.Option(help="Folder with a study of your own to calibrate INT8 with; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Folder with a study of your own to calibrate INT8 with, else phantoms do; may be repeated."),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Private key (PEM, Ed25519) to sign with.")] = None,
     report: Report = None,
@@ -56,6 +66,8 @@ def bundle(
         print(json.dumps(_record(made, out)))
     elif not quiet:
         _print_made(made, out)
+        if report is not None and made.parity is None:
+            print(f"No --report: untrained weights have nothing to judge. Errors: orthokernels export check {out}")
 
 
 def _writer(report: Path | None) -> Callable[[dict[str, Any]], None]:
@@ -148,7 +160,9 @@ def _print_made(made: Made, out: Path) -> None:
 def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for parity.json, parity.md and parity.html.")],
-    studies: Studies = 100,
+    studies: Annotated[
+        int, typer.Option(min=1, help="Phantoms of each joint; no form but fp32 is admitted on fewer than 100.")
+    ] = 100,
     joints: Annotated[str | None, typer.Option(help="Joints, separated by commas; all by default.")] = None,
     slabs: Annotated[
         int | None, typer.Option(min=1, help="Slabs of each series, for errors alone; all of them by default.")
@@ -166,7 +180,7 @@ def check(
     from orthokernels.bundle.verify import verify
 
     found = verify(bundle)
-    wanted = joints.split(",") if joints else list(found.manifest.joints)
+    wanted = [joint.strip() for joint in (joints or "").split(",") if joint.strip()] or list(found.manifest.joints)
     for joint in wanted:
         if joint not in found.manifest.joints:
             raise InputError(f"{bundle}: has nothing for the {joint}; it has {', '.join(found.manifest.joints)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +20,10 @@ from orthokernels.export.examples import (
     phantom_records,
 )
 from orthokernels.export.gate import LEAST_STUDIES
+from orthokernels.export.judge import Judge
 from orthokernels.export.known import Vectors, know, known_vectors
 from orthokernels.export.parity import metrics_of, sizes_of
-from orthokernels.export.quantise import LARGEST_SHARE
-from orthokernels.export.write_forms import Calibrator, fp32_sessions, write_dataless_forms
+from orthokernels.export.write_forms import Calibrator, calibration_inputs, fp32_sessions, write_dataless_forms
 
 from orthokernels.bundle.manifest import FORMS, Form
 from orthokernels.bundle.signature import private_key
@@ -111,26 +110,28 @@ def make_bundle(
 def _quantise(made: Draft, options: Options, tell: Progress) -> Vectors:
     """Write the INT8 forms; the vectors that calibrated them."""
     trained, graphs = next(iter(made.weights.values())).trained, made.folder / GRAPHS
-    calibration, validation, more = _examples(made, options, tell, trained)
+    calibration, more = _calibration(made, options, tell, trained)
     sessions = fp32_sessions(made.plan, graphs)
     known = known_vectors(
         made.plan, sessions, {joint: chain(own, more[joint]) for joint, own in calibration.items()}, tell
     )  # fmt: skip
-    largest = LARGEST_SHARE if trained else math.inf
-    calibrator = Calibrator(made.plan, graphs, sessions, calibration, validation, known, largest)
-    made.quantised[:] = [own.record() for own in calibrator.write(options.forms, made.add, tell)]
+    tell("Calibrating", 0, len(made.plan.graphs))
+    inputs = calibration_inputs(made.plan, sessions, calibration, known)
+    judge = Judge(made.plan, sessions, _validation(made, options), known) if trained else None
+    del sessions  # untrained weights are not judged: at the published size NNCF needs what the open graphs hold
+    made.quantised[:] = [
+        own.record() for own in Calibrator(made.plan, graphs, inputs, judge).write(options.forms, made.add, tell)
+    ]
     return known
 
 
-def _examples(made: Draft, options: Options, tell: Progress, trained: bool) -> tuple[Prepared, Prepared, Streams]:
-    """Prepared series by joint: to calibrate with, to judge each graph by, and more that vectors are made of."""
+def _calibration(made: Draft, options: Options, tell: Progress, trained: bool) -> tuple[Prepared, Streams]:
+    """Prepared series by joint to calibrate with, and more that vectors are made of."""
     size = next(iter(made.weights.values())).size
     own = examples_of_studies(options.calibration, size) if options.calibration else []
-    calibration, validation, more = {}, {}, {}
+    calibration, more = {}, {}
     for number, joint in enumerate(made.weights):
         tell("Preparing studies", number, len(made.weights))
-        seeds = range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_STUDIES)
-        validation[joint] = list(examples_of_records(_phantoms(joint, size, seeds, options), size))
         if own:
             calibration[joint], more[joint] = own, iter(())
             continue
@@ -140,7 +141,15 @@ def _examples(made: Draft, options: Options, tell: Progress, trained: bool) -> t
         # What untrained weights make of many studies tells no more than of a few.
         seeds = range(first, first + MORE_STUDIES * trained)
         more[joint] = examples_of_records(_phantoms(joint, size, seeds, options), size)
-    return calibration, validation, more
+    return calibration, more
+
+
+def _validation(made: Draft, options: Options) -> Prepared:
+    """Prepared series by joint to judge each graph by."""
+    size, seeds = next(iter(made.weights.values())).size, range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_STUDIES)
+    return {
+        joint: list(examples_of_records(_phantoms(joint, size, seeds, options), size)) for joint in made.weights
+    }  # fmt: skip
 
 
 def _phantoms(joint: str, size: int, seeds: Sequence[int], options: Options) -> list[Record]:

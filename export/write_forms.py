@@ -15,7 +15,7 @@ from orthokernels.export.graphs import Plan
 from orthokernels.export.judge import Judge
 from orthokernels.export.known import Vectors, inputs_of_vectors
 from orthokernels.export.onnx_file import save
-from orthokernels.export.quantise import LARGEST_SHARE, Quantised, write_int8, write_int8_of_vectors, write_int8_qdq
+from orthokernels.export.quantise import Quantised, write_int8, write_int8_of_vectors, write_int8_qdq
 
 from orthokernels.bundle.manifest import Form
 from orthokernels.models.study_model import Array
@@ -61,6 +61,20 @@ _IN_HALF: _Change = ("fp16", in_half)
 _INT8_WEIGHTS: _Change = ("int8_weights", with_int8_weights)
 
 
+def calibration_inputs(
+    plan: Plan, sessions: Mapping[str, Session], calibration: Examples, known: Vectors
+) -> dict[str, list[dict[str, Array]]]:  # fmt: skip
+    """What each graph is given when studies go through.
+
+    Args:
+        sessions: of every graph in fp32.
+        calibration: prepared series to calibrate with.
+        known: fp32's vectors of these and of more studies, to calibrate what reads vectors.
+    """
+    found = record_inputs(plan, sessions, calibration, most=CALIBRATION_CALLS, most_bytes=CALIBRATION_BYTES)
+    return found | inputs_of_vectors(plan, sessions, known)
+
+
 def fp32_sessions(plan: Plan, graphs: Path) -> dict[str, Session]:
     """Every graph in fp32, by name."""
     return {name: open_graph(graphs / f"{name}.fp32.onnx", "openvino") for name in plan.graphs}
@@ -73,20 +87,14 @@ class Calibrator:
     Attributes:
         plan: of the graphs.
         graphs: the folder with NAME.fp32.onnx, which gets NAME.int8.xml and .bin, and NAME.int8_qdq.onnx.
-        sessions: of every graph in fp32.
-        calibration: prepared series to calibrate with.
-        validation: others, to judge by; with labels and of every joint.
-        known: fp32's vectors of the calibration's and of more studies, to calibrate what reads vectors.
-        largest: share of what may be lost that one graph may use up.
+        inputs: what each graph is given when studies go through, to calibrate with; used up by ``write``.
+        judge: says what a graph in INT8 loses; None where there is nothing to lose, and everything is kept.
     """
 
     plan: Plan
     graphs: Path
-    sessions: Mapping[str, Session]
-    calibration: Examples
-    validation: Examples
-    known: Vectors
-    largest: float = LARGEST_SHARE
+    inputs: dict[str, list[dict[str, Array]]]
+    judge: Judge | None
 
     def write(
         self, forms: Sequence[Form], add: Add, tell: Progress = lambda what, done, total: None
@@ -96,17 +104,11 @@ class Calibrator:
         "int8_qdq" leaves in float32 what "int8" had to, so that is made first in either case.
         """
         plan, made = self.plan, []
-        tell("Calibrating", 0, len(plan.graphs))
-        inputs = record_inputs(
-            plan, self.sessions, self.calibration, most=CALIBRATION_CALLS, most_bytes=CALIBRATION_BYTES
-        )
-        inputs |= inputs_of_vectors(plan, self.sessions, self.known)
-        judge = Judge(plan, self.sessions, self.validation, self.known)
         for number, name in enumerate(plan.graphs):
             tell("Quantising graphs", number, len(plan.graphs))
-            layers = len(weighted_nodes(onnx.load(self._fp32(name))))
-            if layers and inputs[name]:
-                found = self._write_graph(name, forms, inputs.pop(name), partial(judge.used, name), add)
+            layers, inputs = len(weighted_nodes(onnx.load(self._fp32(name)))), self.inputs.pop(name)
+            if layers and inputs:
+                found = self._write_graph(name, forms, inputs, partial(self._used, name), add)
             elif layers:
                 reason = "the studies to calibrate with do not go through it"
                 found = [Quantised(name, form, layers, refused=reason) for form in ("int8", "int8_qdq")]
@@ -114,6 +116,9 @@ class Calibrator:
                 found = []
             made += [own for own in found if own.form in forms]
         return made
+
+    def _used(self, name: str, session: Session) -> float:
+        return 0.0 if self.judge is None else self.judge.used(name, session)
 
     def _fp32(self, name: str) -> Path:
         return self.graphs / f"{name}.fp32.onnx"
@@ -126,7 +131,7 @@ class Calibrator:
             return self._write_head(name, forms, inputs, used, add)
         path, portable = self.graphs / f"{name}.int8.xml", self.graphs / f"{name}.int8_qdq.onnx"
         beside = path.with_suffix(".bin")
-        own = write_int8(name, self._fp32(name), path, inputs, used, largest=self.largest)
+        own = write_int8(name, self._fp32(name), path, inputs, used)
         if not own.refused and "int8" in forms:
             add(name, "int8", [path, beside])
         elif not own.refused:
@@ -134,9 +139,7 @@ class Calibrator:
             beside.unlink()
         if "int8_qdq" not in forms:
             return [own]
-        other = write_int8_qdq(
-            name, self._fp32(name), portable, inputs, used, like=own, largest=self.largest
-        )  # fmt: skip
+        other = write_int8_qdq(name, self._fp32(name), portable, inputs, used, like=own)
         if not other.refused:
             add(name, "int8_qdq", [portable])
         return [own, other]
@@ -148,7 +151,7 @@ class Calibrator:
         """Of a graph that reads vectors."""
         of: dict[Form, str] = {"int8": "int8.xml", "int8_qdq": "int8_qdq.onnx"}
         paths = {form: self.graphs / f"{name}.{ending}" for form, ending in of.items() if form in forms}
-        made = write_int8_of_vectors(name, self._fp32(name), paths, inputs, used, largest=self.largest)
+        made = write_int8_of_vectors(name, self._fp32(name), paths, inputs, used)
         for own in made:
             path = paths[own.form]
             if not own.refused:

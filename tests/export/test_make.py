@@ -14,12 +14,14 @@ pytest.importorskip("nncf")
 pytest.importorskip("onnxscript")
 
 from orthokernels.export.chain import Recorder
-from orthokernels.export.make import Options, make_bundle
+from orthokernels.export.make import CALIBRATION_STUDIES, Options, make_bundle
 
 from orthokernels.bundle.signature import make_keys
 from orthokernels.bundle.verify import verify
+from orthokernels.cli import main
 from orthokernels.errors import InputError
 from orthokernels.pipeline import load_model
+from tests.edge.kit import write_bundle
 from tests.runtime.bundles import write_weights
 
 
@@ -53,6 +55,8 @@ def test_untrained_weights_keep_every_form_and_int8_runs(tmp_path):
     options = Options(forms=("fp32", "int8", "int8_qdq"), phantoms=tmp_path / "phantoms", workers=1)
     made = make_bundle(str(weights), tmp_path / "bundle", options)
     assert made.parity is None
+    # They have nothing to lose, so no phantoms are made to judge them by, and no graph is run to be judged.
+    assert len(list((tmp_path / "phantoms").rglob("study_*"))) == CALIBRATION_STUDIES
     graphs = verify(tmp_path / "bundle").manifest.graphs
     assert {"int8", "int8_qdq"} <= graphs["axial.segmentation"].forms.keys()
     quantised = {own.graph for own in made.bundle.manifest.quantised if not own.refused}
@@ -85,6 +89,17 @@ def test_a_check_knows_at_once_that_its_folder_can_not_be_written(tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path / "file")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "file is no folder to write into" in done.stderr
+
+
+def test_joints_to_check_may_stand_apart(tmp_path, monkeypatch, capsys):
+    bundle = write_bundle(tmp_path / "bundle", [])
+    record = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**record, "golden": {}}))
+    arguments = [str(bundle), "--out", str(tmp_path / "out"), "--joints", "knee, hip"]
+    monkeypatch.setattr("sys.argv", ["orthokernels", "export", "check", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "has nothing for the hip; it has knee." in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_place_that_is_taken_is_left_alone(tmp_path):
