@@ -19,7 +19,7 @@ from orthokernels.errors import InputError
 from orthokernels.progress import Progress
 from orthokernels.training.records import Record
 
-# A plane's graphs in the order in which they go back; a joint's fusion goes with its heads.
+# A plane's graphs in the order in which they go back; a joint's fusions go with its heads.
 _ORDER = (("diagnosis_features", "pooling"), ("head",), ("segmentation_features",), ("segmentation",))
 
 Records = Mapping[str, Sequence[Record]]
@@ -87,7 +87,8 @@ def _failing(found: Mapping[str, Any], form: Form) -> list[str]:
 def _graphs(made: Draft, joint: str, kinds: Sequence[str]) -> set[str]:
     planes: Mapping[str, PlaneGraphs] = made.plan.planes[joint]
     found = {name for own in planes.values() for kind in kinds if (name := getattr(own, kind)) is not None}
-    return found | {made.plan.fusion[joint]} if "head" in kinds and joint in made.plan.fusion else found
+    fusions = {own[joint] for own in (made.plan.fusion, made.plan.late_fusion) if joint in own}
+    return found | fusions if "head" in kinds else found
 
 
 def _uses(made: Draft, joint: str, graphs: Sequence[str]) -> bool:

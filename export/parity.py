@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,14 @@ from typing import Any, get_args
 
 import numpy as np
 from orthokernels.export.gate import LEAST_STUDIES, auroc_used, dice_used
+from orthokernels.export.study_outputs import (
+    GATE_SHARES,
+    PATIENT_LOGITS,
+    PATIENT_SHARES,
+    SCORERS,
+    mean_shares,
+    study_outputs,
+)
 
 from orthokernels.bundle.golden import worst
 from orthokernels.bundle.manifest import ENGINES_OF, FORMS, WEIGHTS, Form, Graph, GraphEngine, Metric, Refusal
@@ -27,7 +35,7 @@ from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.study_model import load_torch
 from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.models.study_model import Array, PlaneModel, StudyModel
-from orthokernels.pipeline import probabilities_of
+from orthokernels.pipeline import probabilities_of, sigmoid
 from orthokernels.runtime.model import open_bundle
 from orthokernels.tasks import LABELS, PLANES, class_names
 from orthokernels.training.metrics import diagnosis_metrics, dice, mean_of
@@ -35,7 +43,8 @@ from orthokernels.training.series import Record, load_labels, load_volume
 
 REFERENCE = "reference"
 LARGEST_RELATIVE_ERROR = 1e-4  # of fp32
-STUDY_LOGITS = "study logits"
+_MAPS = tuple(f"{plane} logits" for plane in PLANES)
+_TOLD = (*SCORERS.values(), PATIENT_SHARES, GATE_SHARES)
 
 # fp32 has its figures from OpenVINO; of this one the errors over a few studies are enough.
 FEW = "fp32 onnxruntime"
@@ -73,6 +82,7 @@ class _Run:
 
     dice: dict[str, list[list[float | None]]] = field(default_factory=dict)  # by plane: series, structures
     vectors: dict[str, dict[str, Array]] = field(default_factory=dict)  # by study and plane
+    outputs: dict[str, dict[str, Array]] = field(default_factory=dict)  # by study, what is made of its vectors
     errors: dict[str, _Errors] = field(default_factory=dict)
 
     def join(self, other: _Run) -> None:
@@ -93,7 +103,8 @@ class Checked:
     Attributes:
         result: as the page shows it. "joints": of each contender ("reference", or form and engine) its errors (the
             largest difference, and of the relative ones the largest, and what nine tenths keep), Dice by plane and
-            structure, and what ``diagnosis_metrics`` gives. "forms": of each whether it is admitted, and why
+            structure, what ``diagnosis_metrics`` gives, the same of each of ``SCORERS`` ("scored_by"), and the mean of
+            each plane's share in each label ("gate_shares"). "forms": of each whether it is admitted, and why
             not. "sizes": of each form the bytes of its graphs, and fp32's of the same.
         vectors: the reference's, by joint and plane, one of each study.
     """
@@ -213,11 +224,11 @@ def _joint_figures(
     for plane in planes:
         for name, own in runs[joint, plane].items():
             joined[name].join(own)
-    for name, run in joined.items():
+    for name, run in joined.items():  # the reference is the first
         for study, vectors in run.vectors.items():
-            expected = joined[REFERENCE].vectors[study]
-            if name != REFERENCE and (logits := study_logits(models[name], vectors)) is not None:
-                run.error(STUDY_LOGITS).add(logits, study_logits(models[REFERENCE], expected))  # type: ignore[arg-type]
+            run.outputs[study] = study_outputs(models[name], study, vectors)
+            for output, own in run.outputs[study].items() if name != REFERENCE else ():
+                run.error(output).add(own, joined[REFERENCE].outputs[study][output])
     return {name: _figures(models[name], run, records, few=name == FEW) for name, run in joined.items()}
 
 
@@ -266,15 +277,6 @@ def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], reco
             runs[name].dice.setdefault(record.plane, []).append(dice(found, truth, model.classes))
 
 
-def study_logits(model: StudyModel, vectors: Mapping[str, Array]) -> Array | None:
-    """A study's logits, [labels], where the model fuses its planes; None where it can not."""
-    if model.fusion_name is None or len(vectors) < len(PLANES):
-        return None
-    gated = model.fusion_name == "gating"
-    rows = [model.planes[plane].score(vectors[plane]) if gated else vectors[plane] for plane in PLANES]
-    return model.fuse(np.stack(rows))[0]
-
-
 def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bool = False) -> dict[str, Any]:
     studies = len({record.study for record in records})
     found: dict[str, Any] = {
@@ -293,18 +295,40 @@ def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bo
     truths = {record.study: record.findings for record in records if record.findings is not None}
     found["asks_findings"] = bool(truths) and any(plane.scores for plane in model.planes.values())
     scored = {study: of[0] for study, own in run.vectors.items() if (of := probabilities_of(model, own)) is not None}
-    known = [study for study in scored if study in truths and np.isfinite(truths[study]).all()]
-    if known and model.trained:
-        keys = [label.key for label in LABELS[model.joint]]
-        probability = np.stack([scored[study] for study in known])
-        if not np.isfinite(probability).all():
-            nothing = dict.fromkeys(keys)
-            return found | {"auroc": nothing, "macro_auroc": None, "calibration_error": nothing, "ece": None}
-        truth = np.array([truths[study] for study in known]).astype(int)
-        thresholds = [model.thresholds.get(key, 0.5) for key in keys]
-        own = diagnosis_metrics(truth, probability, keys, thresholds)
-        found |= {name: own[name] for name in ("auroc", "macro_auroc", "calibration_error", "ece")}
+    found |= _diagnosis(model, scored, truths, model.thresholds)
+    found |= {"scored_by": by} if (by := dict(_scored_by(model, run, truths))) else {}
+    found |= {"gate_shares": shares} if (shares := mean_shares(model.joint, list(run.outputs.values()))) else {}
     return found
+
+
+def _diagnosis(
+    model: StudyModel, scored: Mapping[str, np.ndarray], truths: Mapping[str, Sequence[float]],
+    thresholds: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """Figures of probabilities, [labels] by study, where all findings are known; none of untrained weights."""
+    known = [study for study in scored if study in truths and np.isfinite(truths[study]).all()]
+    if not known or not model.trained:
+        return {}
+    keys = [label.key for label in LABELS[model.joint]]
+    probability = np.stack([scored[study] for study in known])
+    if not np.isfinite(probability).all():
+        nothing = dict.fromkeys(keys)
+        return {"auroc": nothing, "macro_auroc": None, "calibration_error": nothing, "ece": None}
+    truth = np.array([truths[study] for study in known]).astype(int)
+    own = diagnosis_metrics(truth, probability, keys, [thresholds.get(key, 0.5) for key in keys])
+    return {name: own[name] for name in ("auroc", "macro_auroc", "calibration_error", "ece")}
+
+
+def _scored_by(
+    model: StudyModel, run: _Run, truths: Mapping[str, Sequence[float]]
+) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
+    """Figures of each single-plane head, and of the fusion with patient data."""
+    for scorer, output in SCORERS.items():
+        scored = {study: sigmoid(own[output]) for study, own in run.outputs.items() if output in own}
+        late = model.late_fusion if output == PATIENT_LOGITS else None
+        thresholds = model.thresholds if late is None else late.thresholds
+        if own := _diagnosis(model, scored, truths, thresholds):
+            yield scorer, own
 
 
 def verdict(form: Form, joints: Mapping[str, Any], *, judged: bool = True) -> dict[str, Any]:
@@ -326,6 +350,8 @@ def verdict(form: Form, joints: Mapping[str, Any], *, judged: bool = True) -> di
                 used[f"{joint}, {name}: Dice"] = dice_used(*(_flat(made["dice"]) for made in (own, fp32)))
             if "auroc" in fp32 and name != FEW:
                 used[f"{joint}, {name}: AUROC"] = auroc_used(own["auroc"], fp32["auroc"])
+            for scorer, of in fp32.get("scored_by", {}).items() if name != FEW else ():
+                used[f"{joint}, {name}: AUROC by {scorer}"] = auroc_used(own["scored_by"][scorer]["auroc"], of["auroc"])
         scored = any(own is not None for own in fp32.get("auroc", {}).values())
         if judged and form != "fp32" and fp32.get("asks_findings") and not scored:
             reasons.append(f"{joint}: the studies have findings, and no AUROC could be computed of them")
@@ -340,10 +366,12 @@ def _judged_error(output: str, error: Mapping[str, float]) -> float:
 
     A series' vector counts and sorts voxels inside structures: one that lies on the border of two classes moves it at
     once, whoever is right; and a head makes a study's logits as differences of larger numbers. What single studies
-    lose by that is judged by their AUROC.
+    lose by that is judged by their AUROC. So is what single heads and patient data give, where it is finite: their
+    errors are told, and those of the vectors that they read are held.
     """
-    maps = output.endswith(" logits") and output != STUDY_LOGITS
-    return error["relative" if maps else "nine_tenths"]
+    if output in _TOLD and np.isfinite(error["relative"]):
+        return 0.0
+    return error["relative" if output in _MAPS else "nine_tenths"]
 
 
 def _flat(dice_by_plane: Mapping[str, Mapping[str, float | None]]) -> list[float | None]:
@@ -351,7 +379,10 @@ def _flat(dice_by_plane: Mapping[str, Mapping[str, float | None]]) -> list[float
 
 
 def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:
-    """What a manifest keeps of a check: mean Dice, macro AUROC and calibration error of each form beside fp32's."""
+    """What a manifest keeps of a check: mean Dice, macro AUROC and calibration error of each form beside fp32's.
+
+    Of each of ``SCORERS`` that there is, too: "axial_head_macro_auroc".
+    """
     found = []
     for joint, contenders in result["joints"].items():
         fp32 = contenders[REFERENCE]
@@ -359,11 +390,20 @@ def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:
             form = name.split()[0]
             if form not in get_args(Form):
                 continue
-            for metric in ("mean_dice", "macro_auroc", "ece"):
-                if own.get(metric) is not None:
-                    of: dict[str, Any] = {"value": own[metric], "fp32": fp32[metric], "studies": own["studies"]}
-                    found.append(Metric(task=joint, metric=metric, form=form, **of))
+            for metric, value, of in _metrics(own, fp32):
+                metrics: dict[str, Any] = {"metric": metric, "value": value, "fp32": of}
+                found.append(Metric(task=joint, form=form, studies=own["studies"], **metrics))
     return tuple(found)
+
+
+def _metrics(own: Mapping[str, Any], fp32: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    for metric in ("mean_dice", "macro_auroc", "ece"):
+        if own.get(metric) is not None:
+            yield metric, own[metric], fp32[metric]
+    for scorer, figures in own.get("scored_by", {}).items():
+        for metric in ("macro_auroc", "ece"):
+            if figures[metric] is not None:
+                yield f"{scorer.replace(' ', '_')}_{metric}", figures[metric], fp32["scored_by"][scorer][metric]
 
 
 def refusals_of(result: Mapping[str, Any]) -> tuple[Refusal, ...]:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,29 @@ def rows_of(result: Result) -> Iterator[dict[str, Any]]:
             }
 
 
+def scorer_rows(result: Result) -> Iterator[dict[str, Any]]:
+    """A row for each joint, contender and head or fusion that scores findings by itself; earlier checks have none."""
+    for joint, contenders in result["joints"].items():
+        for name, own in contenders.items():
+            for scorer, figures in own.get("scored_by", {}).items():
+                fp32 = contenders[REFERENCE]["scored_by"][scorer]
+                yield {
+                    "joint": joint, "contender": name, "scored by": scorer, "macro AUROC": figures["macro_auroc"],
+                    "worst finding": _worst(figures["auroc"], fp32["auroc"]), "calibration error": figures["ece"],
+                }  # fmt: skip
+
+
+def share_rows(result: Result) -> Iterator[dict[str, Any]]:
+    """A row for each joint, contender and plane with its mean share in every label; earlier checks have none."""
+    for joint, contenders in result["joints"].items():
+        for name, own in contenders.items():
+            for plane, shares in own.get("gate_shares", {}).items():
+                told = ", ".join(
+                    f"{label} {'-' if share is None else f'{share:.4f}'}" for label, share in shares.items()
+                )
+                yield {"joint": joint, "contender": name, "plane": plane, "mean share": told}
+
+
 def _flat(dice: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {f"{plane} {name}".replace("_", " "): value for plane, own in dice.items() for name, value in own.items()}
 
@@ -111,18 +134,23 @@ def shown(column: str, value: Any) -> str:
 
 def markdown(result: Result) -> str:
     """The summary, and each form's verdict."""
-    rows = list(rows_of(result))
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(shown(column, value) for column, value in row.items()) + " |" for row in rows]
+    lines = _table(list(rows_of(result)))
     if result.get("slabs"):
         looked_at = "The first slab" if result["slabs"] == 1 else f"The first {result['slabs']} slabs"
         lines += ["", f"{looked_at} of each series alone: errors, and no Dice."]
     verdicts = [f"- {form}: {verdict_of(own)}" for form, own in result["forms"].items()]
-    sizes = list(size_rows(result))
-    table = ["| " + " | ".join(sizes[0]) + " |", "|" + "---|" * len(sizes[0])] if sizes else []
-    table += ["| " + " | ".join(row.values()) + " |" for row in sizes]
+    for rows in (scorer_rows(result), share_rows(result)):
+        lines += ["", *table] if (table := _table(list(rows))) else []
     floats = [f"- {graph}: {told}" for graph, told in in_float(result).items()]
-    return "\n".join([*lines, "", *verdicts, "", *table, "", *floats, ""])
+    return "\n".join([*lines, "", *verdicts, "", *_table(list(size_rows(result))), "", *floats, ""])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines in Markdown; none where there are no rows."""
+    if not rows:
+        return []
+    head = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return [*head, *("| " + " | ".join(shown(column, own) for column, own in row.items()) + " |" for row in rows)]
 
 
 def size_rows(result: Result) -> Iterator[dict[str, str]]:
@@ -172,9 +200,9 @@ def page(result: Result) -> str:
     )  # fmt: skip
     return environment.get_template("parity.html").render(
         result=result, rows=list(rows_of(result)), shown=shown, verdict_of=verdict_of, notice=RESEARCH_NOTICE,
-        sizes=list(size_rows(result)), in_float=in_float(result), pictures=_pictures(result),
-        least_mean_dice=LEAST_MEAN_DICE, structure=LARGEST_STRUCTURE_LOSS,
-        auroc=LARGEST_AUROC_LOSS,
+        scorers=list(scorer_rows(result)), shares=list(share_rows(result)), sizes=list(size_rows(result)),
+        in_float=in_float(result), pictures=_pictures(result), least_mean_dice=LEAST_MEAN_DICE,
+        structure=LARGEST_STRUCTURE_LOSS, auroc=LARGEST_AUROC_LOSS,
     )  # fmt: skip
 
 

@@ -353,7 +353,7 @@ def _findings_with(patient: Patient, model: StudyModel, runs: Mapping[str, _Plan
     logits, shares = model.fuse_with_patient(np.stack(vectors), late.encoding.columns(patient))
     return tuple(
         _finding(label, float(probability), late.thresholds, {}, images_share=float(share))
-        for label, probability, share in zip(tasks.LABELS[model.joint], _sigmoid(logits), shares, strict=True)
+        for label, probability, share in zip(tasks.LABELS[model.joint], sigmoid(logits), shares, strict=True)
     )
 
 
@@ -374,10 +374,10 @@ def probabilities_of(
     rows = single if model.fusion_name == "gating" else vectors
     if model.fusion_name is not None and len(rows) == len(tasks.PLANES):
         logits, gates = model.fuse(np.stack([rows[plane] for plane in tasks.PLANES]))
-        return _sigmoid(logits), {} if gates is None else dict(zip(tasks.PLANES, gates, strict=True))
+        return sigmoid(logits), {} if gates is None else dict(zip(tasks.PLANES, gates, strict=True))
     if not single:
         return None
-    mean: NDArray[np.float64] = np.mean([_sigmoid(logits) for logits in single.values()], axis=0)
+    mean: NDArray[np.float64] = np.mean([sigmoid(logits) for logits in single.values()], axis=0)
     return mean, {plane: np.full(len(mean), 1 / len(single), np.float32) for plane in single}
 
 
@@ -399,7 +399,8 @@ def _findings(model: StudyModel, runs: dict[str, _PlaneRun]) -> tuple[Finding, .
     )
 
 
-def _sigmoid(logits: Array) -> NDArray[np.float64]:
+def sigmoid(logits: Array) -> NDArray[np.float64]:
+    """Probabilities of logits."""
     return 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))  # no exponential that could overflow
 
 

@@ -19,7 +19,7 @@ from orthokernels.export.examples import phantom_records  # noqa: E402
 
 from orthokernels.bundle.verify import verify  # noqa: E402
 from orthokernels.tasks import PLANES  # noqa: E402
-from tests.runtime.bundles import SIZE, write_weights  # noqa: E402
+from tests.runtime.bundles import SIZE, add_late_fusion, write_weights  # noqa: E402
 
 STUDIES = 4  # enough for the order of logits to turn round
 
@@ -37,15 +37,16 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     for module in (admission, parity):
         monkeypatch.setattr(module, "LEAST_STUDIES", STUDIES)
     (tmp_path / "weights").mkdir()
-    weights = write_weights(tmp_path / "weights", trained=True)
+    weights = add_late_fusion(write_weights(tmp_path / "weights", trained=True))
     records = {"knee": phantom_records(tmp_path / "phantoms", "knee", SIZE, range(STUDIES))}
     with BundleFolder(tmp_path / "bundle") as folder:
         made = draft(str(weights), folder.draft)
-        for plane in PLANES:
-            for name, write in ((f"{plane}.segmentation", shutil.copyfile), (f"{plane}.knee.head", negated)):
-                path = folder.draft / "graphs" / f"{name}.int8_weights.onnx"
-                write(folder.draft / "graphs" / f"{name}.fp32.onnx", path)
-                made.add(name, "int8_weights", [path])
+        heads = [f"{plane}.knee.head" for plane in PLANES] + ["knee.late_fusion"]
+        for name in (*(f"{plane}.segmentation" for plane in PLANES), *heads):
+            path = folder.draft / "graphs" / f"{name}.int8_weights.onnx"
+            write = negated if name in heads else shutil.copyfile
+            write(folder.draft / "graphs" / f"{name}.fp32.onnx", path)
+            made.add(name, "int8_weights", [path])
         finish(made)
         checked, refused = admission.admit(made, records, workers=1, tell=lambda what, done, total: None)
         finish(made, refused=refused)
@@ -55,11 +56,21 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     manifest = verify(tmp_path / "bundle").manifest
     assert "int8_weights" in manifest.graphs["axial.segmentation"].forms
     assert not list((tmp_path / "bundle").rglob("*head.int8_weights*"))
+    assert not list((tmp_path / "bundle").rglob("*fusion.int8_weights*"))
     notes = {own.graph: own.refused for own in manifest.quantised}
-    assert notes.keys() == {f"{plane}.knee.head" for plane in PLANES}
+    assert notes.keys() == set(heads)
     assert "AUROC uses up" in notes["axial.knee.head"]
+    assert any(
+        f"int8_weights onnxruntime: AUROC by {plane} head uses up" in notes["axial.knee.head"] for plane in PLANES
+    )
+    used = checked.result["forms"]["int8_weights"]["used"]
+    assert used["knee, int8_weights onnxruntime: AUROC by patient data"] <= 1
     own, fp32 = (checked.result["joints"]["knee"][name] for name in ("int8_weights onnxruntime", "reference"))
     assert own["auroc"] == pytest.approx(fp32["auroc"], abs=1e-9, nan_ok=True)
+    outputs = {f"{plane} {of}" for plane in PLANES for of in ("logits", "vector", "head logits")}
+    outputs |= {"study logits", "gate shares", "patient data logits", "patient data shares"}
+    for name in ("fp32 openvino", parity.FEW):
+        assert checked.result["joints"]["knee"][name]["errors"].keys() == outputs
     assert checked.result["joints"]["knee"][parity.FEW]["studies"] == STUDIES
 
 

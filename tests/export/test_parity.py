@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 
+import torch
 from orthokernels.export.gate import auroc_used, dice_used, logits_used
 from orthokernels.export.parity import (
     FEW,
@@ -24,10 +25,13 @@ from orthokernels.export.parity import (
     refusals_of,
     verdict,
 )
-from orthokernels.export.parity_page import markdown, verdict_of, write_parity
+from orthokernels.export.parity_page import markdown, page, verdict_of, write_parity
+from orthokernels.export.study_outputs import SCORERS, drawn_patient, study_outputs
 from sklearn.metrics import roc_auc_score
 
+from orthokernels.models.orthodiffusion.patient_data import LateFusion
 from orthokernels.models.orthodiffusion.study_model import load_torch
+from orthokernels.models.patient_data import Encoding, LateFusionCard
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.series import Record
 from tests.test_pipeline import toy_weights
@@ -44,6 +48,12 @@ def figures(dice=0.9, auroc=0.8, relative=1e-6, studies=100, output="sagittal lo
         "calibration_error": {"ACL": 0.05, "PCL": 0.04},
         "ece": 0.03,
     }
+
+
+def scored_by(**auroc):
+    """Figures of each head and fusion, a finding's AUROC given by what scores it."""
+    of = {"macro_auroc": 0.8, "calibration_error": {"ACL": 0.05, "PCL": 0.04}, "ece": 0.03}
+    return {own: {**of, "auroc": {"ACL": auroc.get(own.split()[0], 0.8), "PCL": None}} for own in SCORERS}
 
 
 def result(**changed):
@@ -77,6 +87,20 @@ def test_a_form_that_loses_too_much_is_refused_with_the_reason(changed, said):
     assert said in refusals_of(own)[0].reason
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_form_is_held_to_what_each_head_and_fusion_finds_by_itself(scorer):
+    names = ("int8 openvino", "fp32 openvino", FEW)
+    few = {"errors": figures()["errors"], "studies": 10}
+    for auroc, admitted in ((0.796, True), (0.794, False), (None, False)):
+        own = {**figures(), "scored_by": scored_by(**{scorer.split()[0]: auroc})}
+        fp32 = {**figures(), "scored_by": scored_by()}
+        joints = {"knee": {REFERENCE: fp32, **dict(zip(names, (own, fp32, few), strict=True))}}
+        found = verdict("int8", joints)
+        assert found["admitted"] == admitted
+        assert all(f"knee, int8 openvino: AUROC by {scorer} uses up" in reason for reason in found["reasons"])
+        assert verdict("fp32", joints)["admitted"]
+
+
 def test_few_studies_admit_nothing():
     joints = {"knee": {REFERENCE: figures(studies=99), "int8 openvino": figures(studies=99)}}
     assert verdict("int8", joints)["reasons"] == ["knee: 99 studies, and 100 are asked for"]
@@ -97,6 +121,13 @@ def test_fp32_is_held_to_its_error():
 @pytest.mark.parametrize("output", ["sagittal vector", "study logits"])
 def test_of_numbers_that_one_voxel_can_move_nine_tenths_are_held_to_it(output):
     for relative, admitted in ((9e-4, True), (2e-3, False)):
+        joints = {"knee": {REFERENCE: figures(relative=0), "fp32 openvino": figures(relative=relative, output=output)}}
+        assert verdict("fp32", joints)["admitted"] == admitted
+
+
+@pytest.mark.parametrize("output", ["axial head logits", "gate shares", "patient data logits"])
+def test_errors_of_single_heads_and_patient_data_are_told_and_must_be_finite(output):
+    for relative, admitted in ((2e-3, True), (np.inf, False)):
         joints = {"knee": {REFERENCE: figures(relative=0), "fp32 openvino": figures(relative=relative, output=output)}}
         assert verdict("fp32", joints)["admitted"] == admitted
 
@@ -144,6 +175,29 @@ def test_every_figure_stands_beside_fp32s():
     assert found["macro_auroc"] == (0.8, 0.8)
 
 
+def test_heads_fusions_and_shares_stand_on_the_page_and_in_the_manifest():
+    own = result()
+    for name, patient, share in ((REFERENCE, 0.8, 0.25), ("int8 openvino", 0.7975, None)):
+        shares = {plane: {"ACL": share, "PCL": 0.5} for plane in PLANES}
+        own["joints"]["knee"][name] |= {"scored_by": scored_by(patient=patient), "gate_shares": shares}
+    told = markdown(own)
+    assert "| knee | int8 openvino | patient data | 0.8000 | -0.0025 | 0.0300 |" in told
+    assert "| knee | reference | axial | ACL 0.2500, PCL 0.5000 |" in told
+    assert "| knee | int8 openvino | axial | ACL -, PCL 0.5000 |" in told
+    written = page({**own, "versions": {}})
+    assert "<td>-0.0025</td>" in written
+    assert "<td>ACL 0.2500, PCL 0.5000</td>" in written
+    assert {"macro_auroc", "axial_head_macro_auroc", "patient_data_ece"} < {own.metric for own in metrics_of(own)}
+
+
+def test_checks_of_before_heads_were_compared_can_be_shown_again():
+    folder = Path(__file__).parents[2] / "bench" / "results" / "parity"
+    for path in folder.glob("*/parity.md"):
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert markdown(record) == path.read_text()
+    assert "Findings by head" not in page(json.loads((folder / "random0" / "parity.json").read_text()))
+
+
 def test_the_page_needs_nothing_beside_it(tmp_path):
     own = result(dice=0.893)
     few = {name: value for name, value in figures(studies=10).items() if name in ("errors", "studies")}
@@ -182,3 +236,42 @@ def test_planes_without_a_fusion_are_judged_by_the_mean_of_their_probabilities()
     assert set(broken["auroc"].values()) == {None}
     joints = {"knee": {REFERENCE: {**found, "studies": 100}, "int8 openvino": broken}}
     assert "AUROC uses up inf" in verdict("int8", joints)["reasons"][0]
+
+
+def test_what_is_made_of_a_studys_vectors_is_what_its_heads_and_fusions_give():
+    rng, weights = np.random.default_rng(0), toy_weights()
+    labels, late = len(LABELS["knee"]), LateFusion(3 * 32, events=5).eval()
+    encoding = Encoding((0.0,) * 3, (1.0,) * 3, ("a", "b", "c", "d", "UNK"))
+    weights.late_fusion, weights.late_fusion_card = late, LateFusionCard(encoding, 3 * 32, {})
+    model, run, records = load_torch(weights, "cpu"), _Run(), []
+    for number, truth in enumerate(rng.integers(0, 2, (12, labels)).astype(np.float32)):
+        study = f"study {number}"
+        run.vectors[study] = {plane: rng.normal(size=32).astype(np.float32) for plane in PLANES}
+        run.outputs[study] = study_outputs(model, study, run.vectors[study])
+        records.append(Record(study, "", "axial", Path(), findings=tuple(truth)))
+    found, own = _figures(model, run, records), run.outputs["study 7"]
+    patient = drawn_patient("study 7", 5)
+    columns = [torch.from_numpy(getattr(patient, name))[None] for name in ("continuous", "sex", "patient_type")]
+    vectors = torch.from_numpy(np.concatenate(list(run.vectors["study 7"].values())))[None]
+    with torch.no_grad():
+        expected = late(vectors, *columns, torch.tensor([patient.event]))
+    np.testing.assert_allclose(own["patient data logits"], expected["fused"][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(own["patient data shares"], expected["alpha"], rtol=1e-6)
+    np.testing.assert_allclose(own["gate shares"].sum(axis=0), 1, rtol=1e-6)
+    assert found["scored_by"].keys() == SCORERS.keys()
+    truths = np.stack([record.findings for record in records])
+    for scorer, output in SCORERS.items():
+        logits = np.stack([made[output] for made in run.outputs.values()])
+        for n, label in enumerate(LABELS["knee"]):
+            expected = roc_auc_score(truths[:, n], logits[:, n])
+            assert found["scored_by"][scorer]["auroc"][label.key] == pytest.approx(expected)
+    shares = np.mean([made["gate shares"][2, 0] for made in run.outputs.values()])
+    assert found["gate_shares"]["axial"]["ACL"] == pytest.approx(shares)
+    run.outputs["study 3"]["patient data logits"][2] = np.nan
+    assert set(_figures(model, run, records)["scored_by"]["patient data"]["auroc"].values()) == {None}
+
+
+def test_a_study_of_two_planes_has_their_heads_alone():
+    model = load_torch(toy_weights(), "cpu")
+    vectors = {plane: np.ones(32, np.float32) for plane in PLANES[:2]}
+    assert list(study_outputs(model, "study", vectors)) == [f"{plane} head logits" for plane in PLANES[:2]]

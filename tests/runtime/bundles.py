@@ -10,7 +10,9 @@ from orthokernels.export.bundle import BundleFolder, draft, finish
 from torch import nn
 
 from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, MultiscaleSegmentationHead, UNet
+from orthokernels.models.orthodiffusion.patient_data import LateFusion
 from orthokernels.models.orthodiffusion.weights import save_module
+from orthokernels.models.patient_data import MODULE, Encoding, LateFusionCard
 from orthokernels.models.weights_folder import Settings
 from orthokernels.tasks import LABELS, PLANES
 
@@ -41,6 +43,16 @@ def write_weights(folder: Path, *, trained: bool = False, planes: Sequence[str] 
         save_module(module, folder / f"{stem}.safetensors", kind, arguments=arguments, trained=trained)
     settings = Settings(name="small", size=SIZE, thresholds={"knee": {"ACL": 0.3}})
     (folder / "weights.json").write_text(settings.model_dump_json())
+    return folder
+
+
+def add_late_fusion(folder: Path) -> Path:
+    """A fusion with patient data for the knee, beside ``write_weights``'s; the folder."""
+    encoding = Encoding((40.0, 170.0, 70.0), (10.0, 10.0, 15.0), ("fall", "sport", "UNK"))
+    arguments = {"mri_width": len(PLANES) * POOLING["kept"], "labels": len(LABELS["knee"]), "events": 3}
+    origin = LateFusionCard(encoding, arguments["mri_width"], {"ACL": 0.4}).told()
+    path = folder / "knee.patient_data.safetensors"
+    save_module(_lively(LateFusion(**arguments)), path, MODULE, joint="knee", arguments=arguments, origin=origin)
     return folder
 
 
