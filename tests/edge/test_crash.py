@@ -1,7 +1,4 @@
-"""The appliance is killed at every step to a delivery: what was acknowledged is delivered, nothing is made twice.
-
-Not at the transitions to rejected, dead and committed.
-"""
+"""The appliance is killed at every step of a study: what was acknowledged comes to its end, nothing is made twice."""
 
 from __future__ import annotations
 
@@ -13,9 +10,19 @@ from pathlib import Path
 import pytest
 from orthokernels.edge.audit import entries
 from orthokernels.edge.database import Database
+from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.store import Store
 
-from tests.edge.kit import archive_destination, config, listens, store, wait_for, write_study
+from tests.edge.kit import (
+    archive_destination,
+    config,
+    free_port,
+    listens,
+    orthanc_objects,
+    store,
+    wait_for,
+    write_study,
+)
 
 UNDER_FIRE = Path(__file__).with_name("under_fire.py")
 EVENTS = ("received", "settling", "checked", "inferring", "writing", "sending", "delivered", "sent")
@@ -41,6 +48,18 @@ class Appliance:
         self._process.terminate()
         self._process.wait(30)
 
+    def struck(self, images, event: str, when: str) -> None:
+        """Send a study and see the blow fall, whether it comes before or after the last acknowledgement."""
+        self.start(event, when)
+        struck = False
+        while store(self.settings, images).returncode != 0:  # the sender keeps what was not acknowledged
+            wait_for(self.killed)
+            struck = True
+            self.start("none", "after")
+        if not struck:
+            wait_for(self.killed)
+        self.stop()
+
 
 def test_killed_at_every_step_to_a_delivery_nothing_is_lost_and_nothing_doubled(tmp_path, archive):
     settings = config(
@@ -53,15 +72,7 @@ def test_killed_at_every_step_to_a_delivery_nothing_is_lost_and_nothing_doubled(
     blows = [(event, when) for event in EVENTS for when in ("before", "after")]
     for number, (event, when) in enumerate(blows):
         images = write_study(tmp_path / f"study{number}", study=f"1.2.{100 + number}", planes=("sagittal",))
-        appliance.start(event, when)
-        struck = False
-        while store(settings, images).returncode != 0:  # the sender keeps what was not acknowledged
-            wait_for(appliance.killed)
-            struck = True
-            appliance.start("none", "after")
-        if not struck:
-            wait_for(appliance.killed)
-        appliance.stop()
+        appliance.struck(images, event, when)
     appliance.start("none", "after")
     database = Database(settings.appliance.data)
     queue = Store(database)
@@ -71,6 +82,41 @@ def test_killed_at_every_step_to_a_delivery_nothing_is_lost_and_nothing_doubled(
     made = [made for job in queue.jobs() for made in _objects(database, job.id)]
     assert len(made) == len(blows)
     assert archive.objects() == sorted(made)
+    assert all(entry["intact"] for entry in entries(database))
+
+
+def test_killed_where_a_study_is_rejected_put_aside_or_committed_it_ends_there_all_the_same(tmp_path, orthanc):
+    port = free_port()
+    dicom, http = orthanc(port)
+    settings = config(
+        tmp_path,
+        receive={"port": port, "peers": [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]},
+        settle={"quiet_seconds": 3600.0},
+        results={"planes": ["sagittal"]},
+        destinations=[archive_destination(dicom, commitment=True, commitment_seconds=2.0, tries=100)],
+    )
+    appliance = Appliance(settings, tmp_path / "config.json")
+    ends = {"rejected": "reject me", "dead": "crash please", "committed": "volume"}
+    blows = [(end, when) for end in ends for when in ("before", "after")]
+    for number, (end, when) in enumerate(blows):
+        folder, kind = tmp_path / f"study{number}", ends[end]
+        images = write_study(folder, study=f"1.2.{200 + number}", planes=("sagittal",), SeriesDescription=kind)
+        appliance.struck(images, end, when)
+    appliance.start("none", "after")
+    database = Database(settings.appliance.data)
+    queue, deliveries = Store(database), Deliveries(Store(database), settings.destinations)
+
+    def at_rest() -> bool:
+        states = Counter(job.state for job in queue.jobs())
+        ways = [own["state"] for job in queue.jobs() for own in deliveries.of(job.id)]
+        return states == dict.fromkeys(ends, 2) and set(ways) == {"committed"}
+
+    wait_for(at_rest, 120)
+    appliance.stop()
+    assert [job.study_uid for job in queue.jobs()] == [f"1.2.{200 + n}" for n in reversed(range(len(blows)))]
+    made = [made for job in queue.jobs() for made in _objects(database, job.id)]
+    assert len(made) == 4  # a result each of those committed, a report of those rejected
+    assert sorted(orthanc_objects(http)) == sorted(made)
     assert all(entry["intact"] for entry in entries(database))
 
 
