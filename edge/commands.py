@@ -38,7 +38,14 @@ def init(
     from orthokernels.edge.config import write_template
 
     write_template(path, data)
-    print(f"{path}: add who may send ([[receive.peers]]) and where results go ([[destinations]]), then check it.")
+    print(f"{path}: is written. Say in it what the model is (work.bundle), where to listen (receive.host) and to whom")
+    print("([[receive.peers]]), and where results go ([[destinations]]). Then, each with this file:")
+    for command, what in (
+        ("check-config", "finds mistakes in it"),
+        ("doctor", "tries all of it"),
+        ("serve", "runs it"),
+    ):
+        print(f"  orthokernels edge {command} --config {path}   {what}")
 
 
 @app.command("check-config")
@@ -47,11 +54,15 @@ def check_config(config: ConfigFile = DEFAULT) -> None:
     from orthokernels.edge.config import load
 
     found = load(config)
-    print(f"{config}: is in order.")
+    print(f"{config}: is in order. Files, ports and destinations that it names: orthokernels edge doctor")
     if not found.receive.peers:
         print("Note: no peer is listed, so nobody may send over DICOM.")
+    if found.receive.unreached:
+        print(f"Note: receive.host is {found.receive.host}, so no other machine reaches it, whatever the peers say.")
     if found.stow is not None and not found.stow.peers:
         print("Note: no peer is listed for DICOMweb, so whoever is on this machine may post.")
+    if found.page.in_clear:
+        print("Note: the page has no [page.tls], so its token and all that it shows cross the network unencrypted.")
     if not found.destinations:
         print("Note: no destination is listed, so results stay here.")
     if found.work.bundle is None:
@@ -89,7 +100,9 @@ def status(config: ConfigFile = DEFAULT, as_json: Json = False) -> None:
         told = ": ".join(filter(None, (job["state"], job["progress"], job["reason"])))
         print(f"{job['id']:>6}  {job['study']}  {job['images']:>5} images  {told}")
     for name, states in facts["destinations"].items():
-        print(f"{name}: " + (", ".join(f"{state} {count}" for state, count in states.items()) or "nothing yet"))
+        told = ", ".join(f"{state} {count}" for state, count in states.items()) or "nothing yet"
+        forms = ", ".join(f"{form} {count}" for form, count in facts["segmentations"].get(name, {}).items())
+        print(f"{name}: {told}" + f"; segmentations: {forms}" * bool(forms))
     print(f"disk: {facts['disk_used']:.0%} used" + (f"; {facts['refuses_because']}" * bool(facts["refuses_because"])))
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from orthokernels.edge.forms import FORMS, Form, LabelMap, wished
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -80,6 +82,15 @@ class Tls(_Section):
         return self
 
 
+def _served(tls: Tls) -> Tls:
+    if tls.certificate is None:
+        raise ValueError("needs a certificate and its key to be served")
+    return tls
+
+
+ServedTls = Annotated[Tls, AfterValidator(_served)]
+
+
 class Peer(_Section):
     """Who may send: an AE title, from these networks. 0 is the most urgent priority, 9 the least.
 
@@ -122,17 +133,21 @@ class Receive(_Section):
     host: str = "127.0.0.1"
     port: Port = 11112
     peers: tuple[Peer, ...] = ()
-    tls: Tls | None = None
+    tls: ServedTls | None = None
     limits: Limits = Limits()
 
     @model_validator(mode="after")
-    def _serves_with_a_certificate(self) -> Receive:
-        if self.tls is not None and self.tls.certificate is None:
-            raise ValueError("tls needs a certificate and its key to be served")
+    def _titles_differ(self) -> Receive:
         titles = [peer.ae_title for peer in self.peers]
         if len(set(titles)) < len(titles):
             raise ValueError("an AE title is listed twice among the peers; give one entry all its hosts")
         return self
+
+    @property
+    def unreached(self) -> bool:
+        """Whether it listens to this machine alone, and lists peers that are elsewhere."""
+        networks = [network for peer in self.peers for network in peer.hosts]
+        return self.host in _LOOPBACK and not all(network.is_loopback for network in networks)
 
 
 class Watch(_Section):
@@ -170,14 +185,12 @@ class Stow(_Section):
     host: str = "127.0.0.1"
     port: Port = 8081
     peers: tuple[StowPeer, ...] = ()
-    tls: Tls | None = None
+    tls: ServedTls | None = None
     allow_plain: bool = False
     limits: StowLimits = StowLimits()
 
     @model_validator(mode="after")
     def _closed_to_strangers(self) -> Stow:
-        if self.tls is not None and self.tls.certificate is None:
-            raise ValueError("tls needs a certificate and its key to be served")
         names = [peer.name for peer in self.peers]
         if len(set(names)) < len(names):
             raise ValueError("two peers have the same name; images are tracked by it")
@@ -257,9 +270,14 @@ class Work(_Section):
 
 
 class Destination(_Section):
-    """Where results go. A failed try waits ``first_wait_seconds``, then three times as long each time."""
+    """Where results go. A failed try waits ``first_wait_seconds``, then three times as long each time.
+
+    ``label_map`` is its own word on the form of segmentations, "auto" for label maps where it accepts them; without
+    one, that of the results' section counts.
+    """
 
     name: Name
+    label_map: Literal[True, False, "auto", None] = None
     tls: Tls | None = None
     tries: Annotated[int, Field(ge=1)] = 5
     first_wait_seconds: Annotated[float, Field(gt=0)] = 5.0
@@ -296,6 +314,13 @@ class WebDestination(Destination):
             raise ValueError("url must be https://HOST/PATH, with neither a user nor a query in it")
         return url.rstrip("/")
 
+    @field_validator("label_map")
+    @classmethod
+    def _is_known_beforehand(cls, label_map: LabelMap | None) -> LabelMap | None:
+        if label_map == "auto":
+            raise ValueError("a DICOMweb server can't be asked what it accepts; say true or false")
+        return label_map
+
     @model_validator(mode="after")
     def _safe(self) -> WebDestination:
         address = urlsplit(self.url)
@@ -323,7 +348,7 @@ class Retention(_Section):
 
 
 class Page(_Section):
-    """The page and its probes. Off loopback a token is needed.
+    """The page and its probes. Off loopback a token is needed, and ``tls`` keeps it from being read on the way.
 
     ``names`` are the host names by which browsers may reach it, beside localhost and IP addresses.
     """
@@ -332,6 +357,7 @@ class Page(_Section):
     port: Port = 8080
     token_file: Path | None = None
     names: tuple[HostName, ...] = ()
+    tls: ServedTls | None = None
     show_patient: bool = False
 
     @model_validator(mode="after")
@@ -339,6 +365,11 @@ class Page(_Section):
         if self.host not in _LOOPBACK and self.token_file is None:
             raise ValueError("a page that is not on 127.0.0.1 needs token_file, a file that holds the token")
         return self
+
+    @property
+    def in_clear(self) -> bool:
+        """Whether its token, and all that it shows, cross a network unencrypted."""
+        return self.host not in _LOOPBACK and self.tls is None
 
 
 class Config(_Section):
@@ -363,6 +394,15 @@ class Config(_Section):
         if len(set(names)) < len(names):
             raise ValueError("two destinations have the same name; results are tracked by it")
         return self
+
+    def label_map(self, destination: Destination) -> LabelMap:
+        """Whether a destination gets label maps."""
+        return self.results.label_map if destination.label_map is None else destination.label_map
+
+    def forms(self) -> tuple[Form, ...]:
+        """The forms of segmentation that some destination may get; the results' own, where there is none."""
+        settings = [self.label_map(one) for one in self.destinations] or [self.results.label_map]
+        return tuple(form for form in FORMS if any(form in wished(setting) for setting in settings))
 
 
 def load(path: Path) -> Config:

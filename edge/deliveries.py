@@ -6,12 +6,13 @@ import random
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orthokernels.edge import audit
 from orthokernels.edge.bell import Bell
 from orthokernels.edge.config import Destination, DimseDestination
+from orthokernels.edge.forms import Form
 from orthokernels.edge.store import Job, Store
 
 NO_DESTINATION = "no destination is configured; the results stay here"
@@ -25,24 +26,32 @@ class NotDeliveredError(Exception):
 
 @dataclass(frozen=True)
 class Made:
-    """An object that a job's work has made. ``file`` is below the data folder."""
+    """An object that a job's work has made. ``file`` is below the data folder.
+
+    ``form`` is that of the segmentations that it is or names; None for what goes to every destination.
+    """
 
     sop_class: str
     sop_uid: str
     digest: str
     file: str
+    form: Form | None = None
     id: int = 0
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One job's objects for one destination, and those that it has not accepted yet."""
+    """One job's objects for one destination, and those that it has not accepted yet.
+
+    ``undecided`` are the forms of segmentation that it may still get, and ``open`` then the objects of each of them.
+    """
 
     id: int
     job: int
     destination: str
     tries: int
     open: tuple[Made, ...]
+    undecided: tuple[Form, ...] = ()
 
 
 class Deliveries:
@@ -74,6 +83,10 @@ class Deliveries:
                 [(job.id, one.sop_class, one.sop_uid, one.digest, one.file) for one in made],
             )
             connection.executemany(
+                "INSERT INTO object_forms SELECT id, ? FROM objects WHERE job = ? AND sop_uid = ?",
+                [(one.form, job.id, one.sop_uid) for one in made if one.form is not None],
+            )
+            connection.executemany(
                 "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) VALUES (?,?,'waiting',?,?)",
                 # without an object there is nothing to deliver, and it would count as a success
                 [(job.id, name, now, now) for name in self._receivers(connection, job) if made],
@@ -101,28 +114,59 @@ class Deliveries:
                 "ORDER BY jobs.priority, next_try_at LIMIT 1",
                 (destination, time.time()),
             ).fetchone()
-            return Delivery(**dict(row), open=self._open(row["id"], row["job"])) if row else None
+            if row is None:
+                return None
+            taken = self._taken(row["id"])
+            open_ = tuple(one for one in self.objects(row["job"], row["id"]) if one.id not in taken)
+            forms = {one.form: None for one in open_ if one.form is not None}
+        return Delivery(**dict(row), open=open_, undecided=() if self._form(row["id"]) else tuple(forms))
 
-    def _open(self, delivery: int, job: int) -> tuple[Made, ...]:
+    def _taken(self, delivery: int) -> set[int]:
+        with self.database.read() as connection:
+            rows = connection.execute("SELECT object FROM accepted WHERE delivery = ?", (delivery,)).fetchall()
+        return {row["object"] for row in rows}
+
+    def _form(self, delivery: int) -> Form | None:
+        with self.database.read() as connection:
+            row = connection.execute("SELECT form FROM delivery_forms WHERE delivery = ?", (delivery,)).fetchone()
+        return row["form"] if row else None
+
+    def objects(self, job_id: int, delivery: int | None = None) -> tuple[Made, ...]:
+        """Everything that was made of a job; with ``delivery``, what of it that destination gets, or may get yet."""
+        form = self._form(delivery) if delivery is not None else None
         with self.database.read() as connection:
             rows = connection.execute(
-                "SELECT sop_class, sop_uid, digest, file, id FROM objects WHERE job = ? AND id NOT IN "
-                "(SELECT object FROM accepted WHERE delivery = ?) ORDER BY id",
-                (job, delivery),
+                "SELECT sop_class, sop_uid, digest, file, form, id FROM objects LEFT JOIN object_forms ON object = id "
+                "WHERE job = ? ORDER BY id",
+                (job_id,),
             ).fetchall()
-        return tuple(Made(**dict(row)) for row in rows)
+        return tuple(Made(**dict(row)) for row in rows if None in (form, row["form"]) or row["form"] == form)
 
-    def objects(self, job_id: int) -> tuple[Made, ...]:
-        """Everything that was made of a job."""
-        return self._open(0, job_id)
+    def form_before(self, delivery: Delivery) -> Form | None:
+        """The form of segmentation that this destination got of the latest earlier version of the study, if any."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT form FROM delivery_forms JOIN deliveries ON deliveries.id = delivery "
+                "JOIN jobs ON jobs.id = job JOIN jobs AS own ON own.id = ? "
+                "WHERE destination = ? AND jobs.study_uid = own.study_uid AND jobs.version < own.version "
+                "ORDER BY jobs.version DESC LIMIT 1",
+                (delivery.job, delivery.destination),
+            ).fetchone()
+        return row["form"] if row else None
+
+    def keep_to(self, delivery: Delivery, form: Form) -> Delivery:
+        """The destination gets this form. It is on record before the first object leaves, so that none gets both."""
+        with self.database.write() as connection:
+            connection.execute("INSERT INTO delivery_forms VALUES (?, ?)", (delivery.id, form))
+        return replace(delivery, open=tuple(one for one in delivery.open if one.form in (None, form)), undecided=())
 
     def of(self, job_id: int) -> list[dict[str, Any]]:
         """How far each destination is with a job, by name: ``destination``, ``state``, ``tries``, ``next_try_at``,
-        ``reason``, ``changed_at``."""
+        ``reason``, ``changed_at``, and ``form`` of segmentation where it is decided."""
         with self.database.read() as connection:
             rows = connection.execute(
-                "SELECT destination, state, tries, next_try_at, reason, changed_at FROM deliveries WHERE job = ? "
-                "ORDER BY destination",
+                "SELECT destination, state, tries, next_try_at, reason, changed_at, form FROM deliveries "
+                "LEFT JOIN delivery_forms ON delivery = id WHERE job = ? ORDER BY destination",
                 (job_id,),
             ).fetchall()
         return [dict(row) for row in rows]
@@ -181,7 +225,7 @@ class Deliveries:
             ).fetchone()
             if row is None or row["destination"] not in self.destinations:
                 return False
-            lost = [made.sop_uid for made in self.objects(row["job"]) if made.sop_uid not in kept]
+            lost = [made.sop_uid for made in self.objects(row["job"], row["id"]) if made.sop_uid not in kept]
             if lost:
                 connection.executemany(
                     "DELETE FROM accepted WHERE delivery = ? AND object IN "
@@ -223,10 +267,16 @@ class Deliveries:
     def retry(self, job: Job, actor: str) -> Job:
         """Take up a rejected or dead job, or one with a dead delivery, again. Others are left as they are.
 
-        A delivery to a destination that is no longer configured stays dead: nobody would send it.
+        A delivery to a destination that is no longer configured stays dead: nobody would send it. One of which no
+        segmentation and no report was taken may choose their form anew, as its setting may have been changed.
         """
         marks = ",".join("?" * len(self.destinations))
         with self.database.write() as connection:
+            connection.execute(
+                "DELETE FROM delivery_forms WHERE delivery IN (SELECT id FROM deliveries WHERE job = ? AND "
+                "state = 'dead') AND delivery NOT IN (SELECT delivery FROM accepted JOIN object_forms USING (object))",
+                (job.id,),
+            )
             dead = connection.execute(
                 "UPDATE deliveries SET state = 'waiting', tries = 0, next_try_at = ?, changed_at = ? "
                 f"WHERE job = ? AND state = 'dead' AND destination IN ({marks})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,6 +43,7 @@ class PipelineEvaluator:
             raise InputError("work.bundle: names no bundle, so there is no model. Make one: orthokernels export")
         self._bundle = verify(config.work.bundle, key=config.work.bundle_key)
         self._results = config.results
+        self._forms = config.forms()
         # Pictures are drawn and compressed by a process of their own: that takes a third of what follows the model.
         self._beside = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
         self._beside.submit(int)  # so that it starts before the first study
@@ -73,9 +75,8 @@ class PipelineEvaluator:
             request.out,
             model_digest=self._bundle.digest,
             configuration_digest=self._results.digest(),
-            labelmap=self._results.label_map,
+            forms=self._forms,
             remarks=doubts(checks),
-            indeterminate_within=self._results.indeterminate_within,
             received=datetime.fromtimestamp(request.received),
             supersedes=request.supersedes,
             draw=lambda pictures: self._beside.submit(draw_and_keep, pictures),
@@ -95,6 +96,11 @@ class PipelineEvaluator:
         }
 
     def _run(self, request: Request, tell: Callable[[str, int, int], None]) -> tuple[StudyRun, list[Check]]:
+        """What it came to, as every output tells it, and the checks."""
+        made, checks = self._infer(request, tell)
+        return replace(made, result=made.result.with_indeterminate(self._results.indeterminate_within)), checks
+
+    def _infer(self, request: Request, tell: Callable[[str, int, int], None]) -> tuple[StudyRun, list[Check]]:
         study = read_study(request.sources, self._results.planes)
         before = check_study(study, self._results.joint)
         stop_at(before)

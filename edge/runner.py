@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from orthokernels.edge.config import Config
+from orthokernels.edge.forms import NEEDED, form_of
 from orthokernels.edge.store import Verdict
 
 from orthokernels.errors import InputError
@@ -155,10 +156,10 @@ def without_paths(message: str, sources: Sequence[Path]) -> str:
     return message[:500]
 
 
-def _made(path: Path) -> dict[str, str]:
+def _made(path: Path) -> dict[str, str | None]:
     import pydicom
 
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*NEEDED, "SOPInstanceUID"])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -166,6 +167,7 @@ def _made(path: Path) -> dict[str, str]:
         "sop_class": str(header.SOPClassUID),
         "sop_uid": str(header.SOPInstanceUID),
         "digest": digest,
+        "form": form_of(header),
     }
 
 

@@ -85,6 +85,16 @@ CREATE TABLE IF NOT EXISTS accepted (
   PRIMARY KEY (delivery, object)
 ) STRICT, WITHOUT ROWID;
 
+-- Objects that exist once for each form of segmentation, and what each destination gets, from its first try on.
+CREATE TABLE IF NOT EXISTS object_forms (
+  object INTEGER PRIMARY KEY REFERENCES objects,
+  form TEXT NOT NULL             -- binary or label map
+) STRICT;
+CREATE TABLE IF NOT EXISTS delivery_forms (
+  delivery INTEGER PRIMARY KEY REFERENCES deliveries,
+  form TEXT NOT NULL
+) STRICT;
+
 -- Append-only; each row's digest covers the one before it.
 CREATE TABLE IF NOT EXISTS audit (
   number INTEGER PRIMARY KEY,

@@ -56,8 +56,7 @@ class Service:
         studies = OpenStudies(self.store)
         self._receiver = Receiver(config, self._intake, studies, self.deliveries.commitment_answered)
         self._stow = StowServer(config, config.stow, self._intake, studies) if config.stow else None
-        title, data = config.appliance.ae_title, config.appliance.data
-        self._senders = [Sender(title, destination, data, self.deliveries) for destination in config.destinations]
+        self._senders = [Sender(config, destination, self.deliveries) for destination in config.destinations]
         self.inline = InlineModel(config) if config.mrd else None
         self._mrd = _mrd_server(config, self.inline, self.store.database) if self.inline else None
         self.workers = [
@@ -184,13 +183,18 @@ def _lock(config: Config) -> int:
     """One appliance per data folder.
 
     Raises:
-        InputError: another one runs on it.
+        InputError: another one runs on it, or it can't be made or written.
     """
-    make_folder(config.appliance.data)
-    descriptor = os.open(config.appliance.data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    data = config.appliance.data
+    try:
+        make_folder(data)
+        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        told = f"appliance.data: {data}: can't be made or written ({error.strerror})"
+        raise InputError(f"{told}. Make it for the user who runs this, or name another folder.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise InputError(f"{config.appliance.data}: another appliance runs on this folder. Stop it first.") from None
+        raise InputError(f"{data}: another appliance runs on this folder. Stop it first.") from None
     return descriptor

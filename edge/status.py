@@ -21,15 +21,22 @@ def summary(config: Config, database: Database) -> dict[str, Any]:
         counted = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         oldest = connection.execute(f"SELECT min(created_at) FROM jobs WHERE state IN ({marks})", WAITING).fetchone()[0]
         owed = connection.execute("SELECT destination, state, count(*) FROM deliveries GROUP BY 1, 2").fetchall()
+        forms = connection.execute(
+            "SELECT destination, form, count(*) FROM delivery_forms JOIN deliveries ON id = delivery GROUP BY 1, 2"
+        ).fetchall()
         aside = connection.execute("SELECT count(*) FROM asides").fetchone()[0]
     usage = shutil.disk_usage(config.appliance.data)
     destinations: dict[str, dict[str, int]] = {destination.name: {} for destination in config.destinations}
     for name, state, count in owed:
         destinations.setdefault(name, {})[state] = count
+    segmentations: dict[str, dict[str, int]] = {}
+    for name, form, count in forms:
+        segmentations.setdefault(name, {})[form] = count
     return {
         "jobs": {state: counted.get(state, 0) for state in STATES},
         "oldest_waiting_seconds": round(time.time() - oldest) if oldest else 0,
         "destinations": destinations,
+        "segmentations": segmentations,
         "set_aside": aside,
         "disk_free_bytes": usage.free,
         "disk_used": round(1 - usage.free / usage.total, 3),

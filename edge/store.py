@@ -424,7 +424,8 @@ class Store:
         with self.database.read() as connection:
             rows = connection.execute(
                 "SELECT file FROM objects JOIN jobs ON jobs.id = job WHERE study_uid = ? AND version < ? "
-                f"AND file IS NOT NULL AND sop_class IN ({','.join('?' * len(wanted))}) ORDER BY version DESC",
+                f"AND file IS NOT NULL AND sop_class IN ({','.join('?' * len(wanted))}) "
+                "ORDER BY version DESC, objects.id",
                 (job.study_uid, job.version, *wanted),
             ).fetchall()
         return [row["file"] for row in rows]

@@ -29,6 +29,17 @@ def client_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
+def own_context(tls: Tls) -> ssl.SSLContext:
+    """For who connects to this very appliance: its own certificate on both sides, and that alone is trusted.
+
+    Whoever signed it need not be known here, and it names the appliance as others know it, not as it is reached here.
+    """
+    context = client_context(tls.model_copy(update={"authority": tls.certificate}))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context
+
+
 def _load(context: ssl.SSLContext, tls: Tls) -> None:
     try:
         if tls.certificate is not None:

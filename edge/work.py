@@ -177,7 +177,7 @@ class Worker(Guarded):
         make_folder(staged)
         return staged
 
-    def _keep(self, job: Job, staged: Path, made: list[dict[str, str]]) -> list[Made]:
+    def _keep(self, job: Job, staged: Path, made: list[dict[str, Any]]) -> list[Made]:
         """Put what was made in its place, durably. An earlier try of the same job has made the same, or was cut."""
         place = staged.with_name(job.name)
         for one in made:
@@ -188,4 +188,7 @@ class Worker(Guarded):
         staged.rename(place)
         sync_folder(place.parent)
         relative = place.relative_to(self._config.appliance.data)
-        return [Made(one["sop_class"], one["sop_uid"], one["digest"], str(relative / one["file"])) for one in made]
+        return [
+            Made(one["sop_class"], one["sop_uid"], one["digest"], str(relative / one["file"]), one["form"])
+            for one in made
+        ]

@@ -21,7 +21,7 @@ from orthokernels.result import Finding, Plane, StudyResult
 
 __all__ = ["findings_json", "html", "montage"]
 
-_STATUS_ORDER = {"present": 0, "absent": 1, "not evaluated": 2}
+_STATUS_ORDER = {"present": 0, "indeterminate": 1, "absent": 2, "not evaluated": 3}
 _LONGEST_OPEN_LIST = 6  # files or volumes left out for one reason; a longer list is folded
 
 

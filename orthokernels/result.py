@@ -21,13 +21,14 @@ class _Record(BaseModel):
 class Finding(_Record):
     """One label's score.
 
+    ``status`` is "indeterminate" only where someone asked for it; see ``StudyResult.with_indeterminate``.
     ``plane_weights`` sum to 1 over the planes used, and are empty where a fusion has none. ``images_share`` is theirs
     beside the patient data's, where those were fused.
     """
 
     label: str
     name: str
-    status: Literal["present", "absent", "not evaluated"]
+    status: Literal["present", "absent", "indeterminate", "not evaluated"]
     probability: float | None = None
     threshold: float | None = None
     reason: str | None = None
@@ -117,6 +118,17 @@ class StudyResult(_Record):
     versions: dict[str, str] = {}
     seconds: dict[str, float] = {}
     peak_memory_mb: float | None = None
+
+    def with_indeterminate(self, within: float) -> StudyResult:
+        """The same, but that findings whose probability lies nearer to their threshold than this are indeterminate."""
+        return self.model_copy(update={"findings": tuple(_unless_near(own, within) for own in self.findings)})
+
+
+def _unless_near(finding: Finding, within: float) -> Finding:
+    if finding.probability is None or finding.threshold is None:
+        return finding
+    near = abs(finding.probability - finding.threshold) < within
+    return finding.model_copy(update={"status": "indeterminate"}) if near else finding
 
 
 @dataclass(frozen=True)

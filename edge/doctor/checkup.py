@@ -23,6 +23,7 @@ from orthokernels.edge.doctor.site import (
     look_at_watched_folder,
 )
 from orthokernels.edge.service import quiet_libraries
+from orthokernels.edge.tls import own_context
 
 from orthokernels.bundle.golden import golden_study
 from orthokernels.bundle.verify import verify
@@ -72,7 +73,9 @@ def ask_page(config: Config, what: str) -> tuple[int, str]:
     """Status and text of one of the page's probes; 0 where nobody answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(config.page.host, config.page.host)
     try:
-        with urllib.request.urlopen(f"http://{host}:{config.page.port}/{what}", timeout=_PROBE_SECONDS) as answer:
+        context = own_context(config.page.tls) if config.page.tls else None
+        url = f"{'https' if context else 'http'}://{host}:{config.page.port}/{what}"
+        with urllib.request.urlopen(url, timeout=_PROBE_SECONDS, context=context) as answer:
             return answer.status, answer.read(65536).decode().strip()
     except urllib.error.HTTPError as error:
         return error.code, error.read(65536).decode().strip()

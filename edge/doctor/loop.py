@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import ssl
 import tempfile
 import threading
 import time
@@ -22,27 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from orthokernels.edge.config import Config, Peer, Tls
+from orthokernels.edge.config import Config, Peer
 from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.doctor.look import Look
 from orthokernels.edge.doctor.study import PATIENT_ID, new_study
+from orthokernels.edge.forms import FORMS
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID
+from orthokernels.edge.send.scu import WRITTEN
 from orthokernels.edge.store import Job, Store
-from orthokernels.edge.tls import client_context
+from orthokernels.edge.tls import own_context
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    UID,
-    Comprehensive3DSRStorage,
-    ExplicitVRLittleEndian,
-    MRImageStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
 
 _TITLE, _RECEIVER = "DOCTOR", "DOCTOR-ARCHIVE"
-_LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # newer than pydicom's dictionary
-_WRITTEN = (SegmentationStorage, _LABEL_MAP_STORAGE, Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
 _ENDS = ("sent", "committed", "rejected", "dead")
 _POLL_SECONDS = 0.2
 
@@ -113,9 +105,14 @@ def _own_config(config: Config, folder: Path, archive: int) -> Config:
             "settle": {"quiet_seconds": 5.0},
             "results": config.results.model_dump(),
             "work": {**config.work.model_dump(), "workers": 1},
-            "destinations": [{"name": "doctor", "ae_title": _RECEIVER, "host": "127.0.0.1", "port": archive}],
+            "destinations": [
+                {
+                    "name": "doctor", "ae_title": _RECEIVER, "host": "127.0.0.1", "port": archive,
+                    "label_map": "auto" if config.forms() == FORMS else "label map" in config.forms(),
+                }
+            ],
         }
-    )
+    )  # fmt: skip
 
 
 def _free_port() -> int:
@@ -134,7 +131,7 @@ def _receiver() -> Iterator[tuple[int, list[Dataset]]]:
         return 0x0000
 
     entity = AE(ae_title=_RECEIVER)
-    for sop_class in _WRITTEN:
+    for sop_class in WRITTEN:
         entity.add_supported_context(sop_class)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)])
     assert server is not None
@@ -169,7 +166,7 @@ def _send(config: Config, title: str, study: Sequence[Dataset]) -> str | None:
     entity = AE(ae_title=title)
     entity.implementation_class_uid = IMPLEMENTATION_UID
     entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
-    tls = (_tls(config.receive.tls), "") if config.receive.tls else None
+    tls = (own_context(config.receive.tls), "") if config.receive.tls else None
     place = (_address(config), config.receive.port)
     association = entity.associate(*place, ae_title=config.appliance.ae_title, tls_args=tls)
     if not association.is_established:
@@ -185,13 +182,6 @@ def _send(config: Config, title: str, study: Sequence[Dataset]) -> str | None:
         if association.is_established:
             association.release()
     return None
-
-
-def _tls(tls: Tls) -> ssl.SSLContext:
-    """The appliance's own certificate for both sides; its name is not that of the address it is reached by here."""
-    context = client_context(tls.model_copy(update={"authority": tls.authority or tls.certificate}))
-    context.check_hostname = False
-    return context
 
 
 def _address(config: Config) -> str:
@@ -226,6 +216,9 @@ def _results(course: _Course, job: Job) -> Look:
     if course.received is None:
         return Look("results", "ok", f"{told}; kept here, delivered to nobody")
     arrived = {str(dataset.SOPInstanceUID) for dataset in course.received}
-    if arrived != {one.sop_uid for one in made}:
-        return Look("results", "failed", f"{len(arrived)} of {len(made)} objects were delivered", "See the log.")
+    forms = {own["form"] for own in course.deliveries.of(job.id)}
+    owed = {one.sop_uid for one in made if one.form is None or one.form in forms}
+    if arrived != owed:
+        told = f"{len(arrived & owed)} of {len(owed)} objects were delivered"
+        return Look("results", "failed", told, "The appliance's log says why.")
     return Look("results", "ok", f"{told}; delivered to the doctor's own receiver")

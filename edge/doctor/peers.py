@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 
 from orthokernels.edge.config import AnyDestination, Config, Tls, WebDestination
 from orthokernels.edge.doctor.look import Look
-from orthokernels.edge.send.scu import NotDeliveredError, echo
+from orthokernels.edge.forms import STORAGE, LabelMap, wished
+from orthokernels.edge.send.scu import WRITTEN, NotDeliveredError, echo
 from orthokernels.edge.tls import client_context
+from pydicom.uid import UID
 
 from orthokernels.errors import InputError
 
@@ -25,10 +27,10 @@ def look_at_destinations(config: Config) -> Iterator[Look]:
     if not config.destinations:
         yield Look("destinations", "note", "none is configured, so results stay here", "Add [[destinations]].")
     for destination in config.destinations:
-        yield _destination(config.appliance.ae_title, destination)
+        yield _destination(config.appliance.ae_title, destination, config.label_map(destination))
 
 
-def _destination(title: str, destination: AnyDestination) -> Look:
+def _destination(title: str, destination: AnyDestination, label_map: LabelMap) -> Look:
     what = f"destination {destination.name}"
     host, port = _address(destination)
     place = f"{host}:{port}"
@@ -53,11 +55,19 @@ def _destination(title: str, destination: AnyDestination) -> Look:
     if isinstance(destination, WebDestination):
         return Look(what, "ok", f"{place} listens{over_tls}; what it takes shows when results are sent")
     try:
-        echo(title, destination)
+        accepted = echo(title, destination, WRITTEN)
     except NotDeliveredError as error:
         remedy = f"Make {title} known to {destination.ae_title}; check both AE titles."
         return Look(what, "failed", f"{place} listens, and C-ECHO failed: {error}", remedy)
-    return Look(what, "ok", f"{place}, {destination.ae_title} answers C-ECHO{over_tls}")
+    segmentation = {STORAGE[form] for form in wished(label_map)}
+    refused = [{own} for own in WRITTEN if own not in STORAGE.values()] + [segmentation]
+    if names := [UID(min(classes)).name for classes in refused if not classes & accepted]:
+        told = f"{place} answers C-ECHO, and does not accept: {', '.join(names)}"
+        return Look(what, "failed", told, f"Let {destination.ae_title} store these; until then nothing is whole there.")
+    told = f"{place}, {destination.ae_title} answers C-ECHO{over_tls}"
+    if label_map == "auto":
+        told += "; it takes label maps" if STORAGE["label map"] in accepted else "; it takes binary segmentations alone"
+    return Look(what, "ok", told)
 
 
 def _address(destination: AnyDestination) -> tuple[str, int]:

@@ -73,6 +73,8 @@ def _all_tls(config: Config) -> Iterator[tuple[str, Tls]]:
         yield "receive", config.receive.tls
     if config.stow is not None and config.stow.tls is not None:
         yield "stow", config.stow.tls
+    if config.page.tls is not None:
+        yield "page", config.page.tls
     for destination in config.destinations:
         if destination.tls is not None:
             yield destination.name, destination.tls

@@ -17,6 +17,7 @@ from highdicom.sr import (
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
+from orthokernels.edge.forms import Form
 from orthokernels.edge.objects import codes as our_codes
 from orthokernels.edge.objects.report_document import Completion, report_document
 from orthokernels.edge.objects.segmentation import tracking_id
@@ -37,8 +38,8 @@ def findings_report(
     images: Sequence[Dataset],
     *,
     remarks: Sequence[str],
-    indeterminate_within: float,
     supersedes: Sequence[Dataset],
+    form: Form | None,
 ) -> Comprehensive3DSR:
     """Findings with their probabilities, and the volume of each structure with the segment it was measured on.
 
@@ -48,10 +49,10 @@ def findings_report(
         segmentations: SEG by plane.
         images: headers of the images that were used.
         remarks: sentences for the reader.
-        indeterminate_within: a finding whose probability lies nearer to its threshold is neither present nor absent.
         supersedes: the reports of earlier states of this study, newest first.
+        form: of the segmentations; None where there is none.
     """
-    groups: list[Group] = [_finding_group(setting, finding, indeterminate_within) for finding in result.findings]
+    groups: list[Group] = [_finding_group(setting, finding) for finding in result.findings]
     for plane in result.planes:
         groups += _volume_groups(setting, plane, segmentations.get(plane.plane))
     return report_document(
@@ -63,10 +64,11 @@ def findings_report(
         comments=remarks,
         completion=_completion(result),
         supersedes=supersedes,
+        form=form,
     )
 
 
-def _finding_group(setting: Setting, finding: Finding, indeterminate_within: float) -> Group:
+def _finding_group(setting: Setting, finding: Finding) -> Group:
     """One label: is it there, and with which probability. The code of a finding is the question's name."""
     name = our_codes.finding(setting.joint, finding.label, finding.name)
     measurements = []
@@ -78,17 +80,18 @@ def _finding_group(setting: Setting, finding: Finding, indeterminate_within: flo
         finding_sites=[_site(setting, our_codes.finding_site(setting.joint, finding.label))],
         algorithm_id=setting.report_algorithm(),
         measurements=measurements,
-        qualitative_evaluations=[QualitativeEvaluation(name, answer(finding, indeterminate_within))],
+        qualitative_evaluations=[QualitativeEvaluation(name, answer(finding))],
     )
 
 
-def answer(finding: Finding, indeterminate_within: float) -> CodedConcept:
-    """Present, absent, indeterminate where the probability lies near the threshold, unknown where none was made."""
-    if finding.probability is None or finding.threshold is None:
-        return our_codes.UNKNOWN
-    if abs(finding.probability - finding.threshold) < indeterminate_within:
-        return our_codes.INDETERMINATE
-    return our_codes.PRESENT if finding.status == "present" else our_codes.ABSENT
+def answer(finding: Finding) -> CodedConcept:
+    """A finding's status as DICOM codes it."""
+    return {
+        "present": our_codes.PRESENT,
+        "absent": our_codes.ABSENT,
+        "indeterminate": our_codes.INDETERMINATE,
+        "not evaluated": our_codes.UNKNOWN,
+    }[finding.status]
 
 
 def _site(setting: Setting, where: CodedConcept) -> FindingSite:

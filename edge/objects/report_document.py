@@ -17,6 +17,7 @@ from highdicom.sr import (
     RelationshipTypeValues,
     TextContentItem,
 )
+from orthokernels.edge.forms import FORMS, Form, form_of
 from orthokernels.edge.objects.setting import MANUFACTURER, NOTICE, Setting
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -39,6 +40,7 @@ def report_document(
     comments: Sequence[str],
     completion: Completion,
     supersedes: Sequence[Dataset],
+    form: Form | None = None,
 ) -> Comprehensive3DSR:
     """A Comprehensive 3D SR by TID 1500.
 
@@ -51,6 +53,7 @@ def report_document(
         comments: sentences after the notice that this is no diagnosis.
         completion: whether the report is complete.
         supersedes: the reports of earlier states of this study, newest first.
+        form: of the segmentations that it names.
     """
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(setting)),
@@ -72,13 +75,19 @@ def report_document(
         is_complete=completion.complete,
         is_final=False,
         is_verified=False,
-        previous_versions=supersedes[:1] or None,
-        **setting.object(kind, "report", description=description),
+        previous_versions=_replaced(supersedes) or None,
+        **setting.object(kind, "report", description=description, form=form),
     )
     _repeat_predecessor(made, supersedes)
     made.CompletionFlagDescription = completion.because[:64]
     setting.settle_moment(made)
     return made
+
+
+def _replaced(supersedes: Sequence[Dataset]) -> list[Dataset]:
+    """The newest; where there is one for each form of segmentation, both: an archive has one of them."""
+    both = {form_of(one) for one in supersedes[:2]} == set(FORMS)
+    return list(supersedes[: 2 if both else 1])
 
 
 def _repeat_predecessor(made: Dataset, supersedes: Sequence[Dataset]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
+from orthokernels.edge.forms import Form
 from orthokernels.edge.objects import codes as our_codes
 from orthokernels.edge.objects.setting import NOTICE, Setting
 from pydicom.dataset import Dataset
@@ -21,6 +22,10 @@ from orthokernels.errors import InputError
 from orthokernels.montage_layout import colour
 from orthokernels.result import PlaneResult, StructureVolume
 
+_TYPES: dict[Form, SegmentationTypeValues] = {
+    "binary": SegmentationTypeValues.BINARY,
+    "label map": SegmentationTypeValues.LABELMAP,
+}
 _LPS_OF_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -30,7 +35,7 @@ def segmentation(
     labels: np.ndarray,
     frames: Sequence[Frame],
     *,
-    labelmap: bool,
+    form: Form,
 ) -> Segmentation:
     """The label map of one plane as a SEG, one segment per structure, its number the structure's label value.
 
@@ -39,20 +44,21 @@ def segmentation(
         plane: what was made of the plane; its structures become the segments.
         labels: uint8 label map with axes (i, j, k) on the scanner's grid: i the column, j the row counted from below.
         frames: the source image of each slice k, on whose grid the label map lies; see ``check_grid``.
-        labelmap: write a Label Map Segmentation (Supplement 243) instead of a binary one.
+        form: a binary segmentation, or a Label Map Segmentation (Supplement 243).
     """
     images = [_single_frame(setting, frame, frames) for frame in frames]
     made = Segmentation(
         source_images=images,
         pixel_array=np.ascontiguousarray(labels[:, ::-1].transpose(2, 1, 0)),
-        segmentation_type=SegmentationTypeValues.LABELMAP if labelmap else SegmentationTypeValues.BINARY,
+        segmentation_type=_TYPES[form],
         segment_descriptions=[_segment(setting, plane.plane, structure) for structure in plane.structures],
         content_label="STRUCTURES",
         content_description=f"Structures, {plane.plane} - {NOTICE}",
         **setting.object(
-            f"segmentation {plane.plane} {'label map' if labelmap else 'binary'}",
+            f"segmentation {plane.plane} {form}",
             plane.plane,
             description=f"{plane.plane.capitalize()} structures",
+            form=form,
         ),
     )
     if _is_multi_frame(setting, frames[0]):

@@ -12,6 +12,7 @@ from typing import Any
 
 from highdicom import UID, AlgorithmIdentificationSequence
 from highdicom.sr import AlgorithmIdentification
+from orthokernels.edge.forms import Form
 from orthokernels.edge.objects.codes import private_scheme
 from orthokernels.edge.objects.sources import moment, read_sources
 from pydicom.dataset import Dataset
@@ -67,13 +68,19 @@ class Setting:
         """What observed: this version of the package with this model, whatever the study."""
         return _uid("device", MANUFACTURER, __version__, self.model_digest)
 
-    def object(self, kind: str, series: str, *, number: int = 1, description: str) -> dict[str, Any]:
-        """Arguments that all of highdicom's objects take. ``kind`` names the instance, ``series`` its series."""
+    def object(
+        self, kind: str, series: str, *, number: int = 1, description: str, form: Form | None = None
+    ) -> dict[str, Any]:
+        """Arguments that all of highdicom's objects take. ``kind`` names the instance, ``series`` its series.
+
+        What goes with label maps, by ``form``, stands in series of its own: two archives may come together.
+        """
+        apart = ("label map",) if form == "label map" else ()
         day, time = self.day_and_time
         return {
-            "series_instance_uid": self.uid("series", series),
+            "series_instance_uid": self.uid("series", series, *apart),
             "series_number": SERIES_NUMBERS[series],
-            "sop_instance_uid": self.uid("instance", kind),
+            "sop_instance_uid": self.uid("instance", kind, *apart),
             "instance_number": number,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": MANUFACTURER,

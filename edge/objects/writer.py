@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from highdicom import SOPClass
+from orthokernels.edge.forms import Form, form_of
 from orthokernels.edge.objects.abstention import abstention_report
 from orthokernels.edge.objects.findings_report import answer, findings_report, remarks_on
 from orthokernels.edge.objects.page import abstention_page
@@ -59,9 +60,8 @@ def write_objects(
     *,
     model_digest: str,
     configuration_digest: str,
-    labelmap: bool = False,
+    forms: Sequence[Form] = ("binary",),
     remarks: Sequence[str] = (),
-    indeterminate_within: float = 0.0,
     created: datetime.datetime | None = None,
     received: datetime.datetime | None = None,
     supersedes: Sequence[Path] = (),
@@ -78,10 +78,8 @@ def write_objects(
         model_digest: hexadecimal digest of the weights or the bundle.
         configuration_digest: hexadecimal digest of all that changes a result beside images, model and version of this
             package: preparation, seed, thresholds, and the options below.
-        labelmap: segmentations as Label Map Segmentation instead of binary, for a peer that accepts them.
+        forms: of the segmentations; a destination gets one of them, with the report that names it.
         remarks: sentences for the reader beside the result's own warnings, such as what a check found doubtful.
-        indeterminate_within: findings whose probability lies nearer to its threshold than this are reported as
-            indeterminate; 0 for none.
         created: the moment that the objects bear, the same for a repeat; the latest that the sources name where it is
             None.
         received: when the sources came, which counts where nothing else is known.
@@ -89,8 +87,8 @@ def write_objects(
         draw: gets the pictures once no source can be refused any more, and has them written while the rest is made.
 
     Returns:
-        Segmentations by plane, the structured report, pictures by plane, and the page, in this order. A plane on which
-        nothing was labelled has no segmentation.
+        Segmentations by plane and the structured report, for each form; pictures by plane; and the page, in this order.
+        A plane on which nothing was labelled has no segmentation; where none has, one report stands for all forms.
 
     Raises:
         InputError: the sources are no DICOM images of one study and one patient, or not those that the run was made
@@ -112,25 +110,31 @@ def write_objects(
         raise InputError(SEVERAL.format(named_by))
     frames: dict[str, list[Frame]] = {plane.plane: _frames(setting, run, plane.plane) for plane in result.planes}
     labelled = _labelled(run, frames)
-    answers = tuple(answer(finding, indeterminate_within).meaning for finding in result.findings)
+    answers = tuple(answer(finding).meaning for finding in result.findings)
     remarks = (*remarks_on(result), *remarks)
     pictures = draw(Pictures(setting, result, run.arrays, answers, remarks, out))
-    segmentations = {
-        plane.plane: segmentation(setting, plane, labelled[plane.plane], frames[plane.plane], labelmap=labelmap)
-        for plane in result.planes
-        if plane.plane in labelled
-    }
-    report = findings_report(
-        setting,
-        result,
-        segmentations,
-        [header for path, header in setting.sources.items() if path in used],
-        remarks=remarks,
-        indeterminate_within=indeterminate_within,
-        supersedes=_headers(supersedes),
-    )
-    made: dict[str, SOPClass] = {f"segmentation_{plane}.dcm": own for plane, own in segmentations.items()}
-    made[FINDINGS] = report
+    images = [header for path, header in setting.sources.items() if path in used]
+    earlier = _headers(supersedes)
+    made: dict[str, SOPClass] = {}
+    for form in forms if labelled else (None,):
+        segmentations = {
+            plane.plane: segmentation(setting, plane, labelled[plane.plane], frames[plane.plane], form=form)
+            for plane in result.planes
+            if form is not None and plane.plane in labelled
+        }
+        report = findings_report(
+            setting,
+            result,
+            segmentations,
+            images,
+            remarks=remarks,
+            # of the other form it would be one that this destination does not have
+            supersedes=[one for one in earlier if form is None or form_of(one) in (None, form)],
+            form=form,
+        )
+        suffix = "_label_map" * (form == "label map")
+        made |= {f"segmentation_{plane}{suffix}.dcm": own for plane, own in segmentations.items()}
+        made[FINDINGS.replace(".", f"{suffix}.")] = report
     return [*save(made, out), *pictures.result()]
 
 

@@ -6,7 +6,7 @@ And C-ECHO, which asks whether anyone is there at all.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,61 @@ from typing import Any
 import pydicom
 from orthokernels.edge.config import DimseDestination
 from orthokernels.edge.deliveries import Made, NotDeliveredError
+from orthokernels.edge.forms import STORAGE
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID
 from orthokernels.edge.receive.scp import Committed, report_status
 from orthokernels.edge.tls import client_context
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # the one instance of the push model (PS3.4 annex J.3.1)
 _REQUEST_COMMITMENT = 1
 
+# SOP classes of all objects that we write.
+WRITTEN = (*STORAGE.values(), Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
+_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
 # Statuses of a C-STORE that say "kept" (PS3.4 table B.2-1): success, and warnings about elements.
 _KEPT = (0x0000, 0xB000, 0xB006, 0xB007)
 
 
 def deliver(
-    title: str, destination: DimseDestination, data: Path, owed: Sequence[Made], accepted: Callable[[Made], None]
+    title: str,
+    destination: DimseDestination,
+    data: Path,
+    offered: Sequence[Made],
+    chosen: Callable[[Collection[str]], Sequence[Made]],
+    accepted: Callable[[Made], None],
 ) -> None:
-    """Send every object on a new association; ``accepted`` is called after each that the destination took.
+    """Send objects on a new association.
+
+    Args:
+        title: our AE title.
+        destination: where to.
+        data: the folder that the objects' files are below.
+        offered: the objects whose SOP classes are proposed.
+        chosen: those of them to send, given the SOP classes that the destination accepted.
+        accepted: called after each object that it took.
 
     Raises:
         NotDeliveredError: no association, or objects that were not taken. Those that were told stay delivered.
     """
-    if not owed:
+    if not offered:
         return
     entity = _entity(title, destination)
-    for sop_class, syntaxes in sorted({_context(data / one.file) for one in owed}):
+    for sop_class, syntaxes in sorted({_context(data / one.file) for one in offered}):
         entity.add_requested_context(sop_class, list(syntaxes))
     failures = []
     with _association(entity, destination) as association:
-        for one in owed:
+        for one in chosen({str(context.abstract_syntax) for context in association.accepted_contexts}):
             if not association.is_established:
                 failures.append("it ended the association before all was sent")
                 break
@@ -61,8 +85,7 @@ def _context(path: Path) -> tuple[str, tuple[str, ...]]:
     """What to offer for a file: its own syntax; where that is not compressed, a peer may choose between two."""
     meta = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta
     syntax = meta.TransferSyntaxUID
-    plain = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    return str(meta.MediaStorageSOPClassUID), (syntax,) if syntax.is_compressed else plain
+    return str(meta.MediaStorageSOPClassUID), (syntax,) if syntax.is_compressed else _PLAIN
 
 
 def _send(association: Any, path: Path) -> str | None:
@@ -104,18 +127,27 @@ def ask_commitment(
             raise NotDeliveredError("it did not take the commitment request")
 
 
-def echo(title: str, destination: DimseDestination) -> None:
+def echo(title: str, destination: DimseDestination, asked: Collection[str] = ()) -> set[str]:
     """Ask a destination whether it is there (C-ECHO).
+
+    Returns:
+        Those of the SOP classes ``asked`` that it accepts.
 
     Raises:
         NotDeliveredError: it is not, or does not talk to us.
     """
     entity = _entity(title, destination)
     entity.add_requested_context(Verification)
+    for sop_class in asked:
+        entity.add_requested_context(sop_class, list(_PLAIN))
     with _association(entity, destination) as association:
+        accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+        if Verification not in accepted:
+            raise NotDeliveredError("it does not accept it")
         status = association.send_c_echo().get("Status")
         if status != 0x0000:
             raise NotDeliveredError("it did not answer" if status is None else f"it answered 0x{status:04X}")
+    return accepted & set(asked)
 
 
 def _entity(title: str, destination: DimseDestination) -> AE:

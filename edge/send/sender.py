@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from pathlib import Path
+from collections.abc import Collection
 
 from orthokernels.edge import metrics
-from orthokernels.edge.config import DimseDestination, WebDestination
+from orthokernels.edge.config import Config, DimseDestination, WebDestination
 from orthokernels.edge.deliveries import Deliveries, Delivery, Made, NotDeliveredError
+from orthokernels.edge.forms import choose
 from orthokernels.edge.send.scu import ask_commitment, deliver
 from orthokernels.edge.send.stow import authorization, post
 from pydicom.uid import generate_uid
@@ -26,15 +27,14 @@ class Sender:
         InputError: the destination's secret can't be read.
     """
 
-    def __init__(
-        self, title: str, destination: DimseDestination | WebDestination, data: Path, deliveries: Deliveries
-    ) -> None:
+    def __init__(self, config: Config, destination: DimseDestination | WebDestination, deliveries: Deliveries) -> None:
         if isinstance(destination, WebDestination):
             authorization(destination)
         self.name = destination.name
-        self._title = title
+        self._title = config.appliance.ae_title
         self._destination = destination
-        self._data = data
+        self._label_map = config.label_map(destination)
+        self._data = config.appliance.data
         self._deliveries = deliveries
 
     def run(self, stop: threading.Event) -> None:
@@ -71,12 +71,21 @@ class Sender:
         def accepted(made: Made) -> None:
             self._deliveries.accepted(delivery, made)
 
+        if self._label_map != "auto":  # then only what it gets is proposed to it
+            delivery = self._decided(delivery)
         destination = self._destination
         if isinstance(destination, WebDestination):
             post(destination, self._data, delivery.open, accepted)
             self._deliveries.delivered(delivery)
             return
-        deliver(self._title, destination, self._data, delivery.open, accepted)
+        deliver(
+            self._title,
+            destination,
+            self._data,
+            delivery.open,
+            lambda classes: self._decided(delivery, classes).open,
+            accepted,
+        )
         if not destination.commitment:
             self._deliveries.delivered(delivery)
             return
@@ -86,7 +95,14 @@ class Sender:
         ask_commitment(
             self._title,
             destination,
-            self._deliveries.objects(delivery.job),
+            self._deliveries.objects(delivery.job, delivery.id),
             transaction,
             self._deliveries.commitment_answered,
         )
+
+    def _decided(self, delivery: Delivery, accepted: Collection[str] = ()) -> Delivery:
+        """The delivery with segmentations in one form: the one it had, or now chosen by what is ``accepted``."""
+        if not delivery.undecided:
+            return delivery
+        before = self._deliveries.form_before(delivery)
+        return self._deliveries.keep_to(delivery, choose(self._label_map, delivery.undecided, accepted, before))

@@ -136,8 +136,9 @@ class Forms:
         """What stands in a form that is shown to the browser with this cookie."""
         return hmac.new(self._secret, cookie.encode(), "sha256").hexdigest()
 
-    def remember(self, response: Response, cookie: str) -> None:
-        response.set_cookie(_COOKIE, cookie, path="/", httponly=True, samesite="strict")
+    def remember(self, request: Request, response: Response, cookie: str) -> None:
+        secure = request.url.scheme == "https"
+        response.set_cookie(_COOKIE, cookie, path="/", httponly=True, samesite="strict", secure=secure)
 
     async def read(self, request: Request) -> dict[str, str]:
         """A form's fields.

@@ -13,6 +13,7 @@ from pathlib import Path
 from orthokernels.edge.receive.http_connection import limited_protocol, serve_http
 from orthokernels.edge.receive.listening import listen
 from orthokernels.edge.service import Service
+from orthokernels.edge.tls import server_context
 from orthokernels.edge.web.access import Access, Forms, read_token
 from orthokernels.edge.web.corrections import CorrectionPages
 from orthokernels.edge.web.model_card import ModelPage
@@ -36,7 +37,7 @@ class Page:
     """Serves one appliance.
 
     Raises:
-        InputError: the token can't be read, or the port can't be had.
+        InputError: the token or the certificate can't be read, or the port can't be had.
     """
 
     def __init__(self, service: Service) -> None:
@@ -59,6 +60,7 @@ class Page:
         self._access = Middleware(
             Access, names=self._config.page.names, token=read_token(self._config.page.token_file), open_to_all=PROBES
         )
+        self._tls = server_context(self._config.page.tls) if self._config.page.tls else None
         self._socket = listen("page", self._config.page.host, self._config.page.port)
 
     def start(self) -> None:
@@ -68,7 +70,7 @@ class Page:
     def _serve(self, stop: threading.Event) -> None:
         application = Starlette(routes=self.routes, middleware=[self._access])
         protocol = limited_protocol(lambda host: True, _CONNECTIONS, _HEADER_SECONDS)
-        serve_http(application, self._socket, protocol, stop)
+        serve_http(application, self._socket, protocol, stop, self._tls)
 
     def not_ready(self) -> Iterator[str]:
         """Why studies should not be sent here now; nothing, where they may."""

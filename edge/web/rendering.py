@@ -41,7 +41,7 @@ class Renderer:
         """The same as an answer, which leaves the cookie that the forms need."""
         cookie = self._forms.cookie(request)
         response = HTMLResponse(self.text(template, request, cookie, **facts), status)
-        self._forms.remember(response, cookie)
+        self._forms.remember(request, response, cookie)
         return response
 
 

@@ -72,6 +72,7 @@ class StudyPages:
             "result": viewing.read_result(folder),
             "checks": sorted(checks, key=lambda check: _VERDICTS.index(check["verdict"])),
             "pictures": viewing.pictures(folder),
+            "rejected_days": config.retention.rejected_days,
             "deliveries": self._service.deliveries.of(job.id),
             "history": _history(self._service, job),
             "corrections": Corrections(store, joint).of(job),

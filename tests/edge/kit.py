@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from tests.data.series import noise, write_series
 
+SEGMENTING = Path(__file__).with_name("segmenting.py")
 THRESHOLD = Path(__file__).with_name("threshold.py")
 STRIPES = Path(__file__).with_name("stripes.py")
 ABSTAINING = Path(__file__).with_name("abstaining.py")
@@ -167,14 +168,15 @@ def ask(
 class Archive:
     """dcmtk's storescp, which can be stopped and started again at the same port."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, *options: str) -> None:
         self.folder, self.port = folder, port or free_port()
+        self._options = options
         folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [program("storescp"), "-aet", "PACS", "-od", str(self.folder), "-uf", str(self.port)],
+            [program("storescp"), "-aet", "PACS", "-od", str(self.folder), "-uf", *self._options, str(self.port)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TCP_NODELAY": "1"},
         )  # fmt: skip
         wait_for(lambda: listens(self.port))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from orthokernels.edge.commands import check_config
 from orthokernels.edge.config import TEMPLATE, Config, Mrd, Stow, load, write_template
 
 from orthokernels.errors import InputError
@@ -66,7 +67,8 @@ def test_written_configuration_lets_nobody_in_and_listens_on_loopback():
         ('[[receive.peers]]\nae_title = "MR1"', "receive.peers.0.hosts: field required"),
         ('[[receive.peers]]\nae_title = "MR1"\nhosts = ["mri.local"]', "receive.peers.0.hosts.0"),
         ('[page]\nhost = "0.0.0.0"', "page: a page that is not on 127.0.0.1 needs token_file"),
-        ('[receive.tls]\nauthority = "ca.pem"', "receive: tls needs a certificate"),
+        ('[page.tls]\nauthority = "ca.pem"', "page.tls: needs a certificate"),
+        ('[receive.tls]\nauthority = "ca.pem"', "receive.tls: needs a certificate"),
         ("port = ", "is not TOML"),
         ('[[destinations]]\nname = "Bad Name"\nae_title = "A"\nhost = "h"\nport = 1', "destinations.0.name"),
     ],
@@ -95,6 +97,8 @@ def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
         (f'{WEB}url = "ftp://pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "https://p"\ntoken_file = "a"\npassword_file = "b"', "exclude each other"),
         (f'{WEB}url = "https://p"\nae_title = "PACS"', "destinations.0.ae_title: there is no such setting"),
+        (f'{WEB}url = "https://p"\nlabel_map = "auto"', "destinations.0.label_map: a DICOMweb server can't be asked"),
+        (f'{WEB}url = "https://p"\nlabel_map = "yes"', "destinations.0.label_map: input should be True, False, 'auto'"),
         ('[[destinations]]\nname = "a"\nkind = "ftp"', "destinations.0.kind: there is no such kind of destination"),
     ],
 )
@@ -116,6 +120,28 @@ def test_destinations_of_both_kinds_stand_beside_each_other_and_the_first_need_n
     assert [one.kind for one in found.destinations] == ["dimse", "dicomweb"]
     assert found.destinations[1].url == "http://127.0.0.1:8042/dicom-web"
     assert Config.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(("tls", "told"), [("", True), ('[page.tls]\ncertificate = "a"\nkey = "b"', False)])
+def test_page_that_others_reach_without_tls_is_told(tmp_path, capsys, tls, told):
+    (tmp_path / "open.toml").write_text(f'[page]\nhost = "0.0.0.0"\ntoken_file = "token"\n{tls}')
+    check_config(tmp_path / "open.toml")
+    assert ("cross the network unencrypted" in capsys.readouterr().out) is told
+
+
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_peer_elsewhere_of_an_appliance_that_listens_to_this_machine_alone_is_told(tmp_path, capsys, host, told):
+    peer = '[[receive.peers]]\nae_title = "MR1"\nhosts = ["127.0.0.1", "192.0.2.10"]'
+    (tmp_path / "own.toml").write_text(f'[receive]\nhost = "{host}"\n{peer}')
+    check_config(tmp_path / "own.toml")
+    assert ("no other machine reaches it" in capsys.readouterr().out) is told
+
+
+def test_data_folder_that_can_not_be_made_is_told_in_a_sentence(tmp_path):
+    from orthokernels.edge.service import Service
+
+    with pytest.raises(InputError, match=r"appliance\.data: /proc/none: can't be made or written"):
+        Service(Config.model_validate({"appliance": {"data": "/proc/none"}}))
 
 
 def test_all_mistakes_are_told_at_once(tmp_path):

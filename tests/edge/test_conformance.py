@@ -11,7 +11,8 @@ from orthokernels.edge.config import Config
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID, Status
 from orthokernels.edge.receive.scp import IMAGE_CLASSES, SYNTAXES
 from orthokernels.edge.send import scu
-from pydicom.uid import UID, Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
+from orthokernels.edge.send.scu import WRITTEN
+from pydicom.uid import UID
 from pynetdicom import AE
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
@@ -39,9 +40,11 @@ def test_accepted_contexts_are_the_receiver_s_own_in_its_order():
 
 
 def test_proposed_contexts_are_those_of_the_objects_that_are_written():
-    label_map = "1.2.840.10008.5.1.4.1.1.66.7"
-    written = {SegmentationStorage, label_map, Comprehensive3DSRStorage, SecondaryCaptureImageStorage}
-    assert set(uids(section("Presentation contexts proposed"))) == written | {Verification, StorageCommitmentPushModel}
+    assert set(uids(section("Presentation contexts proposed"))) == {
+        *WRITTEN,
+        Verification,
+        StorageCommitmentPushModel,
+    }
 
 
 def test_names_in_the_tables_are_those_of_the_uids():

@@ -21,6 +21,7 @@ from orthokernels.edge.doctor.site import (
 )
 from orthokernels.edge.doctor.study import PATIENT_ID, new_study
 from orthokernels.edge.evaluate import PipelineEvaluator
+from orthokernels.edge.send.scu import WRITTEN
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -168,6 +169,25 @@ def test_archive_that_does_not_know_us_is_told_with_the_remedy(tmp_path):
         server.shutdown()
     assert "rejected the association" in look.seen
     assert look.remedy.startswith("Make ORTHOKERNELS known to PACS")
+
+
+def test_classes_that_an_archive_does_not_accept_are_told_before_a_study_is_sent(archive, tmp_path):
+    def look(port: int, label_map):
+        destination = archive_destination(port, label_map=label_map)
+        return next(look_at_destinations(config(tmp_path, destinations=[destination])))
+
+    assert look(archive.port, "auto").seen.endswith("it takes binary segmentations alone")  # as dcmtk's storescp does
+    assert look(archive.port, None).verdict == "ok"
+    assert look(archive.port, True).verdict == "failed"
+    entity = AE(ae_title="PACS")
+    for sop_class in (Verification, *WRITTEN[1:-1]):
+        entity.add_supported_context(sop_class)
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    try:
+        found = look(server.server_address[1], "auto")
+    finally:
+        server.shutdown()
+    assert found.seen.endswith("does not accept: Secondary Capture Image Storage")
 
 
 def test_secret_that_others_may_read_is_found(tmp_path, file):

@@ -18,8 +18,10 @@ import numpy as np
 import pydicom
 import pytest
 from matplotlib.colors import to_rgb
+from orthokernels.edge import viewing
 from orthokernels.edge.config import Results
 from orthokernels.edge.evaluate import PipelineEvaluator
+from orthokernels.edge.forms import FORMS
 from orthokernels.edge.objects import NOTICE, write_abstention, write_objects
 from orthokernels.edge.objects.canvas import BANNER
 from orthokernels.edge.objects.codes import ABSENT, INDETERMINATE, PRESENT, UNKNOWN
@@ -57,7 +59,7 @@ def phantom(tmp_path_factory):
 def objects(phantom, tmp_path_factory):
     run, sources = phantom
     folder = tmp_path_factory.mktemp("objects")
-    return {path.stem: path for path in write_objects(run, sources, folder, **DIGESTS, indeterminate_within=0.03)}
+    return {path.stem: path for path in write_objects(run, sources, folder, **DIGESTS)}
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +82,16 @@ def labels_in_place(file: Path, shape: tuple[int, ...], affine: np.ndarray) -> n
     return found
 
 
-@pytest.mark.parametrize("labelmap", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("step", [4.0, -4.0])
 @pytest.mark.parametrize("plane", tasks.PLANES)
-def test_oblique_and_reversed_series_get_every_label_back_in_its_place(tmp_path, plane, step, labelmap):
+def test_oblique_and_reversed_series_get_every_label_back_in_its_place(tmp_path, plane, step, form):
     files = write_series(
         tmp_path / "in", noise(1), plane=plane, tilt=(12, -9, 15), spacing=(0.5, 0.7, step), reverse_names=step < 0,
         series="1.2.3.4", **DATED,
     )  # fmt: skip
     run = true_run(tmp_path / "in", random_labels)
-    made = write_objects(run, files, tmp_path / "out", labelmap=labelmap, **DIGESTS)
+    made = write_objects(run, files, tmp_path / "out", forms=[form], **DIGESTS)
     labels, affine = run.label_maps[plane]
     np.testing.assert_array_equal(labels_in_place(made[0], labels.shape, affine), labels)
 
@@ -188,8 +190,7 @@ def test_report_gives_each_structure_s_volume_with_its_segment(phantom, objects)
 def test_report_answers_each_finding_with_its_probability(phantom, objects):
     run, _ = phantom
     groups = [g for g in measurement_groups(objects["findings"]) if g.get_qualitative_evaluations()]
-    # 0.52, 0.48 and 0.5 lie within 0.03 of the threshold; the last has no probability.
-    wanted = [PRESENT, ABSENT, INDETERMINATE, INDETERMINATE, INDETERMINATE, ABSENT, PRESENT, UNKNOWN]
+    wanted = [PRESENT, ABSENT, PRESENT, ABSENT, PRESENT, ABSENT, PRESENT, UNKNOWN]  # the last has no probability
     for group, finding, label, answer in zip(groups, run.result.findings, tasks.LABELS["knee"], wanted, strict=True):
         evaluation = group.get_qualitative_evaluations()[-1]  # the algorithm's family is a code too
         assert evaluation.value == answer
@@ -203,16 +204,20 @@ def test_report_answers_each_finding_with_its_probability(phantom, objects):
 def test_findings_near_their_threshold_are_indeterminate_as_the_configuration_says(
     phantom, tmp_path, within, indeterminate
 ):
-    """The worker's own way from a run to objects; the run itself is given."""
+    """The worker's own way from a run to objects and the page; the run itself is given. 0.52, 0.48 and 0.5 lie near."""
     run, sources = phantom
     worker = PipelineEvaluator.__new__(PipelineEvaluator)
     worker._results, worker._bundle = Results(indeterminate_within=within), SimpleNamespace(digest="a" * 64)
-    worker._run = lambda request, tell: (run, [])
+    worker._forms = ("binary",)
+    worker._infer = lambda request, tell: (run, [])
     with ThreadPoolExecutor(1) as worker._beside:
         worker.evaluate(Request(tuple(sources), tmp_path), lambda what, done, total: None, lambda: None)
     groups = [g for g in measurement_groups(tmp_path / "findings.dcm") if g.get_qualitative_evaluations()]
     answers = [group.get_qualitative_evaluations()[-1].value for group in groups]
     assert answers.count(INDETERMINATE) == indeterminate
+    kept = viewing.read_result(tmp_path / viewing.FOLDER)
+    said = {"present": PRESENT, "absent": ABSENT, "indeterminate": INDETERMINATE, "not evaluated": UNKNOWN}
+    assert [said[finding.status] for finding in kept.findings] == answers  # the page says the same
 
 
 def test_images_of_two_patients_get_no_result_and_an_abstention_that_names_neither(phantom, tmp_path):
@@ -280,7 +285,7 @@ def test_every_object_belongs_to_the_study_and_says_what_it_is_not_for(phantom, 
 
 def test_repeat_gives_the_same_bytes_and_a_change_gives_other_identifiers(phantom, objects, tmp_path):
     run, sources = phantom
-    again = write_objects(run, sources, tmp_path / "again", **DIGESTS, indeterminate_within=0.03)
+    again = write_objects(run, sources, tmp_path / "again", **DIGESTS)
     assert {path.stem: path.read_bytes() for path in again} == {n: path.read_bytes() for n, path in objects.items()}
     uids = {pydicom.dcmread(path).SOPInstanceUID for path in objects.values()}
     assert len(uids) == len(objects)
@@ -289,7 +294,7 @@ def test_repeat_gives_the_same_bytes_and_a_change_gives_other_identifiers(phanto
         (sources, {**DIGESTS, "configuration_digest": "c" * 64}),
         ([*sources, late_image(sources[0], tmp_path / "late.dcm")], DIGESTS),
     )):  # fmt: skip
-        other = write_objects(run, files, tmp_path / str(number), **digests, indeterminate_within=0.03)
+        other = write_objects(run, files, tmp_path / str(number), **digests)
         assert not uids & {pydicom.dcmread(path).SOPInstanceUID for path in other}
 
 

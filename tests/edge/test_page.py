@@ -7,21 +7,27 @@ import io
 import json
 import re
 import socket
+import ssl
 import sys
 import time
+from contextlib import suppress
+from http.client import HTTPSConnection
 
 import nibabel
 import numpy as np
 import pytest
 from orthokernels.edge import audit
+from orthokernels.edge.config import Tls
 from orthokernels.edge.corrections import Correction, Corrections
 from orthokernels.edge.database import Database
+from orthokernels.edge.doctor.checkup import ask_page
 from orthokernels.edge.store import Store
 from orthokernels.edge.web import Page
 from PIL import Image
 
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
+from tests.edge.certificates import Authority
 from tests.edge.kit import (
     SCRIPT,
     SCRIPTS,
@@ -296,12 +302,16 @@ def test_destination_that_is_down_is_shown_and_retried_by_one_form(serve, study,
     assert "working" in get(service, "/")[1]
 
 
-def test_delivery_to_a_destination_that_was_taken_out_is_given_up_on_by_one_form(serve, study):
+def test_delivery_to_a_destination_that_was_taken_out_is_given_up_on_by_a_form_behind_a_question(serve, study):
     service = serve(destinations=[archive_destination(free_port(), tries=1)])
     assert store(service.config, study).returncode == 0
     job = finished(service, "dead")
     service.deliveries.destinations = {}
-    assert "Give up on it" in get(service, "/study/1")[1]
+    page = get(service, "/study/1")[1]
+    question = page.partition("<details><summary")[2].partition("</details>")[0]
+    assert "Give up on it</summary>" in question
+    assert page.count('action="/study/1/discard"') == question.count('action="/study/1/discard"') == 1
+    assert "removed from here after 30 days" in question
     headers, token = form(service)
     assert ask(service, "POST", "/study/1/discard", headers, {"token": token}).status == 303
     assert service.store.job(job.id).state == "discarded"
@@ -385,3 +395,31 @@ def test_database_of_version_1_is_brought_up_to_date_and_keeps_its_rows(start, s
     with pytest.raises(InputError, match="newer orthokernels"):
         Database(data)
     opened.database.close()
+
+
+def test_page_over_tls_for_who_trusts_its_authority_and_plain_http_gets_nothing(serve, tmp_path, tmp_path_factory):
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("appliance")
+    page = {"port": free_port(), "tls": {"certificate": certificate, "key": key}}
+    service = serve(page=page)
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    address = ("127.0.0.1", service.config.page.port)
+
+    with socket.create_connection(address) as plain:
+        plain.settimeout(10)
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with suppress(ConnectionResetError):
+            assert b"HTTP" not in plain.recv(4096)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        HTTPSConnection(*address, timeout=10).request("GET", "/healthz")
+    connection = HTTPSConnection(*address, timeout=10, context=context)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert "secure" in answer.headers["Set-Cookie"].lower()
+    connection.close()
+    # As 'edge probe' and the doctor ask, on this machine: they know the certificate, whoever signed it.
+    assert ask_page(service.config, "healthz") == (200, "ok")
+    other, other_key = Authority(tmp_path_factory.mktemp("other")).sign("other")
+    stranger = service.config.page.model_copy(update={"tls": Tls(certificate=other, key=other_key)})
+    assert ask_page(service.config.model_copy(update={"page": stranger}), "healthz")[0] == 0

@@ -29,7 +29,7 @@ def written(tmp_path_factory):
         for path in (
             *abstained,
             *write_objects(run, sources, folder / "result", supersedes=[abstained[0]], remarks=["doubtful"], **DIGESTS),
-            *write_objects(run, sources, folder / "labelmap", labelmap=True, **DIGESTS),
+            *write_objects(run, sources, folder / "labelmap", forms=["label map"], **DIGESTS),
         )
     }
 
@@ -102,7 +102,7 @@ SPOILED: list[tuple[str, Callable[[Dataset], object], str]] = [
     # A value that breaks the rules of its VR; only the label map may leave frames without a segment's number.
     (SC, lambda made: setattr(made, "StudyTime", "noon"), "StudyTime InvalidValue"),
     (
-        "labelmap segmentation_axial",
+        "labelmap segmentation_axial_label_map",
         lambda made: setattr(made, "SegmentationType", "BINARY"),
         "SegmentIdentificationSequence TagMissing",
     ),

@@ -4,7 +4,7 @@
 const study = document.getElementById("study");
 
 async function look() {
-  if (document.hidden || document.querySelector("details[open] form")) return;
+  if (document.hidden || document.querySelector("details[open] form")) return; // a question is open, or text
   const answer = await fetch(location.pathname).catch(() => null);
   if (!answer?.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
