@@ -234,6 +234,24 @@ def test_queue_shows_a_new_study_by_itself_and_a_rejected_one_is_retried_by_one_
     assert "at least 16 are needed" in page.get_by_role("alert").inner_text()
 
 
+def test_giving_up_on_a_study_asks_first_and_is_done_by_keyboard(open_page, shown, tmp_path):
+    before = max(job.id for job in shown.store.jobs())
+    assert store(shown.config, write_study(tmp_path / "in", study="1.2.7", SeriesDescription="crash")).returncode == 0
+    job = wait_for(lambda: next((one for one in shown.store.jobs(("dead",)) if one.id > before), None), 60)
+    page = open_page(f"/study/{job.id}")
+    page.get_by_text("Give up on it").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name=f"Yes, give up on study {job.id}").wait_for()
+    assert shown.store.job(job.id).state == "dead"
+    for size in (DESK, TABLET):
+        page.set_viewport_size(size)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/study/{job.id}")
+    wait_for(lambda: shown.store.job(job.id).state == "discarded")
+
+
 def test_pages_fit_their_width_in_light_and_dark(open_page):
     grounds = set()
     for path in ("/", "/model", "/study/1"):
