@@ -13,8 +13,12 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
-# Files with tests of minutes. They are begun first, so that at the end no process waits for another.
-LONG = ("csrc/test_sanitizers.py", "bench/test_compile.py", "runtime/test_fresh_environment.py", "export/test_make.py")
+# Files of minutes, about the longest first. They are begun first, so that at the end no process waits for another.
+LONG = (
+    "csrc/test_sanitizers.py", "bench/test_compile.py", "runtime/test_fresh_environment.py", "ops/test_attention3d.py",
+    "export/test_make.py", "ops/test_plane_fusion.py", "ops/test_group_norm_silu.py", "runtime/test_bundle_run.py",
+    "export/test_graphs.py", "bench/test_gpu_suites.py", "test_pipeline.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
