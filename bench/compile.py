@@ -84,7 +84,11 @@ def compile_all(targets: tuple[int, ...] = tuple(SHARED)) -> Iterator[Compiled]:
 
 
 def _configurations(op: str) -> list[Any]:
-    return list(import_module(f"orthokernels.backends.triton.{op}").configurations())
+    """An op's configurations, of those that the compiler can't tell apart the first."""
+    found: dict[str, Any] = {}
+    for own in import_module(f"orthokernels.backends.triton.{op}").configurations():
+        found.setdefault(repr((own.name, own.signature(), own.constants(), own.divisible(), own.options())), own)
+    return list(found.values())
 
 
 def _compile_place(place: tuple[str, int, int]) -> Compiled:
