@@ -21,6 +21,7 @@ from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
 from orthokernels.pipeline import run
 from orthokernels.result import StudyResult
 from tests.data.series import noise, write_series
+from tests.runtime.bundles import write_weights
 
 
 def toy_weights(planes=tasks.PLANES, *, fusion="gating", heads=True, joint="knee", trained=True) -> Weights:
@@ -280,7 +281,8 @@ def test_plain_lines_without_a_terminal_and_silence_when_quiet(study, tmp_path):
     assert "\x1b" not in plain.stderr + plain.stdout
     assert "UNTRAINED" in plain.stdout
     assert tasks.RESEARCH_NOTICE in plain.stdout
-    quiet = orthokernels(*arguments, "--out", tmp_path / "b", "--quiet")
+    small = write_weights(tmp_path / "small", planes=("axial",))  # untrained too, and no half minute of the full size
+    quiet = orthokernels("run", study / "axial", "--weights", small, "--out", tmp_path / "b", "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "")
 
 

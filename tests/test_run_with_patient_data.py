@@ -13,15 +13,14 @@ from typer.testing import CliRunner
 
 from orthokernels import cli, tasks
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion import LateFusion
-from orthokernels.models.orthodiffusion.weights import load_weights, save_module
-from orthokernels.models.patient_data import MODULE, Encoding, LateFusionCard, Patient
+from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.models.patient_data import Patient
 from orthokernels.models.weights_folder import demo_folder
 from orthokernels.pipeline import load_model, run
 from orthokernels.report import html
 from tests.data.series import noise, write_series
+from tests.runtime.bundles import write_late_fusion
 
-ENCODING = Encoding((40.0, 170.0, 70.0), (10.0, 10.0, 10.0), ("fall", "sport", "UNK"))
 LABELS = tasks.LABELS["knee"]
 THRESHOLDS = {LABELS[0].key: 0.0, LABELS[1].key: 1.0}
 
@@ -38,14 +37,7 @@ def with_late_fusion(folder: Path, **changes) -> Path:
     """The demo weights and an untrained fusion with patient data, whose first label hears the patient alone."""
     shutil.copytree(demo_folder(), folder)
     width = json.loads((folder / "knee.fusion.json").read_text())["arguments"]["width"]
-    arguments = {"mri_width": 3 * width, "labels": len(LABELS), "events": len(ENCODING.events), **changes}
-    torch.manual_seed(0)
-    fusion = LateFusion(**arguments)
-    fusion.mri_head.weight.data *= 0.01  # the demo's vectors hold volumes and percentiles, of any size
-    fusion.alpha_param.data[0] = -30.0
-    path = folder / "knee.patient_data.safetensors"
-    origin = LateFusionCard(ENCODING, arguments["mri_width"], THRESHOLDS).told()
-    save_module(fusion, path, MODULE, joint="knee", arguments=arguments, origin=origin)
+    write_late_fusion(folder, **{"mri_width": 3 * width, "thresholds": THRESHOLDS, **changes})
     return folder
 
 
@@ -209,23 +201,3 @@ def test_a_damaged_card_is_refused(weights, tmp_path, engine, origin, arguments,
     with pytest.raises(InputError, match=message) as refused:
         load_model(str(folder), engine=engine)
     assert "knee.patient_data.safetensors" in str(refused.value)
-
-
-def test_a_bundle_made_of_such_weights_gives_the_same_findings_in_graphs(fused, weights, study, tmp_path):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("openvino")
-    from orthokernels.export.bundle import BundleFolder, draft, finish
-
-    with BundleFolder(tmp_path / "bundle") as folder:
-        finish(draft(str(weights), folder.draft))
-        folder.publish(None)
-    patient = Patient(age=50, sex="1", event="sport")
-    for engine in ("openvino", "native"):
-        made = run(study, bundle=tmp_path / "bundle", patient=patient, engine=engine).result
-        assert (made.model.fusion, made.model.engine) == ("patient data", engine)
-        expected = fused["torch"].result.findings
-        # The demo's vectors hold maxima and percentiles, which the sixth digit of a map moves a little.
-        for own, of in zip(made.findings, expected, strict=True):
-            assert own.probability == pytest.approx(of.probability, abs=1e-3)
-            assert own.images_share == pytest.approx(of.images_share, abs=1e-6)
-            assert own.threshold == of.threshold

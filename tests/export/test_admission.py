@@ -19,7 +19,7 @@ from orthokernels.export.examples import phantom_records  # noqa: E402
 
 from orthokernels.bundle.verify import verify  # noqa: E402
 from orthokernels.tasks import PLANES  # noqa: E402
-from tests.runtime.bundles import SIZE, add_late_fusion, write_weights  # noqa: E402
+from tests.runtime.bundles import POOLING, SIZE, write_late_fusion, write_weights  # noqa: E402
 
 STUDIES = 4  # enough for the order of logits to turn round
 
@@ -37,7 +37,8 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     for module in (admission, parity):
         monkeypatch.setattr(module, "LEAST_STUDIES", STUDIES)
     (tmp_path / "weights").mkdir()
-    weights = add_late_fusion(write_weights(tmp_path / "weights", trained=True))
+    weights = write_weights(tmp_path / "weights", trained=True)
+    write_late_fusion(weights, 3 * POOLING["kept"], {"ACL": 0.4})
     records = {"knee": phantom_records(tmp_path / "phantoms", "knee", SIZE, range(STUDIES))}
     with BundleFolder(tmp_path / "bundle") as folder:
         made = draft(str(weights), folder.draft)

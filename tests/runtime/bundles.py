@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from orthokernels.export.bundle import BundleFolder, draft, finish
 from torch import nn
 
-from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, MultiscaleSegmentationHead, UNet
-from orthokernels.models.orthodiffusion.patient_data import LateFusion
+from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, LateFusion, MultiscaleSegmentationHead, UNet
 from orthokernels.models.orthodiffusion.weights import save_module
 from orthokernels.models.patient_data import MODULE, Encoding, LateFusionCard
 from orthokernels.models.weights_folder import Settings
@@ -20,6 +18,7 @@ SIZE = 64
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2, 2], "groups": 4, "attention_rates": [4], "patch": [1, 2, 2]}
 HEAD = {"widths": [8, 16, 16, 16], "patch": [1, 2, 2], "input_skip": True}
 POOLING = {"channels": 16, "cells": [4, 4], "kept": 24, "classes": 12}
+ENCODING = Encoding((40.0, 170.0, 70.0), (10.0, 10.0, 10.0), ("fall", "sport", "UNK"))
 
 
 def write_weights(folder: Path, *, trained: bool = False, planes: Sequence[str] = tuple(PLANES)) -> Path:
@@ -46,14 +45,17 @@ def write_weights(folder: Path, *, trained: bool = False, planes: Sequence[str] 
     return folder
 
 
-def add_late_fusion(folder: Path) -> Path:
-    """A fusion with patient data for the knee, beside ``write_weights``'s; the folder."""
-    encoding = Encoding((40.0, 170.0, 70.0), (10.0, 10.0, 15.0), ("fall", "sport", "UNK"))
-    arguments = {"mri_width": len(PLANES) * POOLING["kept"], "labels": len(LABELS["knee"]), "events": 3}
-    origin = LateFusionCard(encoding, arguments["mri_width"], {"ACL": 0.4}).told()
+def write_late_fusion(folder: Path, mri_width: int, thresholds: Mapping[str, float], **changes: int) -> None:
+    """An untrained fusion with patient data for the knee, whose first label hears the patient alone."""
+    labels = len(LABELS["knee"])
+    arguments = {"mri_width": mri_width, "labels": labels, "events": len(ENCODING.events), **changes}
+    torch.manual_seed(0)
+    fusion = LateFusion(**arguments)
+    fusion.mri_head.weight.data *= 0.01  # vectors hold volumes and percentiles, of any size
+    fusion.alpha_param.data[0] = -30.0
     path = folder / "knee.patient_data.safetensors"
-    save_module(_lively(LateFusion(**arguments)), path, MODULE, joint="knee", arguments=arguments, origin=origin)
-    return folder
+    origin = LateFusionCard(ENCODING, arguments["mri_width"], thresholds).told()
+    save_module(fusion, path, MODULE, joint="knee", arguments=arguments, origin=origin)
 
 
 def _lively(module: nn.Module) -> nn.Module:
@@ -63,6 +65,8 @@ def _lively(module: nn.Module) -> nn.Module:
 
 
 def make_bundle(weights: Path, out: Path) -> Path:
+    from orthokernels.export.bundle import BundleFolder, draft, finish
+
     with BundleFolder(out) as folder:
         finish(draft(str(weights), folder.draft))
         folder.publish(None)

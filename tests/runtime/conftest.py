@@ -10,12 +10,17 @@ import pytest
 
 from orthokernels.data.phantom.dataset import Recipe, write_single
 from tests.once import once
-from tests.runtime.bundles import write_weights
+from tests.runtime.bundles import POOLING, write_late_fusion, write_weights
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    return once(tmp_path_factory, "small-weights", write_weights)
+    def make(out):
+        out.mkdir()
+        write_weights(out)
+        write_late_fusion(out, 3 * POOLING["kept"], {"ACL": 0.2})
+
+    return once(tmp_path_factory, "small-weights", make)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 from orthokernels.bundle.manifest import ENGINES_OF, FORMS
 from orthokernels.bundle.verify import verify
 from orthokernels.errors import InputError
+from orthokernels.models.patient_data import Patient
 from orthokernels.models.weights_folder import demo_folder
 from orthokernels.pipeline import load_model, run
 from orthokernels.runtime.model import open_bundle
@@ -62,6 +63,21 @@ def test_every_engine_gives_the_reference_s_study(bundle, study, reference, engi
         assert own.plane_weights.keys() == expected.plane_weights.keys()
         # Histograms inside structures move by the few voxels above.
         assert own.probability == pytest.approx(expected.probability, abs=0.01)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "native"])
+def test_patient_data_are_fused_as_by_the_reference(weights, bundle, study, engine):
+    patient = Patient(age=50, sex="1", event="sport")
+    found = run(study, bundle=bundle, patient=patient, engine=engine).result
+    reference = run(study, weights=str(weights), patient=patient).result
+    assert (found.model.fusion, found.model.engine) == ("patient data", engine)
+    assert {own.threshold for own in found.findings} == {0.2, 0.5}  # the fusion's own, not those of the weights
+    # The first label hears the patient alone; the others hear histograms too, as above.
+    bounds = [1e-6] + [0.01] * (len(found.findings) - 1)
+    for own, expected, bound in zip(found.findings, reference.findings, bounds, strict=True):
+        assert own.probability == pytest.approx(expected.probability, abs=bound)
+        assert own.images_share == pytest.approx(expected.images_share, abs=1e-6)
+        assert own.threshold == expected.threshold
 
 
 def digest_of_run(bundle, study, engine, threads):
