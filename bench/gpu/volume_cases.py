@@ -15,7 +15,7 @@ from orthokernels.bench.gpu.timing import Contender
 from torch import Tensor
 
 from orthokernels.backends.torch.plane_fusion import mixed
-from orthokernels.ops.plane_fusion import boxes, matrices, plane_fusion
+from orthokernels.ops.plane_fusion import matrices, plane_fusion
 from orthokernels.ops.upsample2x_trilinear import bytes_moved, reference, upsample2x_trilinear
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
@@ -63,8 +63,8 @@ def _plane_fusion(setting: Setting, direction: Direction) -> Case:
         logits = normal(setting, 1, 3, groups, *own, dtype=torch.float32)
 
         # Matrices are made beforehand for all but the public function, as a plan for one study would make them.
-        to_plane, to_result = matrices(affines, result, volumes)
-        reach, to_plane, to_result = boxes(to_result), to_plane.to(setting.device), to_result.to(setting.device)
+        to_plane, to_result, reach = matrices(affines, result, volumes)
+        to_plane, to_result = to_plane.to(setting.device), to_result.to(setting.device)
 
         def ours(a: Tensor, b: Tensor, c: Tensor, gates: Tensor) -> Tensor:
             op = torch.ops.orthokernels.plane_fusion

@@ -21,7 +21,6 @@ its support, a small box around affine^-1 affine[p] v, can have a share. Each gr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,36 +64,32 @@ def plane_fusion(
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
     present = _check(volumes, gates)
-    to_plane, to_result = matrices(affines, affine, volumes)
+    to_plane, to_result, boxes = matrices(affines, affine, volumes)
     op = torch.ops.orthokernels.plane_fusion
     device = present[0].device
-    return op(*volumes, gates, to_plane.to(device), to_result.to(device), boxes(to_result), backend)[0]
+    return op(*volumes, gates, to_plane.to(device), to_result.to(device), boxes, backend)[0]
 
 
-def matrices(affines: Sequence[Any], affine: Any, volumes: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """From the result's indices to each plane's and back, float64 [3, 3, 4] each; zeros for a missing plane."""
-    own = _affine("affine", affine)
-    to_plane, to_result = torch.zeros(2, PLANES, 3, 4, dtype=torch.float64)
+def matrices(affines: Sequence[Any], affine: Any, volumes: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """From the result's indices to each plane's and back, float64 [3, 3, 4] each, and boxes, int64 [3, 3].
+
+    A plane's box is how many voxels of the result, along each axis, the support of one of its voxels may span. All are
+    on the processor; zeros, and boxes of 1, for a missing plane.
+    """
     if len(affines) != PLANES:
         raise ValueError(f"affines: {len(affines)} are given; one for each of {PLANES} planes is needed.")
-    for n, (volume, other) in enumerate(zip(volumes, affines, strict=True)):
-        if volume is None:
-            continue
-        plane = _affine(f"affines[{n}]", other)
-        to_plane[n] = (torch.linalg.inv(plane) @ own)[:3]
-        to_result[n] = (torch.linalg.inv(own) @ plane)[:3]
-    return to_plane, to_result
-
-
-def boxes(to_result: Tensor) -> list[int]:
-    """How many voxels of the result, along each axis, the support of a plane's voxel may span: 3 numbers a plane."""
-    reach = to_result[:, :, :3].abs().sum(dim=2)  # the support is one voxel to either side
-    return [math.floor(2 * float(value) + 1e-6) + 1 for value in reach.flatten()]
+    own = _affine("affine", affine)
+    planes = [
+        own if volume is None else _affine(f"affines[{n}]", other)
+        for n, (volume, other) in enumerate(zip(volumes, affines, strict=True))
+    ]
+    there = [volume is not None for volume in volumes]
+    return torch.ops.orthokernels.plane_fusion_matrices(torch.stack([*planes, own]), there)
 
 
 def reference(volumes: Sequence[Tensor | None], affines: Sequence[Any], gates: Tensor, affine: Any) -> Tensor:
     """The definition, in plain PyTorch."""
-    to_plane, _ = matrices(affines, affine, volumes)
+    to_plane, *_ = matrices(affines, affine, volumes)
     return mixed(volumes, gates, to_plane.to(gates.device))[0]
 
 
@@ -105,11 +100,9 @@ def bytes_moved(volumes: Sequence[Tensor | None], gates: Tensor, result: Tensor)
 
 
 def _affine(name: str, value: Any) -> Tensor:
-    affine = torch.as_tensor(value, dtype=torch.float64)
-    if affine.shape != (4, 4) or not bool(affine.isfinite().all()):
+    affine = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if affine.shape != (4, 4):
         raise ValueError(f"{name}: shape {tuple(affine.shape)}; must be 4 x 4 finite numbers.")
-    if abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-12:
-        raise ValueError(f"{name}: its voxels have no volume; it can't be inverted.")
     return affine
 
 
@@ -139,7 +132,13 @@ def _check(volumes: Sequence[Tensor | None], gates: Tensor) -> list[Tensor]:
     return present
 
 
-_VOLUMES = "Tensor? a, Tensor? b, Tensor? c, Tensor gates, Tensor to_plane, Tensor to_result, int[] boxes"
+# Of the affines' values, which nobody knows while a graph is traced: what looks at them is an op of its own.
+torch.library.define(
+    f"orthokernels::{NAME}_matrices",
+    "(Tensor affines, bool[] there) -> (Tensor to_plane, Tensor to_result, Tensor boxes)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_VOLUMES = "Tensor? a, Tensor? b, Tensor? c, Tensor gates, Tensor to_plane, Tensor to_result, Tensor boxes"
 torch.library.define(
     f"orthokernels::{NAME}",
     f"({_VOLUMES}, str backend) -> (Tensor out, Tensor weights)",
@@ -152,6 +151,30 @@ torch.library.define(
 )
 
 
+@torch.library.register_fake(f"orthokernels::{NAME}_matrices")
+def _no_matrices(affines: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    one, other = (affines.new_empty((PLANES, 3, 4)) for _ in range(2))
+    return one, other, affines.new_empty((PLANES, 3), dtype=torch.int64)
+
+
+@implements(f"{NAME}_matrices")
+def _matrices(affines: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    *planes, own = affines
+    named = [("affine", own), *((f"affines[{n}]", plane) for n, plane in enumerate(planes) if there[n])]
+    for name, affine in named:
+        if not bool(affine.isfinite().all()):
+            raise ValueError(f"{name}: {affine.tolist()}; must be 4 x 4 finite numbers.")
+        if abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-12:
+            raise ValueError(f"{name}: its voxels have no volume; it can't be inverted.")
+    to_plane, to_result = (torch.zeros((PLANES, 3, 4), dtype=torch.float64) for _ in range(2))
+    for n, plane in enumerate(planes):
+        if there[n]:
+            to_plane[n] = (torch.linalg.inv(plane) @ own)[:3]
+            to_result[n] = (torch.linalg.inv(own) @ plane)[:3]
+    reach = to_result[:, :, :3].abs().sum(dim=2)  # the support is one voxel to either side
+    return to_plane, to_result, (2 * reach + 1e-6).floor().long() + 1
+
+
 def _first(*volumes: Tensor | None) -> Tensor:
     return next(volume for volume in volumes if volume is not None)
 
@@ -159,7 +182,7 @@ def _first(*volumes: Tensor | None) -> Tensor:
 @torch.library.register_fake(f"orthokernels::{NAME}")
 def _outputs(
     a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor, to_plane: Tensor, to_result: Tensor,
-    boxes: Sequence[int], backend: str,
+    boxes: Tensor, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     first = _first(a, b, c)
     sums = torch.promote_types(first.dtype, torch.float32)
@@ -169,7 +192,7 @@ def _outputs(
 @torch.library.register_fake(f"orthokernels::{NAME}_backward")
 def _gradients(
     dout: Tensor, weights: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor,
-    to_plane: Tensor, to_result: Tensor, boxes: Sequence[int], backend: str,
+    to_plane: Tensor, to_result: Tensor, boxes: Tensor, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     layout = layout_of(_first(a, b, c))
     own = [dout.new_empty(0) if v is None else empty_volume(v, layout=layout) for v in (a, b, c)]
@@ -184,7 +207,7 @@ def _dense(*volumes: Tensor | None) -> list[Tensor | None]:
 @implements(NAME)
 def _forward(
     a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor, to_plane: Tensor, to_result: Tensor,
-    boxes: Sequence[int], backend: str,
+    boxes: Tensor, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     volumes = _dense(a, b, c)
     out, weights = _outputs(*volumes, gates, to_plane, to_result, boxes, backend)
@@ -195,29 +218,27 @@ def _forward(
 @implements(f"{NAME}_backward")
 def _backward(
     dout: Tensor, weights: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, gates: Tensor,
-    to_plane: Tensor, to_result: Tensor, boxes: Sequence[int], backend: str,
+    to_plane: Tensor, to_result: Tensor, boxes: Tensor, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     volumes = _dense(a, b, c)
     dout = conform(dout, layout_of(_first(*volumes)))
     *own, dgates = _gradients(dout, weights, *volumes, gates, to_plane, to_result, boxes, backend)
     wanted = [None if volume is None else gradient for volume, gradient in zip(volumes, own, strict=True)]
     kernels = choose(NAME, backend, dout)
-    kernels.backward(dout, weights, volumes, gates, to_plane, to_result, list(boxes), wanted, dgates)
+    kernels.backward(dout, weights, volumes, gates, to_plane, to_result, boxes.flatten().tolist(), wanted, dgates)
     return *own, dgates
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, b, c, gates, to_plane, to_result, ctx.boxes, ctx.backend = inputs
-    ctx.save_for_backward(output[1], a, b, c, gates, to_plane, to_result)
+    *given, ctx.backend = inputs
+    ctx.save_for_backward(output[1], *given)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    weights, a, b, c, gates, to_plane, to_result = ctx.saved_tensors
-    *own, dgates = torch.ops.orthokernels.plane_fusion_backward(
-        dout, weights, a, b, c, gates, to_plane, to_result, ctx.boxes, ctx.backend
-    )
-    da, db, dc = (None if v is None else gradient for v, gradient in zip((a, b, c), own, strict=True))
+    weights, *given = ctx.saved_tensors
+    *own, dgates = torch.ops.orthokernels.plane_fusion_backward(dout, weights, *given, ctx.backend)
+    da, db, dc = (None if v is None else gradient for v, gradient in zip(given[:PLANES], own, strict=True))
     return da, db, dc, dgates, None, None, None, None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orthokernels.backends.torch.plane_fusion import sampled
 from orthokernels.ops import plane_fusion
-from orthokernels.ops.plane_fusion import boxes, matrices, reference
+from orthokernels.ops.plane_fusion import matrices, reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -91,7 +91,7 @@ def test_result_and_gradients_are_the_definition_s(missing, channels_last, backe
 def test_some_voxels_lie_in_every_plane_and_some_in_none():
     # Or the test above would be of less than it says.
     volumes, _ = made()
-    to_plane, _ = matrices(AFFINES, RESULT, volumes)
+    to_plane, *_ = matrices(AFFINES, RESULT, volumes)
     count = sum(sampled(v.double(), m, (4, 3, 5))[1].int() for v, m in zip(volumes, to_plane, strict=True))
     assert {0, 1, 2, 3} <= set(count.unique().tolist())
 
@@ -128,8 +128,7 @@ def test_two_runs_give_the_same_bytes():
 
 def test_boxes_take_in_every_voxel_that_has_a_share():
     volumes, _ = made()
-    to_plane, to_result = matrices(AFFINES, RESULT, volumes)
-    spans = torch.tensor(boxes(to_result)).view(3, 3)
+    to_plane, _, spans = matrices(AFFINES, RESULT, volumes)
     for n, volume in enumerate(volumes):
         ones = torch.zeros_like(volume[:1, :1], dtype=torch.float64)
         ones[0, 0, 1, 3, 3] = 1
@@ -149,9 +148,8 @@ def test_gradients_pass_gradcheck():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_registration_passes_opcheck(backend, channels_last):
     volumes, gates = made(channels=2, groups=1, missing=(0, 2), channels_last=channels_last, sides=(2, 2, 2))
-    to_plane, to_result = matrices(AFFINES, RESULT, volumes)
     leaves = [None if v is None else v.requires_grad_() for v in volumes]
-    arguments = (*leaves, gates.requires_grad_(), to_plane, to_result, boxes(to_result), backend)
+    arguments = (*leaves, gates.requires_grad_(), *matrices(AFFINES, RESULT, volumes), backend)
     torch.library.opcheck(torch.ops.orthokernels.plane_fusion.default, arguments)
 
 
