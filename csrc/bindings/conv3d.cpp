@@ -26,9 +26,10 @@ std::unique_ptr<Conv3d> make(const py::array& weight, std::int64_t stride, const
   const Algorithm chosen = algorithm_from(algorithm);
   const int block = tiles_from(tiles);
   const float* values = static_cast<const float*>(weight.data());
+  const cpu::Isa isa = cpu::best_isa();
   py::gil_scoped_release released;
   return std::make_unique<Conv3d>(values, out, in, static_cast<int>(kernel), static_cast<int>(stride), volume, chosen,
-                                  cpu::best_isa(), block);
+                                  isa, block);
 }
 
 void run(const Conv3d& conv, const py::array& x, py::array& y, const py::object& skip, const py::object& scale,
@@ -51,9 +52,10 @@ void run(const Conv3d& conv, const py::array& x, py::array& y, const py::object&
   output.bias = read_optional("bias", bias, {outputs});
   output.residual = read_optional("residual", residual, {out.depth, out.height, out.width, outputs});
   output.moments = write_optional("moments", moments, {conv.moment_blocks(), 3, outputs});
-  if (overlap(output.y, out.voxels() * outputs, input.x, in.voxels() * channels) ||
-      (input.skip != nullptr && overlap(output.y, out.voxels() * outputs, input.skip, in.voxels() * rest)))
-    refuse("y", "overlaps what is read.");
+  refuse_overlaps({{"y", y}, {"moments", moments}},
+                  {{"x", x}, {"skip", skip}, {"scale", scale}, {"shift", shift}, {"bias", bias}});
+  refuse_overlaps({{"moments", moments}}, {{"residual", residual}});
+  if (output.residual != output.y) refuse_overlaps({{"y", y}}, {{"residual", residual}});
   const int count = threads_from(threads);
   py::gil_scoped_release released;
   const cpu::Floats workspace(static_cast<std::size_t>(conv.workspace_floats(count)));
@@ -75,9 +77,9 @@ void weight_gradient(const py::array& x, const py::array& dy, py::array& dw, std
   const Algorithm chosen = algorithm_from(algorithm);
   const int count = threads_from(threads);
   const float *input = static_cast<const float*>(x.data()), *gradient = static_cast<const float*>(dy.data());
+  const cpu::Isa isa = cpu::best_isa();
   py::gil_scoped_release released;
-  cpu::weight_gradient(input, gradient, written, sides, out, in, static_cast<int>(stride), chosen, cpu::best_isa(),
-                       count);
+  cpu::weight_gradient(input, gradient, written, sides, out, in, static_cast<int>(stride), chosen, isa, count);
 }
 
 }  // namespace
@@ -105,16 +107,26 @@ void add_conv3d(py::module_& module) {
   module.def(
       "conv3d_algorithms",
       [](std::int64_t out, std::int64_t in, std::int64_t kernel, std::int64_t stride,
-         const std::vector<std::int64_t>& sides) {
+         const std::vector<std::int64_t>& sides, std::int64_t skip) {
         std::vector<std::string> names;
         for (Algorithm algorithm : kAlgorithms)
           if (Conv3d::unfit(algorithm, out, in, static_cast<int>(kernel), static_cast<int>(stride), sides_from(sides),
-                            cpu::best_isa()) == nullptr)
+                            cpu::best_isa(), skip) == nullptr)
             names.emplace_back(cpu::name_of(algorithm));
         return names;
       },
-      py::arg("out"), py::arg("in_"), py::arg("kernel"), py::arg("stride"), py::arg("sides"),
-      "Names of the algorithms that can take a convolution, the exact one first.");
+      py::arg("out"), py::arg("in_"), py::arg("kernel"), py::arg("stride"), py::arg("sides"), py::arg("skip") = 0,
+      "Names of the algorithms that can take a convolution, the exact one first; of its input's channels the last "
+      "`skip` are those of a second volume.");
+  module.def(
+      "winograd_instruction_set",
+      [](const std::string& widest, std::int64_t out, std::int64_t in, std::int64_t skip) {
+        for (cpu::Isa isa : {cpu::Isa::avx512, cpu::Isa::avx2, cpu::Isa::portable})
+          if (widest == cpu::name_of(isa)) return cpu::name_of(cpu::winograd_isa(isa, out, in, skip));
+        refuse("widest", "'" + widest + "'; there are avx512, avx2 and portable.");
+      },
+      py::arg("widest"), py::arg("out"), py::arg("in_"), py::arg("skip") = 0,
+      "The instruction set whose kernels run Winograd's algorithms, where `widest` is what instruction_set() tells.");
 }
 
 }  // namespace orthokernels::bindings

@@ -33,11 +33,12 @@ void largest_class(const py::array& logits, py::array& labels, std::int64_t thre
   task.rows = labels.shape(0), task.columns = labels.shape(1);
   task.row_stride = stride(labels, 0), task.column_stride = stride(labels, 1);
   task.threads = threads_from(threads);
+  const cpu::LargestClassKernels& kernels = cpu::largest_class_for(cpu::best_isa());
   py::gil_scoped_release released;
   std::vector<double> workspace(
       static_cast<std::size_t>(cpu::largest_class_workspace(task.classes, task.columns, task.threads)));
   task.workspace = workspace.data();
-  cpu::largest_class_for(cpu::best_isa()).find(task);
+  kernels.find(task);
 }
 
 }  // namespace

@@ -68,6 +68,14 @@ void check_same_sides(const Plan& plan, const char* name, VolumeId id, VolumeId 
     refuse(name, "is of another size than what it is put beside.");
 }
 
+// A layer's weights, which are its own copy, while other threads go on; with the plan itself too.
+template <typename Layer>
+void pack(const Plan& plan, Layer& layer, VolumeId skip) {
+  const cpu::Packing packing = plan.packing(layer.x, skip);
+  py::gil_scoped_release released;
+  layer.pack(packing);
+}
+
 VolumeId add_conv(Plan& plan, std::string name, VolumeId x, const py::array& weight, const py::array& bias,
                   std::int64_t stride, const std::string& algorithm, VolumeId skip, const py::object& norm,
                   const std::string& activation, VolumeId residual, std::int64_t tiles) {
@@ -97,6 +105,7 @@ VolumeId add_conv(Plan& plan, std::string name, VolumeId x, const py::array& wei
     if (stride != 1) refuse("residual", "needs a stride of 1.");
     check_same_sides(plan, "residual", residual, x);
   }
+  pack(plan, layer, skip);
   return plan.add_conv(std::move(layer));
 }
 
@@ -112,6 +121,7 @@ VolumeId add_conv_transpose(Plan& plan, std::string name, VolumeId x, const py::
   layer.relu = relu;
   const cpu::Sides in = plan.sides(x);
   sides_from({2 * in.depth, 2 * in.height, 2 * in.width});  // not too many
+  pack(plan, layer, cpu::kNone);
   return plan.add_conv_transpose(std::move(layer));
 }
 

@@ -129,48 +129,57 @@ Floats packed_in(const Panels& panels, const float* weight, std::int64_t taps) {
   return packed;
 }
 
+bool lanes_divide(Isa isa, std::int64_t out, std::int64_t in, std::int64_t skip) {
+  return out % lanes_of(isa) == 0 && in % lanes_of(isa) == 0 && skip % lanes_of(isa) == 0;
+}
+
 }  // namespace
 
 Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa) {
   return packed_in({out, in, lanes_of(isa), columns_of(isa)}, weight, taps);
 }
 
+Isa winograd_isa(Isa isa, std::int64_t out, std::int64_t in, std::int64_t skip) {
+  return isa == Isa::avx512 && !lanes_divide(isa, out, in, skip) ? Isa::avx2 : isa;
+}
+
 const char* name_of(Algorithm algorithm) { return variant_of(algorithm).name; }
 
 const char* Conv3d::unfit(Algorithm algorithm, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
-                          Isa isa) {
+                          Isa isa, std::int64_t skip) {
   if (algorithm == Algorithm::direct) return nullptr;
   const bool strided = variant_of(algorithm).stride == 2;
   if (kernel != 3 || stride != (strided ? 2 : 1))
     return strided ? "it takes 3 x 3 x 3 kernels of stride 2" : "it takes 3 x 3 x 3 kernels of stride 1";
-  if (out % lanes_of(isa) != 0 || in % lanes_of(isa) != 0) return "the vectors' lanes do not divide the channels";
+  if (!lanes_divide(winograd_isa(isa, out, in, skip), out, in, skip))
+    return "the vectors' lanes do not divide the channels";
   if (algorithm == Algorithm::winograd144 && sides.depth != 1) return "it takes volumes of one slice";
   return nullptr;
 }
 
 Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
-               Algorithm algorithm, Isa isa, int tiles)
+               Algorithm algorithm, Isa isa, int tiles, std::int64_t skip)
     : in_(sides), out_channels_(out), in_channels_(in), piece_(in), kernel_(kernel), stride_(stride),
-      algorithm_(algorithm), isa_(isa) {
-  if (const char* reason = unfit(algorithm, out, in, kernel, stride, sides, isa))
+      algorithm_(algorithm), isa_(algorithm == Algorithm::direct ? isa : winograd_isa(isa, out, in, skip)) {
+  if (const char* reason = unfit(algorithm, out, in, kernel, stride, sides, isa, skip))
     throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
   out_ = {up(sides.depth, stride), up(sides.height, stride), up(sides.width, stride)};
   if (algorithm == Algorithm::direct) {
     const std::int64_t taps = static_cast<std::int64_t>(kernel) * kernel * kernel;
     const bool plain = sums_lanes(out, in);
-    const Panels panels{out, in, plain ? 1 : lanes_of(isa), plain ? 1 : columns_of(isa)};
+    const Panels panels{out, in, plain ? 1 : lanes_of(isa_), plain ? 1 : columns_of(isa_)};
     if (weight != nullptr) weights_ = packed_in(panels, weight, taps);
     return;
   }
   const std::int64_t places = places_of(algorithm);
-  piece_ = piece_channels(algorithm, in, isa);
+  piece_ = piece_channels(algorithm, in, isa_);
   box_ = box_for(tiles > 0 ? tiles : tiles_of(piece_, out, places), grid(), variant_of(algorithm), piece_,
                  places * piece_ * out);
-  room_ = room_for(box_, algorithm, piece_, out, isa);
+  room_ = room_for(box_, algorithm, piece_, out, isa_);
   if (weight == nullptr) return;
   weights_ = Floats(static_cast<std::size_t>(places * in * out));
   for (std::int64_t first = 0; first < in; first += piece_)
-    pack_winograd(weight, out, in, first, std::min(first + piece_, in), algorithm, isa,
+    pack_winograd(weight, out, in, first, std::min(first + piece_, in), algorithm, isa_,
                   weights_.data() + places * first * out);
 }
 

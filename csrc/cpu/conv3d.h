@@ -94,17 +94,22 @@ ORTHOKERNELS_TABLES(ConvKernels, conv3d)
 // input channels; lanes beyond the outputs are zero.
 Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa);
 
+// Whose kernels run Winograd's algorithms, whose lanes must divide all channels: those of the instruction set, or
+// AVX2's where only eight lanes do. A processor with AVX-512 runs both.
+Isa winograd_isa(Isa isa, std::int64_t out, std::int64_t in, std::int64_t skip);
+
 // A convolution's weights, packed for one algorithm and instruction set, to be run on one shape.
 class Conv3d {
  public:
-  // weight: [out, in, kernel, kernel, kernel], or null: nothing is packed then, and nothing can be run. Throws
-  // std::invalid_argument where the algorithm does not fit.
+  // weight: [out, in, kernel, kernel, kernel], or null: nothing is packed then, and nothing can be run. Of the input's
+  // channels the last `skip` are those of a second volume. Throws std::invalid_argument where the algorithm does not
+  // fit.
   Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
-         Algorithm algorithm, Isa isa, int tiles = 0);
+         Algorithm algorithm, Isa isa, int tiles = 0, std::int64_t skip = 0);
 
   // Why an algorithm can not take a convolution, or null.
   static const char* unfit(Algorithm algorithm, std::int64_t out, std::int64_t in, int kernel, int stride, Sides sides,
-                           Isa isa);
+                           Isa isa, std::int64_t skip = 0);
 
   // Why two inputs' channels or an activation do not fit the algorithm, or null.
   const char* unfit_input(const ConvInput& input) const;

@@ -63,6 +63,7 @@ void weight_gradient(const float* x, const float* dy, float* dw, Sides sides, st
                                                       : Conv3d::unfit(algorithm, out, in, 3, stride, sides, isa);
   if (reason != nullptr)
     throw std::invalid_argument(std::string("algorithm: ") + name_of(algorithm) + ": " + reason + ".");
+  isa = winograd_isa(isa, out, in, 0);
   const Variant variant = variant_of(algorithm);
   const std::int64_t places = places_of(algorithm), lanes = lanes_of(isa);
   GradientTask task{};

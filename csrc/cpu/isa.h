@@ -14,7 +14,8 @@ namespace orthokernels::cpu {
 enum class Isa { portable, avx2, avx512 };
 
 // The widest that processor and operating system support and that was compiled, or a lower one that was asked for in
-// the environment variable ORTHOKERNELS_ISA. Throws std::invalid_argument where that can not run here.
+// the environment variable ORTHOKERNELS_ISA; nobody may write the environment meanwhile, which Python does under the
+// GIL. Throws std::invalid_argument where that can not run here.
 Isa best_isa();
 
 const char* name_of(Isa isa);

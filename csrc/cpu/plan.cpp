@@ -174,17 +174,36 @@ VolumeId Plan::add_input(Sides sides, std::int64_t channels) {
   return id;
 }
 
+Packing Plan::packing(VolumeId x, VolumeId skip) const {
+  parts_->refuse_finished();
+  const Volume& own = parts_->volume(x);
+  const std::int64_t behind = skip == kNone ? 0 : parts_->volume(skip).channels;
+  return {parts_->isa, own.sides, own.channels + behind, behind, parts_->packs};
+}
+
+void ConvLayer::pack(const Packing& packing) {
+  const std::int64_t taps = kernel * kernel * kernel;
+  if (packing.packs && static_cast<std::int64_t>(weight.size()) != out * packing.channels * taps)
+    throw std::invalid_argument(name + ": the weight does not fit its input's channels");
+  packed.emplace(packing.packs ? weight.data() : nullptr, out, packing.channels, static_cast<int>(kernel),
+                 static_cast<int>(stride), packing.sides, algorithm, packing.isa, tiles,
+                 normalised_apart() ? 0 : packing.skip_channels);
+}
+
+void TransposedLayer::pack(const Packing& packing) {
+  if (!packing.packs) return;
+  if (static_cast<std::int64_t>(weight.size()) != out * packing.channels * kTransposedTaps)
+    throw std::invalid_argument(name + ": the weight does not fit its input's channels");
+  packed = packed_taps(weight.data(), out, packing.channels, kTransposedTaps, packing.isa);
+}
+
 VolumeId Plan::add_conv(ConvLayer layer) {
   Parts& parts = *parts_;
-  const Volume& x = parts.volume(layer.x);
-  const Sides in = x.sides;
-  const std::int64_t channels = x.channels + (layer.skip == kNone ? 0 : parts.volume(layer.skip).channels);
-  const std::int64_t taps = layer.kernel * layer.kernel * layer.kernel;
-  if (parts.packs && static_cast<std::int64_t>(layer.weight.size()) != layer.out * channels * taps)
-    throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
+  const std::int64_t channels = packing(layer.x, layer.skip).channels;
   if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
     throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
-  if (layer.norm && (layer.algorithm == Algorithm::direct || layer.activation != Activation::silu)) {
+  if (!layer.packed) layer.pack(packing(layer.x, layer.skip));
+  if (layer.normalised_apart()) {
     layer.x = parts.add_normalised(layer.name + ".norm", layer.x, layer.skip, kNone, std::move(layer.norm),
                                    layer.activation);
     layer.skip = kNone;
@@ -192,9 +211,7 @@ VolumeId Plan::add_conv(ConvLayer layer) {
   if (layer.norm) parts.want_moments(*layer.norm, layer.x, layer.skip);
   if (layer.skip != kNone) parts.read(layer.skip);
   if (layer.residual != kNone) parts.read(layer.residual);
-  Conv3d conv(parts.packs ? layer.weight.data() : nullptr, layer.out, channels, static_cast<int>(layer.kernel),
-              static_cast<int>(layer.stride), in, layer.algorithm, parts.isa, layer.tiles);
-  const VolumeId y = parts.add_volume(conv.out_sides(), layer.out);
+  const VolumeId y = parts.add_volume(layer.packed->out_sides(), layer.out);
   Step& step = parts.add_step(Kind::conv, layer.name, layer.x);
   step.algorithm = name_of(layer.algorithm);
   step.skip = layer.skip;
@@ -205,27 +222,24 @@ VolumeId Plan::add_conv(ConvLayer layer) {
     step.scale = Floats(static_cast<std::size_t>(channels));
     step.shift = Floats(static_cast<std::size_t>(channels));
   }
-  step.conv.emplace(std::move(conv));
+  step.conv = std::move(layer.packed);
   step.bias = std::move(layer.bias);
   return y;
 }
 
 VolumeId Plan::add_conv_transpose(TransposedLayer layer) {
   Parts& parts = *parts_;
-  const Volume& x = parts.volume(layer.x);
-  const Sides in = x.sides;
-  if (parts.packs && static_cast<std::int64_t>(layer.weight.size()) != layer.out * x.channels * kTransposedTaps)
-    throw std::invalid_argument(layer.name + ": the weight does not fit its input's channels");
+  const Packing own = packing(layer.x);
+  const Sides in = own.sides;
   if (static_cast<std::int64_t>(layer.bias.size()) != layer.out)
     throw std::invalid_argument(layer.name + ": the bias must have a value for each output");
-  Floats packed;
-  if (parts.packs) packed = packed_taps(layer.weight.data(), layer.out, x.channels, kTransposedTaps, parts.isa);
+  if (layer.packed.size() == 0) layer.pack(own);
   const VolumeId y = parts.add_volume({2 * in.depth, 2 * in.height, 2 * in.width}, layer.out);
   Step& step = parts.add_step(Kind::transpose, std::move(layer.name), layer.x);
   step.algorithm = "direct";
   step.activation = layer.relu ? Activation::relu : Activation::none;
   step.y = y;
-  step.transposed = std::move(packed);
+  step.transposed = std::move(layer.packed);
   step.bias = std::move(layer.bias);
   return y;
 }
@@ -498,7 +512,7 @@ std::vector<LayerFacts> Plan::describe() const {
     }
     if (step.kind == Kind::transpose) {
       constexpr double met = kTransposedTaps / 8;
-      own.operations = own.multiplied = 2 * met * static_cast<double>(x.channels * y.channels * y.sides.voxels());
+      own.operations = own.multiplied = 2 * met * static_cast<double>(x.channels) * static_cast<double>(y.floats());
     }
     if (step.kind == Kind::attend) {
       const double tokens = static_cast<double>(y.sides.voxels());

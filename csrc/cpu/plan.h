@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,14 @@ struct Norm {
   float eps;
 };
 
+// What a layer's weights are packed for.
+struct Packing {
+  Isa isa;
+  Sides sides;                           // of the input
+  std::int64_t channels, skip_channels;  // of both inputs together, and of the second
+  bool packs;
+};
+
 struct ConvLayer {
   std::string name;
   VolumeId x, skip = kNone, residual = kNone;  // skip is read as if concatenated behind x
@@ -46,6 +55,13 @@ struct ConvLayer {
   std::int64_t out, kernel, stride;
   Algorithm algorithm;
   int tiles = 0;
+  std::optional<Conv3d> packed;  // of the weight
+
+  // Whether its input is normalised into a volume of its own first, since it can not be as it is read.
+  bool normalised_apart() const {
+    return norm && (algorithm == Algorithm::direct || activation != Activation::silu);
+  }
+  void pack(const Packing& packing);
 };
 
 // 4 x 4 x 4, stride 2: every side doubles.
@@ -55,6 +71,9 @@ struct TransposedLayer {
   std::vector<float> weight, bias;  // [out, in, 4, 4, 4], [out]
   std::int64_t out;
   bool relu;
+  Floats packed;  // of the weight
+
+  void pack(const Packing& packing);
 };
 
 // activation(norm(x) + residual), where no convolution reads it.
@@ -94,6 +113,9 @@ class Plan {
   ~Plan();
 
   VolumeId add_input(Sides sides, std::int64_t channels);
+  // Packing weights is what takes time in adding a layer. It needs nothing of the plan but this, so that others may use
+  // the plan meanwhile; a layer that comes without packs its own.
+  Packing packing(VolumeId x, VolumeId skip = kNone) const;
   VolumeId add_conv(ConvLayer layer);
   VolumeId add_conv_transpose(TransposedLayer layer);
   VolumeId add_norm(NormLayer layer);

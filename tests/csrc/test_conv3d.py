@@ -174,6 +174,25 @@ def test_the_weights_gradient_is_the_definition_s_at_any_number_of_threads(out, 
         assert len(made) == 1, algorithm
 
 
+@pytest.mark.parametrize(
+    ("widest", "out", "channels", "skip", "own"),
+    [
+        ("avx512", 64, 32, 0, "avx512"),
+        ("avx512", 24, 32, 0, "avx2"),
+        ("avx512", 32, 8, 0, "avx2"),
+        ("avx512", 48, 48, 24, "avx2"),  # each of two volumes is read by whole vectors
+        ("avx512", 48, 48, 16, "avx512"),
+        ("avx2", 24, 8, 0, "avx2"),
+        ("portable", 24, 8, 0, "portable"),
+    ],
+)
+def test_winograd_s_kernels_are_the_widest_whose_lanes_divide_the_channels(widest, out, channels, skip, own):
+    # A function of numbers alone, so that every processor tells what one with AVX-512 would do.
+    assert native.winograd_instruction_set(widest, out, channels, skip) == own
+    if widest == native.instruction_set():
+        assert len(native.conv3d_algorithms(out, channels, 3, 1, (4, 4, 4), skip)) > 1
+
+
 def test_bad_input_to_the_weights_gradient_gets_a_sentence():
     sides = (4, 6, 8)
     rng, x, weight = inputs(16, 16, sides)
@@ -273,10 +292,21 @@ def test_bad_input_gets_a_sentence():
         ((x[..., :8].copy(), y), "x: 8 channels; the weights have 16."),
         ((x, y[:3]), r"y: shape \(3, 6, 8, 16\)"),
         ((x, frozen), "y: is read-only."),
-        ((x, x), "y: overlaps what is read."),
+        ((x, x), "y: overlaps x, which is read."),
     ]:
         with pytest.raises(ValueError, match=told):
             conv.run(*arguments)
+    moments = poisoned(conv.moment_blocks, 3, 16)
+    room = poisoned(y.size + 16)
+    half, moved = (room[first : first + y.size].reshape(y.shape) for first in (0, 16))
+    for given, told in [
+        ({"y": half, "bias": half.reshape(-1)[:16]}, "y: overlaps bias, which is read."),
+        ({"y": half, "residual": moved}, "y: overlaps residual, which is read."),
+        ({"y": y, "moments": moments, "residual": y, "bias": moments[0, 0]}, "moments: overlaps bias, which is read."),
+        ({"y": half, "moments": half.reshape(-1)[: moments.size].reshape(moments.shape)}, "y: overlaps moments, which"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            conv.run(x, **given)
     with pytest.raises(ValueError, match="shift: scale and shift go together"):
         conv.run(x, y, scale=np.ones(16, np.float32))
     with pytest.raises(ValueError, match=r"threads: 0; allowed are 1 to 1024\."):

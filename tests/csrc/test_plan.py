@@ -86,6 +86,25 @@ def test_a_convolution_reads_its_input_normalised(algorithm, activation):
     assert relative(plan.run([x])[0], last(expected)) < 1.5e-6
 
 
+def test_two_volumes_whose_channels_the_lanes_do_not_divide_are_refused_by_winograd_s_algorithms():
+    sides, weight, bias = (2, 4, 4), normal(16, 16, 3, 3, 3), normal(16)
+    plan = native.Plan()
+    x, skip = (plan.add_input(sides, channels) for channels in (10, 6))
+    assert "F(2,2,2)" in native.conv3d_algorithms(16, 16, 3, 1, sides)
+    assert native.conv3d_algorithms(16, 16, 3, 1, sides, skip=6) == ["direct"]
+    with pytest.raises(ValueError, match="the vectors' lanes do not divide the channels"):
+        plan.add_conv("conv", x, weight, bias, algorithm="F(2,2,2)", skip=skip)
+    # Where they are brought together first, there is one volume.
+    norm = (2, normal(16), normal(16), 1e-5)
+    y = plan.add_conv("conv", x, weight, bias, algorithm="F(2,2,2)", skip=skip, norm=norm, activation="relu")
+    plan.finish([y])
+    given = [normal(*sides, 10), normal(*sides, 6)]
+    both = channels_first(np.concatenate(given, axis=-1))
+    z = F.group_norm(both, 2, *(torch.from_numpy(own).double() for own in norm[1:3]), 1e-5).relu()
+    expected = F.conv3d(z, torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), padding=1)
+    assert relative(plan.run(given)[0], last(expected)) < 1.5e-6
+
+
 def test_inputs_and_outputs_lie_outside_the_arena_and_may_be_the_same():
     sides, x = (2, 4, 4), normal(2, 4, 4, 8)
     plan = native.Plan()
@@ -191,6 +210,32 @@ def test_a_bias_that_waits_for_a_run_keeps_nobody_else_waiting():
     assert steps > 3
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_others_go_on_while_a_layer_s_weights_are_packed(transposed):
+    channels, plan = 256, native.Plan()
+    x, bias = plan.add_input((4, 4, 4), channels), normal(channels)
+    weight = normal(channels, channels, *[4 if transposed else 3] * 3)
+
+    def add() -> None:
+        if transposed:
+            plan.add_conv_transpose("up", x, weight, bias, relu=True)
+        else:
+            plan.add_conv("conv", x, weight, bias, algorithm="F(4,4,4)")
+
+    adding = threading.Thread(target=add)
+    started = time.perf_counter()
+    adding.start()
+    longest, last_seen = 0.0, started
+    while adding.is_alive():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        longest, last_seen = max(longest, now - last_seen), now
+        assert plan.shape(x)[3] == channels  # the plan itself is there for others too
+    whole = time.perf_counter() - started
+    adding.join()
+    assert longest < whole / 2, (longest, whole)
+
+
 def test_a_layer_s_floor_is_what_its_operations_or_bytes_take():
     plan = native.Plan()
     plan.finish([plan.add_conv("c", plan.add_input((2, 4, 4), 8), normal(8, 8, 3, 3, 3), normal(8))])
@@ -201,6 +246,14 @@ def test_a_layer_s_floor_is_what_its_operations_or_bytes_take():
         assert own["floor"] == max(row["multiplied"] / operations, row["bytes"] / reached)
     with pytest.raises(ValueError, match="must be positive"):
         plan.describe(operations_per_second=0.0, bytes_per_second=1e9)
+
+
+def test_operations_beyond_64_bits_are_told():
+    plan = native.Plan(packs=False)
+    weight = np.zeros((2**11, 2**12, 4, 4, 4), np.float32)  # nobody reads it: no page of it comes
+    plan.add_conv_transpose("up", plan.add_input((2**12, 2**12, 2**13), 2**12), weight, normal(2**11), relu=False)
+    (row,) = plan.describe()
+    assert row["operations"] == 2.0 * 8 * 2**23 * 2**40
 
 
 def test_a_plan_without_weights_tells_what_fits_and_can_not_be_run():

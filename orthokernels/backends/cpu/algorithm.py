@@ -37,16 +37,19 @@ _WEIGHT_BYTE = 6
 _SAMPLE = (8, 64)
 
 
-def choose(out: int, channels: int, kernel: int, stride: int, sides: Sequence[int], *, exact: bool = False) -> str:
+def choose(
+    out: int, channels: int, kernel: int, stride: int, sides: Sequence[int], *, skip: int = 0, exact: bool = False
+) -> str:  # fmt: skip
     """The algorithm's name.
 
     Args:
         out, channels: of the convolution.
         kernel, stride: 1 or 3, 1 or 2.
         sides: depth, height and width of the input.
+        skip: how many of the channels, the last, are those of a second volume.
         exact: the direct algorithm, whose error does not grow with a tile.
     """
-    possible = _native.conv3d_algorithms(out, channels, kernel, stride, list(sides))
+    possible = _native.conv3d_algorithms(out, channels, kernel, stride, list(sides), skip)
     if exact or len(possible) == 1:
         return "direct"
     known = read_table(_file()).get(_key(out, channels, stride, sides))

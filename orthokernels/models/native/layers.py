@@ -53,7 +53,8 @@ class Builder:
         algorithm = "direct"
         if weight.ndim == 5:  # the binding refuses others
             out, channels, kernel = weight.shape[:3]
-            algorithm = choose(out, channels, kernel, stride, self.sides(x), exact=self._exact)
+            behind = 0 if skip is None else self.plan.shape(skip)[3]
+            algorithm = choose(out, channels, kernel, stride, self.sides(x), skip=behind, exact=self._exact)
         return self.plan.add_conv(
             layer, x, weight, self.tensor(f"{layer}.bias"), stride, algorithm, skip=-1 if skip is None else skip,
             norm=None if norm is None else self.norm(norm, groups), activation=activation,
