@@ -232,13 +232,13 @@ def labels_command(
     with joined_run("labels", device) as processes:
         from orthokernels.training.config import load_config
         from orthokernels.training.config_heads import LabelsConfig
-        from orthokernels.training.labels import labels
-        from orthokernels.training.tables import print_rows
+        from orthokernels.training.labels import METRIC, labels
+        from orthokernels.training.tables import print_labels
 
         chosen = load_config(LabelsConfig, config, settings or [])
         rows = labels(data, weights, out, chosen, processes=processes, silent=quiet or as_json)
         if not quiet and not as_json:
-            print_rows(rows)
+            print_labels(rows, METRIC[chosen.task])
         report([f"table and plot: {out}"], rows, processes, quiet, as_json)
 
 

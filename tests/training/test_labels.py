@@ -18,6 +18,7 @@ from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import HeadConfig, LabelsConfig
 from orthokernels.training.labels import labels, subset
 from orthokernels.training.records import read_records
+from orthokernels.training.tables import print_labels
 from tests.training.toy import NETWORK, data_settings, write_studies, write_weights
 
 
@@ -77,7 +78,7 @@ def test_every_method_and_share_has_a_row_with_its_gain_over_scratch(studies, tm
         labels(studies, weights, tmp_path / "out", other)
 
 
-def test_a_grid_reads_frozen_features_of_the_denoiser_and_of_random_weights(studies, tmp_path):
+def test_a_grid_reads_frozen_features_of_the_denoiser_and_of_random_weights(studies, tmp_path, capsys):
     weights = write_weights(tmp_path / "weights", planes=("sagittal",))
     chosen = {"task": "diagnosis", "pooling": "grid", "grid": (2, 2), "grid_kept": 2, "probe": HeadConfig(epochs=2)}
     rows = labels(
@@ -90,6 +91,11 @@ def test_a_grid_reads_frozen_features_of_the_denoiser_and_of_random_weights(stud
         for method in ("frozen", "untrained")
     }
     assert scores["frozen"] != scores["untrained"]
+    print_labels(rows, "macro_auroc")
+    told = capsys.readouterr().out
+    assert "diagnosis, sagittal: macro AUROC on the test patients" in told
+    assert "30 % (2)" in told
+    assert "against untrained" in told
     again = labels(
         studies, weights, tmp_path / "again", config(studies, methods=("frozen", "untrained"), seeds=(1,), **chosen)
     )
