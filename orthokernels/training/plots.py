@@ -14,6 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from orthokernels.training.metrics import CALIBRATION_BINS, auroc, average_precision
 from orthokernels.training.predictions import SeriesOutput
+from orthokernels.training.tables import spelled
 
 
 @contextmanager
@@ -88,7 +89,10 @@ def efficiency_curves(rows: Sequence[Mapping[str, Any]], metric: str, path: Path
             axes.plot(100 * share, value, marker="o", color=f"C{place}", label=method)
             axes.fill_between(100 * share, low, high, color=f"C{place}", alpha=0.15, linewidth=0)
         axes.set_xscale("log")
-        _name(axes, "labels used (%)", metric.replace("_", " "), path.stem.replace("_", " "))
+        shares = sorted({100 * row["share"] for row in rows})
+        axes.set_xticks(shares, [f"{share:g}" for share in shares])
+        axes.minorticks_off()
+        _name(axes, "labels used (%)", spelled(metric), path.stem.replace("_", " "))
 
 
 def _name(axes: Axes, x: str, y: str, title: str) -> None:

@@ -65,8 +65,7 @@ def print_labels(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
         cells = [_with_gain(own[method]) for method in methods]
         table.add_row(f"{100 * share:g} % ({own[methods[0]]['patients']})", *cells)
     console = Console(highlight=False, emoji=False)
-    scored = metric.replace("_", " ").replace("auroc", "AUROC").replace("dice", "Dice")
-    console.print(f"{rows[0]['task']}, {rows[0]['plane']}: {scored} on the test patients")
+    console.print(f"{rows[0]['task']}, {rows[0]['plane']}: {spelled(metric)} on the test patients")
     console.print(table)
     baseline = next((row["method"] for row in rows if "gain" in row and _is_baseline(row)), None)
     gains = f"; + or -, against {baseline}" if baseline else ""
@@ -83,6 +82,11 @@ def _with_gain(row: Mapping[str, Any]) -> str:
     if "gain" not in row or _is_baseline(row):
         return told
     return f"{told}\n{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+
+
+def spelled(metric: str) -> str:
+    """A metric's column name as it is written in words: macro_auroc is macro AUROC."""
+    return metric.replace("_", " ").replace("auroc", "AUROC").replace("dice", "Dice")
 
 
 def figure(value: float | None, bounds: Sequence[float] | None) -> str:
