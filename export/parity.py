@@ -227,8 +227,8 @@ def _joint_figures(
     for name, run in joined.items():  # the reference is the first
         for study, vectors in run.vectors.items():
             run.outputs[study] = study_outputs(models[name], study, vectors)
-            for output, own in run.outputs[study].items() if name != REFERENCE else ():
-                run.error(output).add(own, joined[REFERENCE].outputs[study][output])
+            for output, values in run.outputs[study].items() if name != REFERENCE else ():
+                run.error(output).add(values, joined[REFERENCE].outputs[study][output])
     return {name: _figures(models[name], run, records, few=name == FEW) for name, run in joined.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from orthokernels.models.orthodiffusion.fusion import FUSIONS, GatingFusion
 from orthokernels.training.config_heads import FusionConfig, HeadConfig
 from orthokernels.training.loop import TrainingStoppedError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def fit(
     module.eval()
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], Module], seed: int) -> Module:
     """A new module whose first weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,7 +118,6 @@ def train_plane_head(vectors: Vectors, plane: int, config: HeadConfig, *, seed: 
     """One linear layer on one plane's vectors."""
     inputs = vectors.planes[plane]
     head = seeded(lambda: nn.Linear(inputs.shape[1], vectors.truth.shape[1]), seed + plane)
-    assert isinstance(head, nn.Linear)
     scale = Standardisation.of(inputs, enabled=config.standardise)
     fit(head, [scale(inputs)], vectors.truth, vectors.weight, config, seed=seed + plane)
     scale.fold_into(head)
@@ -178,7 +179,6 @@ def train_gate(vectors: Vectors, config: FusionConfig, *, seed: int) -> tuple[li
     """
     logits = out_of_fold_logits(vectors, config, seed=seed)
     gate = seeded(lambda: GatingFusion(**fusion_arguments("gating", vectors, config)), seed)
-    assert isinstance(gate, GatingFusion)
     fit(gate, [logits], vectors.truth, vectors.weight, config.gate, seed=seed, logits_of=lambda out: out[0])
     heads = [train_plane_head(vectors, plane, config.head, seed=seed) for plane in range(len(vectors.planes))]
     return heads, gate

@@ -72,7 +72,6 @@ def train_late_fusion(
     """Late fusion of the planes' vectors, side by side, with each triplet's row of patient data."""
     encoding = encoding_of(rows)
     fusion = seeded(lambda: LateFusion(**late_fusion_arguments(vectors, encoding)), seed)
-    assert isinstance(fusion, LateFusion)
     inputs = [torch.cat(vectors.planes, dim=1), *columns_of(encoding, rows)]
     fit(fusion, inputs, vectors.truth, vectors.weight, config, seed=seed, logits_of=lambda out: out["fused"])
     return fusion, encoding

@@ -61,9 +61,7 @@ class PlaneClassifier(nn.Module):
 def new_classifier(pooling: str, channels: int, heads: int, labels: int, *, seed: int) -> PlaneClassifier:
     """An untrained pooling and head; the same seed gives the same weights."""
     arguments = pooling_arguments(pooling, channels, heads)
-    made = seeded(lambda: PlaneClassifier(POOLINGS[pooling](**arguments), labels), seed)
-    assert isinstance(made, PlaneClassifier)
-    return made
+    return seeded(lambda: PlaneClassifier(POOLINGS[pooling](**arguments), labels), seed)
 
 
 def train_probe(

@@ -53,7 +53,6 @@ def train_regional_probe(
     if isinstance(pooling, StructurePool):
         pooling.usual.copy_(usual[places])
     classifier = seeded(lambda: PlaneClassifier(pooling, truth.shape[1]), seed)
-    assert isinstance(classifier, PlaneClassifier)
     inputs = numbers[:, places]
     scale = Standardisation.of(inputs, enabled=config.standardise)
     fit(classifier.head, [scale(inputs)], truth, weight, config, seed=seed)
