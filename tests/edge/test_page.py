@@ -373,8 +373,11 @@ def test_page_without_a_bundle_says_so(serve):
     assert "No bundle" in get(serve(), "/model")[1]
 
 
-# The schema of version 1, as far as corrections and their migration are concerned: what version 2 added is taken away.
-_VERSION_1 = "DROP TABLE corrections; DROP INDEX audit_of_subject; DROP INDEX audit_of_actor; PRAGMA user_version = 1;"
+# Makes a database one of version 1: what versions 2 and 3 added is taken away.
+_VERSION_1 = (
+    "DROP TABLE corrections; DROP INDEX audit_of_subject; DROP INDEX audit_of_actor; DROP TABLE object_forms; "
+    "DROP TABLE delivery_forms; PRAGMA user_version = 1;"
+)
 
 
 def test_database_of_version_1_is_brought_up_to_date_and_keeps_its_rows(start, study):
@@ -388,10 +391,10 @@ def test_database_of_version_1_is_brought_up_to_date_and_keeps_its_rows(start, s
     assert opened.find(before.id) == before
     Corrections(opened, "knee").add(Correction(before.id, "other", None, None, "wrong side", "A. Reader"))
     with opened.database.read() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 3
     assert all(entry["intact"] for entry in audit.entries(opened.database))
     with opened.database.read() as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     with pytest.raises(InputError, match="newer orthokernels"):
         Database(data)
     opened.database.close()
