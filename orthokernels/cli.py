@@ -173,7 +173,9 @@ def _print_result(result: StudyResult, out: Path) -> None:
     for warning in (*result.warnings, *(f"{p.plane}: {w}" for p in result.planes for w in p.warnings)):
         console.print(f"[yellow]Note:[/] {_plain(warning)}")
     if result.left_out:
-        console.print(f"{len(result.left_out)} files or volumes were left out; the report says why.")
+        count = len(result.left_out)
+        what = "file or volume was" if count == 1 else "files or volumes were"
+        console.print(f"{count} {what} left out; the report says why.")
     if result.untrained:
         console.print(f"[bold yellow]{result.untrained}[/]")
     if result.model.notice:
