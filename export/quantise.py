@@ -185,7 +185,7 @@ def _left(
 
 def write_int8_qdq(
     name: str, fp32: Path, path: Path, inputs: Sequence[Mapping[str, Array]], used: Used, *,
-    like: Quantised, largest: float = LARGEST_SHARE,
+    like: Quantised,
 ) -> Quantised:  # fmt: skip
     """Write ONNX with INT8 by QuantizeLinear and DequantizeLinear; arguments as ``write_int8``.
 
@@ -197,21 +197,20 @@ def write_int8_qdq(
         return replace(like, form="int8_qdq")
     save(_quantise(model, inputs, like.in_float, like.sums_in_float), path)
     share = used(open_graph(path, "onnxruntime"))
-    refused = _refusal(share, largest, like.layers, len(like.in_float))
+    refused = _refusal(share, LARGEST_SHARE, like.layers, len(like.in_float))
     if refused:
         path.unlink()
     return replace(like, form="int8_qdq", used=share, used_at_first=share, refused=refused)
 
 
 def write_int8_of_vectors(
-    name: str, fp32: Path, paths: Mapping[Form, Path], inputs: Sequence[Mapping[str, Array]], used: Used, *,
-    largest: float = LARGEST_SHARE,
+    name: str, fp32: Path, paths: Mapping[Form, Path], inputs: Sequence[Mapping[str, Array]], used: Used
 ) -> list[Quantised]:  # fmt: skip
     """Write a graph that reads vectors in INT8, its linear layers ``in_two_bytes``.
 
     Args:
         paths: of "int8" (OpenVINO's IR, .xml) and "int8_qdq", where they are wanted.
-        fp32, inputs, used, largest: as ``write_int8``'s.
+        fp32, inputs, used: as ``write_int8``'s.
     """
     import openvino
 
@@ -226,7 +225,7 @@ def write_int8_of_vectors(
             else:
                 shutil.copyfile(portable, path)
             share = used(open_graph(path, "openvino" if form == "int8" else "onnxruntime"))
-            refused = _refusal(share, largest, layers, 0)
+            refused = _refusal(share, LARGEST_SHARE, layers, 0)
             found.append(Quantised(name, form, layers, used=share, used_at_first=share, refused=refused))
             if refused:
                 path.unlink()

@@ -238,7 +238,7 @@ def labels_command(
         chosen = load_config(LabelsConfig, config, settings or [])
         rows = labels(data, weights, out, chosen, processes=processes, silent=quiet or as_json)
         if not quiet and not as_json:
-            print_labels(rows, METRIC[chosen.task])
+            print_labels(rows, METRIC[chosen.task], chosen.baseline)
         report([f"table and plot: {out}"], rows, processes, quiet, as_json)
 
 

@@ -240,6 +240,11 @@ class LabelsConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     bootstrap: Positive = 1000
 
+    @property
+    def baseline(self) -> str:
+        """The method that others are held against: the same network without pre-training."""
+        return "scratch" if "scratch" in self.methods else "untrained"
+
     @model_validator(mode="after")
     def _grid_reads_frozen_features(self) -> LabelsConfig:
         trained = sorted({"pretrained", "scratch"} & set(self.methods))

@@ -52,9 +52,8 @@ def labels(
 
     Returns:
         Rows of method, share, patients, the mean over seeds ("value") with its interval ("low", "high"), and by how
-        much it beats the same network without pre-training ("gain", "gain_low", "gain_high"): "scratch", or where that
-        is not compared "untrained". Intervals draw test patients again; the seeds' scores are averaged within each
-        draw.
+        much it beats ``config.baseline``, where that is compared ("gain", "gain_low", "gain_high"). Intervals draw test
+        patients again; the seeds' scores are averaged within each draw.
 
     Raises:
         InputError: data or weights can not be used.
@@ -150,15 +149,14 @@ def _rows(scores: dict[tuple[str, float], list[Any]], selection: Selection, conf
         share: len({r.patient for r in subset(selection.train, share, config.seeds[0])}) for share in config.shares
     }
     rows = []
-    baseline = "scratch" if "scratch" in config.methods else "untrained"
     for (method, share), values in drawn.items():
         low, high = interval(values[1:]) or (math.nan, math.nan)
         row: dict[str, Any] = {
             "task": config.task, "plane": config.plane, "method": method, "share": share, "patients": patients[share],
             "value": float(values[0]), "low": low, "high": high,
         }  # fmt: skip
-        if (baseline, share) in drawn:
-            gain = values - drawn[baseline, share]
+        if (config.baseline, share) in drawn:
+            gain = values - drawn[config.baseline, share]
             bounds = interval(gain[1:]) or (math.nan, math.nan)
             row |= {"gain": float(gain[0]), "gain_low": bounds[0], "gain_high": bounds[1]}
         rows.append(row)

@@ -56,30 +56,27 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     Console(highlight=False, emoji=False).print(table)
 
 
-def print_labels(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """A label-efficiency comparison: a row for each share of the labels, a column for each method."""
+def print_labels(rows: Sequence[Mapping[str, Any]], metric: str, baseline: str) -> None:
+    """A label-efficiency comparison: a row for each share of the labels, a column for each method.
+
+    Below a method's value stands by how much it beats the method ``baseline``, where that is compared.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     table = Table("labels", *methods)
     for share in sorted({row["share"] for row in rows}):
         own = {row["method"]: row for row in rows if row["share"] == share}
-        cells = [_with_gain(own[method]) for method in methods]
+        cells = [_with_gain(own[method], baseline) for method in methods]
         table.add_row(f"{100 * share:g} % ({own[methods[0]]['patients']})", *cells)
     console = Console(highlight=False, emoji=False)
     console.print(f"{rows[0]['task']}, {rows[0]['plane']}: {spelled(metric)} on the test patients")
     console.print(table)
-    baseline = next((row["method"] for row in rows if "gain" in row and _is_baseline(row)), None)
-    gains = f"; + or -, against {baseline}" if baseline else ""
+    gains = f"; + or -, against {baseline}" if baseline in methods else ""
     console.print(f"labels: share of the training patients (how many); means over seeds, 95 % intervals{gains}")
 
 
-def _is_baseline(row: Mapping[str, Any]) -> bool:
-    return row["gain"] == row["gain_low"] == row["gain_high"] == 0
-
-
-def _with_gain(row: Mapping[str, Any]) -> str:
-    """The value with its interval, and below it by how much it beats the baseline where that is another."""
+def _with_gain(row: Mapping[str, Any], baseline: str) -> str:
     told = figure(row["value"], (row["low"], row["high"]))
-    if "gain" not in row or _is_baseline(row):
+    if "gain" not in row or row["method"] == baseline:
         return told
     return f"{told}\n{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
 

@@ -72,8 +72,8 @@ def test_patient_data_are_fused_as_by_the_reference(weights, bundle, study, engi
     reference = run(study, weights=str(weights), patient=patient).result
     assert (found.model.fusion, found.model.engine) == ("patient data", engine)
     assert {own.threshold for own in found.findings} == {0.2, 0.5}  # the fusion's own, not those of the weights
-    # The first label hears the patient alone; the others hear histograms too, as above.
-    bounds = [1e-6] + [0.01] * (len(found.findings) - 1)
+    # The first label hears the patient alone. Of the histograms that the others hear too, a hundredth counts.
+    bounds = [1e-6] + [1e-3] * (len(found.findings) - 1)
     for own, expected, bound in zip(found.findings, reference.findings, bounds, strict=True):
         assert own.probability == pytest.approx(expected.probability, abs=bound)
         assert own.images_share == pytest.approx(expected.images_share, abs=1e-6)

@@ -91,7 +91,7 @@ def test_a_grid_reads_frozen_features_of_the_denoiser_and_of_random_weights(stud
         for method in ("frozen", "untrained")
     }
     assert scores["frozen"] != scores["untrained"]
-    print_labels(rows, "macro_auroc")
+    print_labels(rows, "macro_auroc", "untrained")
     told = capsys.readouterr().out
     assert "diagnosis, sagittal: macro AUROC on the test patients" in told
     assert "30 % (2)" in told
