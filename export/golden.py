@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from orthokernels.bundle.golden import GOLDEN
 from orthokernels.bundle.manifest import GoldenCase
@@ -35,7 +35,8 @@ def write_golden(
         images = sorted((place / "study").rglob("*.dcm"))
         found = run([place / "study"], weights=own, joint=joint, device="cpu")
         labels = place / "labels.safetensors"
-        save_file({plane: _bytes(own) for plane, (own, _) in found.label_maps.items()}, labels)
+        # Not save_file, whose files only their owner can read: whoever serves a bundle is seldom who made it.
+        labels.write_bytes(save({plane: _bytes(own) for plane, (own, _) in found.label_maps.items()}))
         made[joint] = GoldenCase(
             images=tuple(path.relative_to(folder).as_posix() for path in images),
             labels=labels.relative_to(folder).as_posix(),

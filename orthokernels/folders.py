@@ -1,4 +1,4 @@
-"""Where the package keeps what it can make or fetch again, and tables of what was found out there."""
+"""Where the package keeps what it can make or fetch again, tables of what was found out there, and who may read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ def cache_folder() -> Path:
     if own := os.environ.get("ORTHOKERNELS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthokernels"
+
+
+def umask() -> int:
+    """The bits that new files are not to have: for what a temporary file was, which its owner alone can read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @functools.lru_cache(maxsize=8)

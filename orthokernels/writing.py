@@ -15,6 +15,7 @@ import numpy as np
 
 from orthokernels import tasks
 from orthokernels.errors import InputError
+from orthokernels.folders import umask
 from orthokernels.montage import montage
 from orthokernels.report import findings_json, html
 from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
@@ -69,7 +70,7 @@ class OutputFolder:
             montages = {p.plane: folder / p.montage for p in planes if p.montage}
             (folder / REPORT).write_text(html(result, montages), encoding="utf-8")
             (folder / FINDINGS).write_text(findings_json(result), encoding="utf-8")
-            folder.chmod(0o777 & ~_umask())
+            folder.chmod(0o777 & ~umask())
             self._move_into_place(folder)
         except OSError as error:
             raise InputError(f"--out {self.path}: writing failed ({error.strerror}); nothing was kept.") from error
@@ -123,9 +124,3 @@ def write_label_map(labels: np.ndarray, affine: np.ndarray, path: Path, *, untra
     notice = tasks.RESEARCH_NOTICE + (" UNTRAINED" if untrained else "")
     image.header["descrip"] = notice.encode()[:79]
     nibabel.save(image, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from orthokernels.bundle.manifest import Known, Manifest
 from orthokernels.bundle.verify import Bundle
@@ -24,7 +24,8 @@ def write_table(folder: Path, joint: str, plane: str, novelty: Novelty) -> str:
     name = f"{FOLDER}/{joint}.{plane}.safetensors"
     path = folder / name
     path.parent.mkdir(exist_ok=True)
-    save_file({key: np.ascontiguousarray(own) for key, own in novelty.arrays().items()}, path)
+    # Not save_file, whose files only their owner can read: whoever serves a bundle is seldom who made it.
+    path.write_bytes(save({key: np.ascontiguousarray(own) for key, own in novelty.arrays().items()}))
     return name
 
 

@@ -20,6 +20,7 @@ from orthokernels.bundle.signature import make_keys
 from orthokernels.bundle.verify import verify
 from orthokernels.cli import main
 from orthokernels.errors import InputError
+from orthokernels.folders import umask
 from orthokernels.pipeline import load_model
 from tests.edge.kit import write_bundle
 from tests.runtime.bundles import write_weights
@@ -48,6 +49,10 @@ def test_trained_weights_become_a_signed_bundle_without_the_forms_that_too_few_s
     assert made.parity["bundle"] == found.digest
     assert "Left out" not in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "fp16: " in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    # Whoever serves a bundle is seldom who made it.
+    files = [path for path in (tmp_path / "bundle").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".onnx", ".xml", ".dcm"}
+    assert not [path for path in files if path.stat().st_mode & 0o044 != 0o044 & ~umask()]
 
 
 def test_untrained_weights_keep_every_form_and_int8_runs(tmp_path):

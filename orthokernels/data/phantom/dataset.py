@@ -33,6 +33,7 @@ from orthokernels.data.phantom.study import (
 )
 from orthokernels.data.phantom.write import write_dicom, write_labels, write_nifti
 from orthokernels.errors import InputError
+from orthokernels.folders import umask
 from orthokernels.tasks import LABELS
 
 FINDINGS_TABLE, ARGUMENTS = "studies.csv", "phantom.json"
@@ -210,9 +211,7 @@ def _replace(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-        mask = os.umask(0o022)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from orthokernels.data.phantom.study import PhantomSeries, PhantomStudy
 from orthokernels.errors import InputError
+from orthokernels.folders import umask
 from orthokernels.tasks import STRUCTURES
 
 _LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -109,7 +109,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would make the study the writer's alone
+        temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 would make the study the writer's alone
         yield temporary
         if target.is_dir():
             target.rmdir()  # fails, as it should, where somebody has put something in meanwhile
@@ -117,12 +117,6 @@ def _new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _uid(*names: object) -> UID:
