@@ -89,6 +89,16 @@ def test_everything_that_the_image_is_built_from_is_there_and_let_through():
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_trial_s_shell_is_right_and_installs_the_unit_as_its_head_says():
+    trial = PACKAGING / "try.sh"
+    assert subprocess.run(["bash", "-n", trial], check=False).returncode == 0
+    head = UNIT.read_text().partition("[Unit]")[0]
+    told = [line.strip("# ") for line in head.splitlines() if line.startswith("#   ") and "appliance.toml" not in line]
+    assert len(told) == 4
+    missing = [step for line in told for step in line.split(" && ") if step not in trial.read_text()]
+    assert not missing
+
+
 def test_bill_of_materials_names_vendored_files_and_the_native_module(tmp_path):
     pytest.importorskip("cyclonedx", reason="cyclonedx-bom is not installed")
     own_components = runpy.run_path(str(PACKAGING / "sbom.py"))["own_components"]
