@@ -395,6 +395,19 @@ class Config(_Section):
             raise ValueError("two destinations have the same name; results are tracked by it")
         return self
 
+    @model_validator(mode="after")
+    def _empties_no_folder_of_its_own(self) -> Config:
+        if self.watch is None:
+            return self
+        watched = self.watch.folder.resolve()
+        for what, own in (("appliance.data", self.appliance.data), ("work.bundle", self.work.bundle)):
+            if own is not None and (own.resolve().is_relative_to(watched) or watched.is_relative_to(own.resolve())):
+                raise ValueError(
+                    f"watch.folder ({self.watch.folder}) is emptied, so it can't hold {what} ({own}) nor lie in it; "
+                    "watch a folder of its own"
+                )
+        return self
+
     def label_map(self, destination: Destination) -> LabelMap:
         """Whether a destination gets label maps."""
         return self.results.label_map if destination.label_map is None else destination.label_map

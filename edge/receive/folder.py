@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orthokernels.edge.config import Watch
+from orthokernels.edge.receive.identity import ends_early
 from orthokernels.edge.receive.intake import Arrival, Intake, Refused, Status
 from orthokernels.edge.receive.part10 import check_readable, read_meta
 
 LOG = logging.getLogger("orthokernels.edge.receive")
 
 REJECTED = "rejected"
+UNFINISHED_SECONDS = 600.0  # a file that ends early may be a copy that stalled; after this it is a broken one
 _SOURCE = "watched folder"
 
 
@@ -29,6 +31,8 @@ class FolderWatcher:
         self._intake = intake
         self._most_bytes = intake.limits.bytes_per_instance
         self._told: set[Path] = set()  # files that could not be dealt with, until they are gone
+        # Time of change, size, and since when both were seen as they are: by our own clock, since a share has another.
+        self._seen: dict[Path, tuple[int, int, float]] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Look once a second until told to stop."""
@@ -43,12 +47,12 @@ class FolderWatcher:
         holds up no other; it is told once, and tried again each time."""
         taken = 0
         failed: set[Path] = set()
-        for path in self._settled():
+        for path, seconds in self._settled():
             try:
                 try:
-                    self._take(path)
-                    path.unlink()
-                    taken += 1
+                    if self._take(path, seconds):
+                        path.unlink()
+                        taken += 1
                 except Refused as refusal:
                     if refusal.status == Status.OUT_OF_RESOURCES:
                         return taken  # room may come
@@ -61,27 +65,41 @@ class FolderWatcher:
         self._told = failed
         return taken
 
-    def _settled(self) -> Iterator[Path]:
-        until = time.time() - self._watch.seconds_unchanged
+    def _settled(self) -> Iterator[tuple[Path, float]]:
+        """Files that were not changed for long enough, and for how many seconds they were not."""
+        now, before, self._seen = time.monotonic(), self._seen, {}
+        rejected = self._watch.folder / REJECTED
         for place, folders, names in os.walk(self._watch.folder):  # links to folders are not followed
-            folders[:] = sorted(name for name in folders if Path(place, name) != self._watch.folder / REJECTED)
+            folders[:] = sorted(name for name in folders if Path(place, name) != rejected)
             for name in sorted(names):
                 path = Path(place, name)
                 try:
                     found = path.lstat()
                 except OSError:
                     continue  # gone since it was listed
-                if stat.S_ISREG(found.st_mode) and found.st_mtime < until and not name.startswith("."):
-                    yield path
+                if not stat.S_ISREG(found.st_mode) or name.startswith(".") or path == rejected:
+                    continue
+                *same, since = before.get(path, (0, 0, now))
+                if same != [found.st_mtime_ns, found.st_size]:
+                    since = now
+                self._seen[path] = found.st_mtime_ns, found.st_size, since
+                if now - since >= self._watch.seconds_unchanged:
+                    yield path, now - since
 
-    def _take(self, path: Path) -> None:
+    def _take(self, path: Path, seconds: float) -> bool:
+        """Take a file in that was not changed for so long; False where it ends early and may not be whole yet."""
         if path.stat().st_size > self._most_bytes:
             raise Refused(Status.NOT_UNDERSTOOD, "it is larger than an instance may be")
         with path.open("rb") as file:
             found = read_meta(file)
             check_readable(found)
             content = io.BytesIO(file.read())
+        if ends_early(content, found.syntax):
+            if seconds < UNFINISHED_SECONDS:
+                return False
+            raise Refused(Status.NOT_UNDERSTOOD, "it ends before its data set does")
         self._intake.take(Arrival(content, found.syntax, _SOURCE, self._watch.priority, sop_class=found.sop_class))
+        return True
 
     def _reject(self, path: Path) -> None:
         rejected = self._watch.folder / REJECTED

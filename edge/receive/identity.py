@@ -7,6 +7,7 @@ import re
 import struct
 from dataclasses import dataclass
 
+from pydicom.dataelem import RawDataElement
 from pydicom.filereader import data_element_generator
 from pydicom.uid import UID
 
@@ -16,6 +17,7 @@ from orthokernels.errors import InputError
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
 _UIDS = (_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)
+_PIXELS, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF
 
 # PS3.5 section 9.1, but for leading zeros in a component, which real devices write.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
@@ -34,6 +36,31 @@ class Identity:
     sop_uid: str
     study_uid: str
     series_uid: str
+
+
+def ends_early(content: io.BytesIO, syntax: UID) -> bool:
+    """Whether an image ends within an element or before its pixels, as a file does that is not wholly copied.
+
+    No value is decoded.
+
+    Args:
+        content: the encoded data set, without preamble and file meta information.
+        syntax: its transfer syntax.
+    """
+    content.seek(0)
+    size, pixels = len(content.getbuffer()), False
+    try:
+        for element in data_element_generator(content, syntax.is_implicit_VR, syntax.is_little_endian, defer_size=0):
+            pixels |= element.tag == _PIXELS
+            if isinstance(element, RawDataElement) and _end(element) > size:
+                return True
+    except (*DAMAGE, struct.error):
+        return True  # a sequence or fragments without their end
+    return not pixels
+
+
+def _end(element: RawDataElement) -> int:
+    return 0 if element.length == _UNDEFINED else element.value_tell + element.length
 
 
 def read_identity(content: io.BytesIO, syntax: UID, most_elements: int) -> Identity:

@@ -160,3 +160,20 @@ def test_results_digest_changes_with_what_decides_results_alone():
 def test_digest_of_the_defaults_is_that_of_version_0_1():
     """What was made with them keeps its identifiers."""
     assert Config().results.digest().startswith("ccd658ff963d0e1f")
+
+
+@pytest.mark.parametrize(
+    ("watched", "told"),
+    [("data", "appliance.data"), (".", "appliance.data"), ("data/in", "appliance.data"), ("b/in", "work.bundle")],
+)
+def test_folder_that_is_emptied_holds_nothing_of_the_appliance(tmp_path, watched, told):
+    (tmp_path / "link").symlink_to(tmp_path)
+    path = tmp_path / "appliance.toml"
+    path.write_text(
+        f'[appliance]\ndata = "{tmp_path}/link/data"\n[work]\nbundle = "{tmp_path}/b"\n'
+        f'[watch]\nfolder = "{tmp_path}/{watched}"\n'
+    )
+    with pytest.raises(InputError, match=rf"is emptied, so it can't hold {told}"):
+        load(path)
+    path.write_text(path.read_text().replace(f"{tmp_path}/{watched}", f"{tmp_path}/database"))
+    assert load(path).watch is not None

@@ -221,13 +221,32 @@ def test_file_that_can_not_be_dealt_with_holds_up_no_other_and_is_told_once(star
     (folder / "a.txt").write_text("not DICOM")
     for number, path in enumerate(study):
         shutil.copy(path, folder / f"image{number}.dcm")
-    os.utime(folder / "rejected", (2**32, 2**32))  # never settled, so never taken in itself
+    os.utime(folder / "image0.dcm", (2**32, 2**32))  # by another machine's clock
     service = start(watch={"folder": folder, "seconds_unchanged": 0.2})
     wait_for(lambda: service.store.jobs(("sent",)))
     wait_for(lambda: not list(folder.glob("image*")))
     time.sleep(2.5)  # looks once a second
     assert caplog.text.count("can't be read or removed") == 1
     assert (folder / "a.txt").is_file()
+
+
+def test_file_whose_copy_stalled_waits_for_its_rest_and_is_rejected_if_none_comes(start, study, tmp_path, monkeypatch):
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    whole = study[0].read_bytes()
+    (folder / "stalled.dcm").write_bytes(whole[:-100])
+    service = start(watch={"folder": folder, "seconds_unchanged": 0.2})
+    (folder / "whole.dcm").write_bytes(study[1].read_bytes())
+    wait_for(lambda: not (folder / "whole.dcm").exists())
+    assert (folder / "stalled.dcm").read_bytes() == whole[:-100]
+    (folder / "stalled.dcm").write_bytes(whole)
+    wait_for(lambda: not (folder / "stalled.dcm").exists())
+    (job,) = service.store.jobs()
+    assert len(service.store.files(job.id)) == 2
+    monkeypatch.setattr("orthokernels.edge.receive.folder.UNFINISHED_SECONDS", 0.5)
+    (folder / "broken.dcm").write_bytes(study[2].read_bytes()[:-100])
+    wait_for(lambda: (folder / "rejected" / "broken.dcm").is_file())
+    assert len(service.store.files(job.id)) == 2
 
 
 def test_rejected_files_of_the_same_name_do_not_overwrite_each_other(start, tmp_path):
