@@ -11,16 +11,27 @@ from pathlib import Path
 from orthokernels.edge import audit, viewing
 from orthokernels.edge.config import Disk, Retention
 from orthokernels.edge.durable import name_of
-from orthokernels.edge.states import DELIVERED
+from orthokernels.edge.states import DELIVERED, State
 from orthokernels.edge.store import Job, Store
 
 LOG = logging.getLogger("orthokernels.edge.retention")
 _DAY = 86400.0
+_FINISHED: tuple[State, ...] = (*DELIVERED, "rejected", "discarded")
 
 # Images of :job that no later job has.
 _IMAGES = (
     "SELECT instance FROM job_instances AS own WHERE own.job = :job AND NOT EXISTS "
     "(SELECT 1 FROM job_instances AS later WHERE later.instance = own.instance AND later.job > own.job)"
+)
+
+# Of the studies that have files, as the cross join's order says: finished jobs are many more in time.
+_CANDIDATES = (
+    "WITH here AS (SELECT study_uid FROM instances WHERE file IS NOT NULL "
+    "UNION SELECT study_uid FROM objects JOIN jobs ON jobs.id = job WHERE file IS NOT NULL) "
+    "SELECT jobs.* FROM here CROSS JOIN jobs ON jobs.study_uid = here.study_uid WHERE ("
+    + " OR ".join(f"(state = '{state}' AND changed_at < :{state})" for state in _FINISHED)
+    + ") AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND "
+    "(state IN ('waiting', 'dead') OR commit_until IS NOT NULL)) ORDER BY changed_at"
 )
 
 
@@ -37,9 +48,8 @@ class Cleaner:
         """Remove what had its time and, on a full disk, what is delivered, oldest first. How many jobs went."""
         now = time.time()
         removed = 0
-        for job in self._candidates():
-            days = self._retention.delivered_days if job.state in DELIVERED else self._retention.rejected_days
-            if now - job.changed_at > days * _DAY or (job.state in DELIVERED and self._full()):
+        for job in self._candidates(now, full=self._full()):
+            if (job.changed_at < self._until(job.state, now) or self._full()) and self._files(job):
                 self._remove(job)
                 removed += 1
         self._remove_asides(now - self._retention.rejected_days * _DAY)
@@ -49,17 +59,18 @@ class Cleaner:
         usage = shutil.disk_usage(self._data)
         return usage.total - usage.free > self._disk.clean_above * usage.total
 
-    def _candidates(self) -> list[Job]:
-        """Finished jobs with files, oldest first, of which no destination is owed anything, or may be again."""
-        finished = (*DELIVERED, "rejected", "discarded")
+    def _until(self, state: State, now: float) -> float:
+        """What finished in this state before this moment had its time."""
+        days = self._retention.delivered_days if state in DELIVERED else self._retention.rejected_days
+        return now - days * _DAY
+
+    def _candidates(self, now: float, *, full: bool) -> list[Job]:
+        """Finished jobs that had their time, oldest first, of which no destination is owed anything, or may be again;
+        on a full disk delivered ones of any age. All are of studies with files: what went long ago costs nothing."""
+        until = {state: now if full and state in DELIVERED else self._until(state, now) for state in _FINISHED}
         with self._store.database.read() as connection:
-            rows = connection.execute(
-                f"SELECT * FROM jobs WHERE state IN ({','.join('?' * len(finished))}) AND id NOT IN "
-                "(SELECT job FROM deliveries WHERE state IN ('waiting', 'dead') OR commit_until IS NOT NULL) "
-                "ORDER BY changed_at",
-                finished,
-            ).fetchall()
-        return [job for job in map(Job.of, rows) if self._files(job)]
+            rows = connection.execute(_CANDIDATES, until).fetchall()
+        return [Job.of(row) for row in rows]
 
     def _files(self, job: Job) -> list[str]:
         """What goes with a job: its objects, and its images unless a later version has them too."""

@@ -11,6 +11,7 @@ CREATE TABLE IF NOT EXISTS instances (
   received_at REAL NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS instances_of_study ON instances (study_uid);
+CREATE INDEX IF NOT EXISTS instances_here ON instances (study_uid) WHERE file IS NOT NULL;
 
 -- Same SOP Instance UID as an instance, other content: kept, never used.
 CREATE TABLE IF NOT EXISTS asides (
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS job_instances (
   instance INTEGER NOT NULL REFERENCES instances,
   PRIMARY KEY (job, instance)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS jobs_of_instance ON job_instances (instance, job);
 
 -- What was made of a job.
 CREATE TABLE IF NOT EXISTS objects (
@@ -62,6 +64,7 @@ CREATE TABLE IF NOT EXISTS objects (
   file TEXT,
   UNIQUE (job, sop_uid)
 ) STRICT;
+CREATE INDEX IF NOT EXISTS objects_here ON objects (job) WHERE file IS NOT NULL;
 
 -- One job's objects on their way to one destination: waiting, sent, committed, dead or discarded.
 CREATE TABLE IF NOT EXISTS deliveries (

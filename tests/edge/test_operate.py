@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from orthokernels.edge import audit
+from orthokernels.edge.config import Disk, Retention
+from orthokernels.edge.database import Database
 from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.status import recent
+from orthokernels.edge.store import Store
 
 from tests.edge.kit import archive_destination, edit, free_port, get, store, wait_for, write_study
 from tests.edge.test_config import edge
@@ -193,6 +196,59 @@ def test_what_was_not_delivered_never_goes(start, study):
     wait_for(lambda: service.store.jobs(("dead",)))
     assert cleaner(service, delivered_days=0.0, rejected_days=0.0).clean() == 0
     assert len(files(service)) == len(study) + 3
+
+
+def test_house_is_kept_by_what_is_here_and_not_by_all_that_ever_came(tmp_path):
+    """Thousands of studies that went long ago, and a hundred that are here; counted are the database's own steps."""
+    store = Store(Database(tmp_path))
+    cleaner = Cleaner(store, tmp_path, Disk(clean_above=1.0), Retention())
+    now, images = time.time(), 20
+    finish(store, range(4000), images, now - 30 * 86400, here=False)
+    assert in_steps(1000, store, cleaner) == 0
+    finish(store, range(4000, 4100), images, now - 30 * 86400, here=True)
+    finish(store, range(4100, 4200), images, now, here=True)
+    assert in_steps(1_000_000, store, cleaner) == 100
+    assert in_steps(50_000, store, cleaner) == 0
+    with store.database.read() as connection:
+        here = connection.execute("SELECT count(*), min(id) FROM instances WHERE file IS NOT NULL").fetchone()
+    assert tuple(here) == (100 * images, 4100 * images)
+
+
+def in_steps(most: int, store: Store, cleaner: Cleaner) -> int:
+    """What a round of the cleaner removes; SQLite's machine is interrupted where it takes more steps than that."""
+    called = iter(range(most // 100))
+    with store.database.read() as connection:
+        connection.set_progress_handler(lambda: next(called, None) is None, 100)
+        try:
+            return cleaner.clean()
+        finally:
+            connection.set_progress_handler(None, 0)
+
+
+def finish(store: Store, numbers: range, images: int, changed_at: float, *, here: bool) -> None:
+    """Studies that were delivered at that time, with or without their files."""
+    with store.database.write() as connection:
+        for study in numbers:
+            connection.execute(
+                "INSERT INTO jobs (id, study_uid, version, state, priority, created_at, changed_at, last_image_at) "
+                "VALUES (?, ?, 1, 'sent', 5, ?, ?, ?)",
+                (study + 1, f"1.2.{study}", changed_at, changed_at, changed_at),
+            )
+            connection.execute(
+                "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) "
+                "VALUES (?, 'archive', 'sent', 0, 0)",
+                (study + 1,),
+            )
+            connection.execute(
+                "INSERT INTO objects (job, sop_class, sop_uid, digest, file) VALUES (?, '1', ?, '', ?)",
+                (study + 1, f"1.3.{study}", f"results/{study}/report.dcm" if here else None),
+            )
+            for number in range(study * images, (study + 1) * images):
+                connection.execute(
+                    "INSERT INTO instances VALUES (?, ?, '1', ?, '1', '', 1, ?, 'MR1', 0)",
+                    (number, f"1.4.{number}", f"1.2.{study}", f"images/{study}/{number}.dcm" if here else None),
+                )
+                connection.execute("INSERT INTO job_instances VALUES (?, ?)", (study + 1, number))
 
 
 def test_watched_folder_is_emptied_and_what_is_no_image_is_moved_aside(start, study, tmp_path):

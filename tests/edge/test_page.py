@@ -373,10 +373,11 @@ def test_page_without_a_bundle_says_so(serve):
     assert "No bundle" in get(serve(), "/model")[1]
 
 
-# Makes a database one of version 1: what versions 2 and 3 added is taken away.
+# Makes a database one of version 1: what versions 2 to 4 added is taken away.
 _VERSION_1 = (
     "DROP TABLE corrections; DROP INDEX audit_of_subject; DROP INDEX audit_of_actor; DROP TABLE object_forms; "
-    "DROP TABLE delivery_forms; PRAGMA user_version = 1;"
+    "DROP TABLE delivery_forms; DROP INDEX instances_here; DROP INDEX jobs_of_instance; DROP INDEX objects_here; "
+    "PRAGMA user_version = 1;"
 )
 
 
@@ -391,10 +392,12 @@ def test_database_of_version_1_is_brought_up_to_date_and_keeps_its_rows(start, s
     assert opened.find(before.id) == before
     Corrections(opened, "knee").add(Correction(before.id, "other", None, None, "wrong side", "A. Reader"))
     with opened.database.read() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 3
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 4
+        indexes = {row["name"] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
+    assert {"instances_here", "jobs_of_instance", "objects_here"} <= indexes
     assert all(entry["intact"] for entry in audit.entries(opened.database))
     with opened.database.read() as connection:
-        connection.execute("PRAGMA user_version = 4")
+        connection.execute("PRAGMA user_version = 5")
     with pytest.raises(InputError, match="newer orthokernels"):
         Database(data)
     opened.database.close()
