@@ -15,9 +15,9 @@ from orthokernels.errors import InputError
 NAME = "appliance.sqlite3"
 _SCHEMA = Path(__file__).with_name("schema.sql")
 
-# 2 added corrections, and indexes of the audit log; 3 the forms of segmentation; 4 indexes of what is still here. The
-# schema only ever adds, so that reading it again brings an older file up to date.
-_VERSION = 4
+# 2 added corrections, and indexes of the audit log; 3 the forms of segmentation; 4 indexes of what is still here;
+# 5 images that are done without. The schema only ever adds, so that reading it again brings an older file up to date.
+_VERSION = 5
 
 
 class Database:

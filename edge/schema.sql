@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS instances (
 CREATE INDEX IF NOT EXISTS instances_of_study ON instances (study_uid);
 CREATE INDEX IF NOT EXISTS instances_here ON instances (study_uid) WHERE file IS NOT NULL;
 
--- Same SOP Instance UID as an instance, other content: kept, never used.
+-- Same SOP Instance UID as an instance that is here, other content: kept, never used.
 CREATE TABLE IF NOT EXISTS asides (
   id INTEGER PRIMARY KEY,
   sop_uid TEXT NOT NULL,
@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS asides (
   received_at REAL NOT NULL,
   UNIQUE (sop_uid, digest)
 ) STRICT;
+CREATE INDEX IF NOT EXISTS asides_of_study ON asides (study_uid);
 
 -- One version of one study on its way.
 CREATE TABLE IF NOT EXISTS jobs (
@@ -53,6 +54,11 @@ CREATE TABLE IF NOT EXISTS job_instances (
   PRIMARY KEY (job, instance)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS jobs_of_instance ON job_instances (instance, job);
+
+-- Images whose files were removed and which a person does without: they are not missed any more.
+CREATE TABLE IF NOT EXISTS given_up (
+  instance INTEGER PRIMARY KEY REFERENCES instances
+) STRICT;
 
 -- What was made of a job.
 CREATE TABLE IF NOT EXISTS objects (

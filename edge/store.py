@@ -115,37 +115,47 @@ class Store:
                 self._join(connection, job, instance, min(priority, job.priority), image.source)
 
     def add_again(self, image: Image, priority: int) -> bool:
-        """Record an instance whose file was removed, and which has come again with the same content.
+        """Record an instance whose file was removed, and which has come again; whatever it holds now is what counts.
 
-        It joins its study's job, or begins a new version where the latest came to nothing. Where that has its results,
-        the image only waits with it, in case that a late one makes a new version.
+        It joins its study's job, or begins a new version where its content is new, where it had been given up, or where
+        the latest version came to nothing. Where that has its results, the image only waits with it, in case that a
+        late one makes a new version.
 
         Returns:
             False where its file was here by now: the same image came on two connections at once.
         """
         now = time.time()
         with self.database.write() as connection:
-            restored = connection.execute(
-                "UPDATE instances SET file = ?, source = ? WHERE sop_uid = ? AND file IS NULL RETURNING id",
-                (image.file, image.source, image.sop_uid),
+            gone = connection.execute(
+                "SELECT id, digest, received_at FROM instances WHERE sop_uid = ? AND file IS NULL", (image.sop_uid,)
             ).fetchone()
-            if restored is None:
+            if gone is None:
                 return False
+            given_up = connection.execute("DELETE FROM given_up WHERE instance = ?", (gone["id"],)).rowcount
+            new = gone["digest"] != image.digest or given_up
+            connection.execute(
+                "UPDATE instances SET sop_class = ?, study_uid = ?, series_uid = ?, digest = ?, bytes = ?, file = ?, "
+                "source = ?, received_at = ? WHERE id = ?",
+                (*list(vars(image).values())[1:], now if new else gone["received_at"], gone["id"]),
+            )
+            # If it had been set aside, its file there is swept up at the next start.
+            connection.execute("DELETE FROM asides WHERE sop_uid = ? AND digest = ?", (image.sop_uid, image.digest))
             job = self._latest(connection, image.study_uid)
-            assert job is not None
-            if job.state in OPEN:
-                self._join(connection, job, restored["id"], min(priority, job.priority), image.source)
-            elif job.state in ("rejected", "dead", "discarded"):
-                self._begin(connection, image.study_uid, job.version + 1, priority, image.source)
+            if job is not None and job.state in OPEN:
+                self._join(connection, job, gone["id"], min(priority, job.priority), image.source)
+            elif job is None or new or job.state in ("rejected", "dead", "discarded"):
+                self._begin(connection, image.study_uid, job.version + 1 if job else 1, priority, image.source)
             else:  # or it would be removed again at once
                 connection.execute("UPDATE jobs SET changed_at = ? WHERE id = ?", (now, job.id))
         return True
 
     def removed(self, study_uid: str) -> int:
-        """How many images of a study came once and are no longer here."""
+        """How many images of a study came once and are no longer here, but for those that a person gave up on."""
         with self.database.read() as connection:
             row = connection.execute(
-                "SELECT count(*) FROM instances WHERE study_uid = ? AND file IS NULL", (study_uid,)
+                "SELECT count(*) FROM instances WHERE study_uid = ? AND file IS NULL "
+                "AND id NOT IN (SELECT instance FROM given_up)",
+                (study_uid,),
             ).fetchone()
         return int(row[0])
 
@@ -185,6 +195,12 @@ class Store:
                 (image.sop_uid, image.study_uid, image.digest, image.file, image.source, time.time()),
             )
             audit.append(connection, "set aside", image.source, name_of(image.sop_uid), "known UID, other content")
+
+    def set_aside_of(self, study_uid: str) -> int:
+        """How many instances of a study are set aside."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT count(*) FROM asides WHERE study_uid = ?", (study_uid,)).fetchone()
+        return int(row[0])
 
     def move(self, job_id: int, to: State, actor: str, reason: str | None = None) -> None:
         """Take a job to another state: the only place where a state changes.
@@ -431,12 +447,25 @@ class Store:
         return [row["file"] for row in rows]
 
     def again(self, job: Job, actor: str) -> Job:
-        """A new version of a study that was rejected or put aside, with the images that are here."""
+        """A new version of a study that was rejected or put aside, with the images that are here.
+
+        A job whose own images are all here was rejected for lack of earlier ones, if any of its study are gone: to take
+        it up again is to do without them.
+        """
         with self.database.write() as connection:
             latest = self._latest(connection, job.study_uid)
             assert latest is not None
             if latest.state in WAITING:
                 return latest
+            own = connection.execute(
+                "SELECT count(*), count(file) FROM instances JOIN job_instances ON instance = id WHERE job = ?",
+                (job.id,),
+            ).fetchone()
+            if own[0] == own[1] > 0:
+                connection.execute(
+                    "INSERT OR IGNORE INTO given_up SELECT id FROM instances WHERE study_uid = ? AND file IS NULL",
+                    (job.study_uid,),
+                )
             new = self._begin(connection, job.study_uid, latest.version + 1, job.priority, actor)
             self.move(new.id, "settling", actor)
             return self.job(new.id)

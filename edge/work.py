@@ -101,7 +101,11 @@ class Worker(Guarded):
         verdict, because = job.examined, job.because or ""
         if removed := self._store.removed(job.study_uid):
             # What is left is not the study; the rest may still come again, so the time for images runs on.
-            verdict, because = "unfit", f"{removed} earlier images were removed; send the whole study again."
+            told = "1 earlier image was" if removed == 1 else f"{removed} earlier images were"
+            remedy = "send the whole study again"
+            if self._store.files(job.id):
+                remedy += ", or retry this to do without"
+            verdict, because = "unfit", f"{told} removed; {remedy}."
         elif verdict is None:
             with metrics.SECONDS.labels("examine").time():
                 answer = self._ask(job, "examine", self._config.work.check_seconds)

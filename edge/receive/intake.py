@@ -121,25 +121,30 @@ class Intake:
             source=arrival.source,
         )
         write_durably(self.data / image.file, (_PREAMBLE, _meta(identity, arrival), view))
-        if known is None or known.digest == image.digest:
-            try:
-                if known is None:
-                    self.store.add(image, arrival.priority)
-                elif not self.store.add_again(image, arrival.priority):
-                    (self.data / image.file).unlink()
-                    metrics.INSTANCES.labels("duplicate").inc()
-                    return
+        if known is None or not known.here:
+            if self._add(image, arrival.priority, known):
                 metrics.INSTANCES.labels("stored").inc()
                 metrics.BYTES.inc(len(view))
                 return
-            except sqlite3.IntegrityError:  # the same UID came on two associations at once; the other was first
-                known = self.store.known(identity.sop_uid)
-                if known is not None and known.digest == image.digest:
-                    metrics.INSTANCES.labels("duplicate").inc()
-                    return
+            first = self.store.known(identity.sop_uid)
+            if first is not None and first.digest == image.digest:
+                if known is not None:  # then this one's file has a name of its own
+                    (self.data / image.file).unlink()
+                metrics.INSTANCES.labels("duplicate").inc()
+                return
         self.store.set_aside(image)
         metrics.INSTANCES.labels("set aside").inc()
         LOG.warning("an instance from %s has a known UID and other content: kept aside", arrival.source)
+
+    def _add(self, image: Image, priority: int, known: Known | None) -> bool:
+        """False where the same UID came on two associations at once, and the other was first."""
+        if known is not None:
+            return self.store.add_again(image, priority)
+        try:
+            self.store.add(image, priority)
+        except sqlite3.IntegrityError:
+            return False
+        return True
 
     def _check_room(self, identity: Identity, size: int) -> None:
         if told := no_room(self.data, self.disk, size):
@@ -163,7 +168,7 @@ def no_room(data: Path, disk: Disk, size: int = 0) -> str | None:
 
 def _file_name(identity: Identity, digest: str, known: Known | None) -> str:
     """An image that comes again gets another name, since the file of the first may be about to be removed."""
-    again = f"-{secrets.token_hex(4)}" if known is not None and known.digest == digest else ""
+    again = f"-{secrets.token_hex(4)}" if known is not None and not known.here else ""
     return f"{name_of(identity.sop_uid)}-{digest[:16]}{again}.dcm"
 
 

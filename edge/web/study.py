@@ -66,6 +66,7 @@ class StudyPages:
         return {
             "job": job,
             "images": len(store.files(job.id)),
+            "set_aside": store.set_aside_of(job.study_uid),
             "senders": store.sources(job.id),
             "versions": store.versions(job.study_uid),
             "identity": identity(config, job.name),

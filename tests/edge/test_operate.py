@@ -9,6 +9,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+import pydicom
 import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.config import Disk, Retention
@@ -143,22 +144,64 @@ def test_rejected_study_that_was_removed_and_is_sent_again_is_worked_on_again(st
     assert len(service.store.files(job.id)) == len(study)
 
 
+def late_image(folder: Path) -> Path:
+    """An image of the study in a series of its own."""
+    return edit(
+        write_study(folder / "late", planes=("sagittal",))[0],
+        SOPInstanceUID="1.2.3.99", SeriesInstanceUID="1.2.3.4", ImagesInAcquisition="1",
+    )  # fmt: skip
+
+
 def test_late_image_of_a_study_that_was_removed_is_rejected_until_the_whole_study_comes_again(start, study, tmp_path):
     service = start(settle={"quiet_seconds": 0.5})
     assert store(service.config, study).returncode == 0
     wait_for(lambda: service.store.jobs(("sent",)))
     assert cleaner(service, delivered_days=0.0).clean() == 1
-    late = edit(
-        write_study(tmp_path / "late", planes=("sagittal",))[0],
-        SOPInstanceUID="1.2.3.99", SeriesInstanceUID="1.2.3.4", ImagesInAcquisition="1",
-    )  # fmt: skip
+    late = late_image(tmp_path)
     assert store(service.config, [late]).returncode == 0
     (rejected,) = wait_for(lambda: service.store.jobs(("rejected",)))
-    assert rejected.reason == f"{len(study)} earlier images were removed; send the whole study again."
+    remedy = "send the whole study again, or retry this to do without."
+    assert rejected.reason == f"{len(study)} earlier images were removed; {remedy}"
     assert store(service.config, [*study, late]).returncode == 0
     job = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version > 1), None))
     assert job.version == 3
     assert len(service.store.files(job.id)) == len(study) + 1
+
+
+def test_removed_images_that_come_again_with_other_content_are_used(start, study, tmp_path):
+    """Where the first ones' files are gone, nothing else would ever be made of what was acknowledged."""
+    service = start(settle={"quiet_seconds": 0.5})
+    assert store(service.config, study).returncode == 0
+    (first,) = wait_for(lambda: service.store.jobs(("sent",)))
+    assert cleaner(service, delivered_days=0.0).clean() == 1
+    coerced = [edit(path, PatientName="Coerced^Name") for path in write_study(tmp_path / "coerced")]
+    assert store(service.config, coerced).returncode == 0
+    second = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version == 2), None))
+    assert second.inputs_digest != first.inputs_digest
+    used = [pydicom.dcmread(service.config.appliance.data / file) for file in service.store.files(second.id)]
+    assert [str(image.PatientName) for image in used] == ["Coerced^Name"] * len(study)
+    assert service.store.set_aside_of(second.study_uid) == 0
+    assert store(service.config, study[:1]).returncode == 0  # now it is these that came first
+    assert service.store.set_aside_of(second.study_uid) == 1
+
+
+def test_study_that_lacks_a_removed_image_says_so_and_a_person_may_do_without(start, study, tmp_path):
+    service = start(settle={"quiet_seconds": 0.5})
+    locator = late_image(tmp_path)
+    assert store(service.config, [*study, locator]).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    assert cleaner(service, delivered_days=0.0).clean() == 1
+    with service.store.database.write() as connection:  # nothing had come of it, so that it is worked on again
+        connection.execute("UPDATE jobs SET state = 'rejected'")
+    assert store(service.config, study).returncode == 0
+    (rejected,) = wait_for(lambda: [job for job in service.store.jobs(("rejected",)) if job.version == 2])
+    assert rejected.reason.startswith("1 earlier image was removed; send the whole study again, or retry this")
+    again = service.deliveries.retry(rejected, "test")
+    job = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.id == again.id), None))
+    assert len(service.store.files(job.id)) == len(study)
+    assert store(service.config, [locator]).returncode == 0  # it came after all, as a late image does
+    whole = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version == 4), None))
+    assert len(service.store.files(whole.id)) == len(study) + 1
 
 
 def test_what_a_person_gave_up_on_goes_in_its_time(start, study, tmp_path):

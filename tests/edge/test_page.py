@@ -34,6 +34,7 @@ from tests.edge.kit import (
     STRIPES,
     archive_destination,
     ask,
+    edit,
     free_port,
     get,
     store,
@@ -330,6 +331,15 @@ def test_delivery_to_a_destination_that_was_taken_out_stays_given_up(serve, stud
     assert [own["state"] for own in service.deliveries.of(job.id)] == ["dead"]
 
 
+def test_image_that_was_set_aside_is_told_on_the_page_of_its_study(serve, study, tmp_path):
+    service = serve(settle={"quiet_seconds": 60.0})
+    assert store(service.config, study[:1]).returncode == 0
+    assert "Set aside" not in get(service, "/study/1")[1]
+    other = edit(write_study(tmp_path / "other", planes=("sagittal",))[0], StudyDescription="another")
+    assert store(service.config, [other]).returncode == 0
+    assert "1 image with a known identifier but other content; what came first is used" in get(service, "/study/1")[1]
+
+
 def test_port_of_the_page_that_is_in_use_is_told(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         service = start(page={"port": taken.getsockname()[1]})
@@ -373,11 +383,11 @@ def test_page_without_a_bundle_says_so(serve):
     assert "No bundle" in get(serve(), "/model")[1]
 
 
-# Makes a database one of version 1: what versions 2 to 4 added is taken away.
+# Makes a database one of version 1: what versions 2 to 5 added is taken away.
 _VERSION_1 = (
     "DROP TABLE corrections; DROP INDEX audit_of_subject; DROP INDEX audit_of_actor; DROP TABLE object_forms; "
     "DROP TABLE delivery_forms; DROP INDEX instances_here; DROP INDEX jobs_of_instance; DROP INDEX objects_here; "
-    "PRAGMA user_version = 1;"
+    "DROP INDEX asides_of_study; DROP TABLE given_up; PRAGMA user_version = 1;"
 )
 
 
@@ -392,12 +402,12 @@ def test_database_of_version_1_is_brought_up_to_date_and_keeps_its_rows(start, s
     assert opened.find(before.id) == before
     Corrections(opened, "knee").add(Correction(before.id, "other", None, None, "wrong side", "A. Reader"))
     with opened.database.read() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 4
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 5
         indexes = {row["name"] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
     assert {"instances_here", "jobs_of_instance", "objects_here"} <= indexes
     assert all(entry["intact"] for entry in audit.entries(opened.database))
     with opened.database.read() as connection:
-        connection.execute("PRAGMA user_version = 5")
+        connection.execute("PRAGMA user_version = 6")
     with pytest.raises(InputError, match="newer orthokernels"):
         Database(data)
     opened.database.close()
