@@ -209,9 +209,14 @@ def _decide(jobs: list[int], config: Path, decision: Callable[[Deliveries, Job, 
     for number in jobs:
         if number not in known:
             raise InputError(f"there is no job {number}; 'orthokernels edge status' lists them.")
+    deliveries = Deliveries(store, found.destinations)
     for number in jobs:
-        decided = decision(Deliveries(store, found.destinations), known[number], "console")
-        print(f"{decided.id}: {decided.state}")
+        decided = decision(deliveries, known[number], "console")
+        gone = deliveries.gone(decided.id)
+        told = f"; {', '.join(gone)}: no longer configured. Discard it, or configure that destination again." * bool(
+            gone
+        )
+        print(f"{decided.id}: {decided.state}{told}")
 
 
 @app.command("openrecon-label")

@@ -106,20 +106,59 @@ class Deliveries:
         return () if sources and sources <= self._undelivered else self.destinations
 
     def due(self, destination: str) -> Delivery | None:
-        """The most urgent delivery to this destination whose time has come."""
+        """The most urgent delivery to this destination whose time has come; never one of a study of which an older
+        version waits there, as a report names the one that it replaces.
+
+        Only one thread asks for a destination, and not while it delivers there.
+        """
+        while (row := self._most_urgent(destination)) is not None:
+            if not self._superseded(row["study_uid"], destination, row["id"]):
+                taken = self._taken(row["id"])
+                open_ = tuple(one for one in self.objects(row["job"], row["id"]) if one.id not in taken)
+                forms = {one.form: None for one in open_ if one.form is not None}
+                undecided = () if self._form(row["id"]) else tuple(forms)
+                return Delivery(row["id"], row["job"], destination, row["tries"], open_, undecided)
+        return None
+
+    def _most_urgent(self, destination: str) -> sqlite3.Row | None:
+        """Of what is due; but not of a study of which an older version waits there and was taken in part. That one is
+        to be whole first: its report may name what the destination still lacks."""
         with self.database.read() as connection:
-            row = connection.execute(
-                "SELECT deliveries.id, job, destination, tries FROM deliveries JOIN jobs ON jobs.id = job "
-                "WHERE destination = ? AND deliveries.state = 'waiting' AND next_try_at <= ? "
+            row: sqlite3.Row | None = connection.execute(
+                "SELECT deliveries.id, job, tries, study_uid FROM deliveries JOIN jobs ON jobs.id = job "
+                "WHERE destination = :destination AND deliveries.state = 'waiting' AND next_try_at <= :now "
+                "AND NOT EXISTS (SELECT 1 FROM jobs AS older JOIN deliveries AS its ON its.job = older.id "
+                "WHERE older.study_uid = jobs.study_uid AND older.version < jobs.version "
+                "AND its.destination = :destination AND its.state = 'waiting' "
+                "AND EXISTS (SELECT 1 FROM accepted WHERE delivery = its.id)) "
                 "ORDER BY jobs.priority, next_try_at LIMIT 1",
-                (destination, time.time()),
+                {"destination": destination, "now": time.time()},
             ).fetchone()
-            if row is None:
-                return None
-            taken = self._taken(row["id"])
-            open_ = tuple(one for one in self.objects(row["job"], row["id"]) if one.id not in taken)
-            forms = {one.form: None for one in open_ if one.form is not None}
-        return Delivery(**dict(row), open=open_, undecided=() if self._form(row["id"]) else tuple(forms))
+        return row
+
+    def _superseded(self, study_uid: str, destination: str, delivery: int) -> bool:
+        """End what waits of a study's older versions where a newer one is owed or was sent, and nothing was taken of
+        them: their results are replaced before they arrive. Whether this ``delivery`` is among them."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT deliveries.id, job, version, deliveries.state FROM deliveries JOIN jobs ON jobs.id = job "
+                "WHERE study_uid = ? AND destination = ? AND deliveries.state IN ('waiting', 'sent', 'committed') "
+                "ORDER BY version DESC",
+                (study_uid, destination),
+            ).fetchall()
+        newest, ended = rows[0]["version"], []
+        for row in rows[1:]:
+            if row["state"] == "waiting" and not self._taken(row["id"]):
+                told = f"version {newest} of the study goes there instead"
+                with self.database.write() as connection:
+                    connection.execute(
+                        "UPDATE deliveries SET state = 'superseded', reason = ?, changed_at = ? WHERE id = ?",
+                        (told, time.time(), row["id"]),
+                    )
+                    self._noted(row["job"], "superseded", destination, told)
+                    self._follow(row["job"], destination)
+                ended.append(row["id"])
+        return delivery in ended
 
     def _taken(self, delivery: int) -> set[int]:
         with self.database.read() as connection:
@@ -267,11 +306,13 @@ class Deliveries:
     def retry(self, job: Job, actor: str) -> Job:
         """Take up a rejected or dead job, or one with a dead delivery, again. Others are left as they are.
 
-        A delivery to a destination that is no longer configured stays dead: nobody would send it. One of which no
-        segmentation and no report was taken may choose their form anew, as its setting may have been changed.
+        A delivery to a destination that is no longer configured stays dead: nobody would send it, and what others took
+        is not made again for its sake. One of which no segmentation and no report was taken may choose their form
+        anew, as its setting may have been changed.
         """
         marks = ",".join("?" * len(self.destinations))
         with self.database.write() as connection:
+            job = self.store.job(job.id)  # as it is now: someone else may have decided meanwhile
             connection.execute(
                 "DELETE FROM delivery_forms WHERE delivery IN (SELECT id FROM deliveries WHERE job = ? AND "
                 "state = 'dead') AND delivery NOT IN (SELECT delivery FROM accepted JOIN object_forms USING (object))",
@@ -285,14 +326,29 @@ class Deliveries:
             self.database.afterwards(self.owed.ring)
             if dead and job.state == "dead":
                 self.store.move(job.id, "sending", actor)
-            elif not dead and job.state in ("dead", "rejected"):
+            elif not dead and (job.state == "rejected" or (job.state == "dead" and not self.of(job.id))):
                 return self.store.again(job, actor)
         return self.store.job(job.id)
+
+    def gone(self, job_id: int) -> list[str]:
+        """Destinations that did not take a job and are no longer configured: no retry will bring it there."""
+        return [
+            own["destination"]
+            for own in self.of(job_id)
+            if own["state"] == "dead" and own["destination"] not in self.destinations
+        ]
+
+    def retriable(self, job: Job) -> bool:
+        """Whether a person's retry changes anything."""
+        states = [(own["state"], own["destination"]) for own in self.of(job.id)]
+        revived = any(state == "dead" and name in self.destinations for state, name in states)
+        return revived or job.state == "rejected" or (job.state == "dead" and not states)
 
     def discard(self, job: Job, actor: str) -> Job:
         """Give up on a dead job, or on a job's dead deliveries, by a person's decision; retention removes it in its
         time. Others are left as they are."""
         with self.database.write() as connection:
+            job = self.store.job(job.id)
             given_up = connection.execute(
                 "UPDATE deliveries SET state = 'discarded', changed_at = ? WHERE job = ? AND state = 'dead'",
                 (time.time(), job.id),
@@ -341,8 +397,9 @@ class Deliveries:
                 )
                 state = "sending"
             if state == "sending" and "waiting" not in states:
-                dead = [f"{row['destination']}: {row['reason']}" for row in rows if row["state"] == "dead"]
-                state = "dead" if dead else "sent"
-                self.store.move(job_id, state, actor, "; ".join(dead) or (None if rows else self._why_nobody()))
-            if state == "sent" and states == {"committed"}:
+                state = "dead" if "dead" in states else "sent"
+                whose = "dead" if state == "dead" else "superseded"
+                told = [f"{row['destination']}: {row['reason']}" for row in rows if row["state"] == whose]
+                self.store.move(job_id, state, actor, "; ".join(told) or (None if rows else self._why_nobody()))
+            if state == "sent" and states - {"superseded"} == {"committed"}:
                 self.store.move(job_id, "committed", actor)

@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS objects (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS objects_here ON objects (job) WHERE file IS NOT NULL;
 
--- One job's objects on their way to one destination: waiting, sent, committed, dead or discarded.
+-- One job's objects on their way to one destination: waiting, sent, committed, superseded, dead or discarded.
 CREATE TABLE IF NOT EXISTS deliveries (
   id INTEGER PRIMARY KEY,
   job INTEGER NOT NULL REFERENCES jobs,

@@ -93,6 +93,14 @@ def write_study(
     return files
 
 
+def late_image(folder: Path) -> Path:
+    """An image of the study in a series of its own."""
+    return edit(
+        write_study(folder / "late", planes=("sagittal",))[0],
+        SOPInstanceUID="1.2.3.99", SeriesInstanceUID="1.2.3.4", ImagesInAcquisition="1",
+    )  # fmt: skip
+
+
 def edit(path: Path, **attributes: Any) -> Path:
     dataset = pydicom.dcmread(path)
     for keyword, value in attributes.items():

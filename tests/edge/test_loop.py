@@ -15,6 +15,7 @@ from tests.edge.kit import (
     archive_destination,
     config,
     edit,
+    late_image,
     store,
     wait_for,
     write_study,
@@ -75,13 +76,7 @@ def test_late_image_makes_a_version_that_supersedes(start, study, archive, tmp_p
     service = start(destinations=[archive_destination(archive.port)])
     assert store(service.config, study).returncode == 0
     finished(service)
-    late = edit(
-        write_study(tmp_path / "late", planes=("sagittal",))[0],
-        SOPInstanceUID="1.2.3.99",
-        SeriesInstanceUID="1.2.3.4",
-        ImagesInAcquisition="1",
-    )
-    assert store(service.config, [late]).returncode == 0
+    assert store(service.config, [late_image(tmp_path)]).returncode == 0
     second, first = finished(service, 2)
     assert (first.version, second.version) == (1, 2)
     assert first.inputs_digest != second.inputs_digest

@@ -18,7 +18,7 @@ from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.status import recent
 from orthokernels.edge.store import Store
 
-from tests.edge.kit import archive_destination, edit, free_port, get, store, wait_for, write_study
+from tests.edge.kit import archive_destination, edit, free_port, get, late_image, store, wait_for, write_study
 from tests.edge.test_config import edge
 
 
@@ -144,14 +144,6 @@ def test_rejected_study_that_was_removed_and_is_sent_again_is_worked_on_again(st
     assert len(service.store.files(job.id)) == len(study)
 
 
-def late_image(folder: Path) -> Path:
-    """An image of the study in a series of its own."""
-    return edit(
-        write_study(folder / "late", planes=("sagittal",))[0],
-        SOPInstanceUID="1.2.3.99", SeriesInstanceUID="1.2.3.4", ImagesInAcquisition="1",
-    )  # fmt: skip
-
-
 def test_late_image_of_a_study_that_was_removed_is_rejected_until_the_whole_study_comes_again(start, study, tmp_path):
     service = start(settle={"quiet_seconds": 0.5})
     assert store(service.config, study).returncode == 0
@@ -210,6 +202,8 @@ def test_what_a_person_gave_up_on_goes_in_its_time(start, study, tmp_path):
     (job,) = wait_for(lambda: service.store.jobs(("dead",)))
     (tmp_path / "appliance.toml").write_text(f'[appliance]\ndata = "{service.config.appliance.data}"\n')
     assert edge("discard", "99", "--config", tmp_path / "appliance.toml").returncode == 2
+    told = edge("retry", str(job.id), "--config", tmp_path / "appliance.toml")
+    assert told.stdout.startswith(f"{job.id}: dead; archive: no longer configured. Discard it, or configure")
     told = edge("discard", str(job.id), "--config", tmp_path / "appliance.toml")
     assert (told.returncode, told.stdout) == (0, f"{job.id}: discarded\n")
     *_, entry = audit.entries(service.store.database)

@@ -7,19 +7,34 @@ import subprocess
 import threading
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from orthokernels.edge import audit
 from orthokernels.edge.config import Tls
+from orthokernels.edge.database import Database
 from orthokernels.edge.dcmtk import program
+from orthokernels.edge.deliveries import Deliveries, Made
 from orthokernels.edge.receive.scp import report_status
+from orthokernels.edge.store import Image, Job, Store
 from orthokernels.edge.tls import client_context
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 
 from tests.edge.certificates import Authority
-from tests.edge.kit import Archive, archive_destination, free_port, listens, orthanc_objects, store, wait_for
+from tests.edge.kit import (
+    Archive,
+    archive_destination,
+    config,
+    free_port,
+    late_image,
+    listens,
+    orthanc_objects,
+    store,
+    wait_for,
+)
 
 
 def test_destination_that_is_down_for_a_while_gets_everything_once_it_is_back(start, study, tmp_path):
@@ -34,6 +49,106 @@ def test_destination_that_is_down_for_a_while_gets_everything_once_it_is_back(st
         assert archive.objects() == sorted(made.sop_uid for made in service.deliveries.objects(job.id))
     finally:
         archive.stop()
+
+
+def test_older_version_that_waits_is_superseded_and_never_arrives_after_the_newer(start, study, tmp_path):
+    archive = Archive(tmp_path / "archive")
+    service = start(destinations=[archive_destination(archive.port, tries=100)])
+    assert store(service.config, study).returncode == 0
+    (first,) = wait_for(lambda: service.store.jobs(("sending",)))
+    wait_for(lambda: tries(service, first.id) >= 1)
+    assert store(service.config, [late_image(tmp_path)]).returncode == 0
+    second = wait_for(lambda: next((job for job in service.store.jobs(("sending",)) if job.version == 2), None))
+    archive.start()
+    try:
+        wait_for(lambda: service.store.job(second.id).state == "sent")
+    finally:
+        archive.stop()
+    assert archive.objects() == sorted(made.sop_uid for made in service.deliveries.objects(second.id))
+    first = service.store.job(first.id)
+    assert (first.state, first.reason) == ("sent", "archive: version 2 of the study goes there instead")
+    (delivery,) = service.deliveries.of(first.id)
+    assert delivery["state"] == "superseded"
+
+
+def owed(deliveries: Deliveries, number: int) -> Job:
+    """A further image of the study, and two objects made of the version that it begins."""
+    kept = deliveries.store
+    kept.add(Image(f"1.2.{number}", "1", "1.9", "1.8", f"{number}", 1, f"images/{number}.dcm", "MR1"), 5)
+    (job,) = kept.jobs(("received",))
+    kept.move(job.id, "settling", "test")
+    kept.move(job.id, "checked", "test")
+    leased = kept.lease_to_infer("test", 60.0)
+    kept.move(leased.id, "writing", "test")
+    deliveries.owe(leased, "test", [Made("1", f"1.3.{number}.{one}", "", f"{number}/{one}.dcm") for one in (1, 2)])
+    return kept.job(leased.id)
+
+
+def deliveries_to(folder: Path, *names: str) -> Deliveries:
+    """What is owed to these destinations, which nobody sends."""
+    return Deliveries(Store(Database(folder)), config(folder, destinations=to(*names)).destinations)
+
+
+def to(*names: str) -> list[dict[str, Any]]:
+    return [archive_destination(1, name=name, tries=1) for name in names]
+
+
+def test_version_that_was_taken_in_part_is_whole_before_the_next_follows(tmp_path):
+    deliveries = deliveries_to(tmp_path, "archive")
+    first = owed(deliveries, 1)
+    begun = deliveries.due("archive")
+    deliveries.accepted(begun, begun.open[0])
+    with deliveries.database.write() as connection:
+        connection.execute("UPDATE deliveries SET next_try_at = 1e12")  # it backs off
+    second, third = owed(deliveries, 2), owed(deliveries, 3)
+    assert deliveries.due("archive") is None
+    with deliveries.database.write() as connection:
+        connection.execute("UPDATE deliveries SET next_try_at = 0 WHERE job = ?", (first.id,))
+    rest = deliveries.due("archive")
+    assert (rest.job, len(rest.open)) == (first.id, 1)
+    deliveries.delivered(rest)
+    assert deliveries.due("archive").job == third.id
+    assert [own["state"] for own in deliveries.of(second.id)] == ["superseded"]
+
+
+def test_version_that_was_put_aside_is_not_sent_after_a_newer_one_by_a_retry(tmp_path):
+    deliveries = deliveries_to(tmp_path, "archive")
+    first = owed(deliveries, 1)
+    deliveries.refused(deliveries.due("archive"), "it is down")
+    second = owed(deliveries, 2)
+    due = deliveries.due("archive")
+    assert due.job == second.id
+    deliveries.delivered(due)
+    assert deliveries.retry(first, "test").state == "sending"
+    assert deliveries.due("archive") is None
+    assert deliveries.store.job(first.id).reason == "archive: version 2 of the study goes there instead"
+
+
+def test_retry_of_what_only_a_destination_that_is_gone_did_not_take_makes_nothing_again(tmp_path):
+    deliveries = deliveries_to(tmp_path, "a", "b")
+    job = owed(deliveries, 1)
+    deliveries.delivered(deliveries.due("a"))
+    deliveries.refused(deliveries.due("b"), "it is down")
+    assert deliveries.retriable(deliveries.store.job(job.id))
+    renamed = Deliveries(deliveries.store, config(tmp_path, destinations=to("a", "c")).destinations)
+    dead = renamed.store.job(job.id)
+    assert dead.state == "dead"
+    assert renamed.retry(dead, "test") == dead
+    assert renamed.store.jobs() == [dead]
+    assert (renamed.gone(job.id), renamed.retriable(dead)) == (["b"], False)
+    assert renamed.discard(dead, "test").state == "discarded"
+    assert renamed.gone(job.id) == []
+
+
+def test_second_click_on_retry_finds_what_the_first_has_done(tmp_path):
+    """Both read the job while it was dead."""
+    deliveries = deliveries_to(tmp_path, "archive")
+    job = owed(deliveries, 1)
+    deliveries.refused(deliveries.due("archive"), "it is down")
+    dead = deliveries.store.job(job.id)
+    assert [deliveries.retry(dead, "test").state for _ in range(2)] == ["sending", "sending"]
+    assert len(deliveries.store.jobs()) == 1
+    assert deliveries.discard(dead, "test").state == "sending"
 
 
 def tries(service, job_id: int) -> int:
