@@ -341,9 +341,14 @@ AnyDestination = Annotated[
 
 
 class Retention(_Section):
-    """How long what is finished stays. What was not delivered stays until someone decides."""
+    """How long what is finished stays. What was not delivered stays until someone decides.
+
+    ``kept_here_days`` is for results that no destination was to get. They are nowhere else, so it is as long as for
+    what waits for a person; not for ever, since every visit of ``edge doctor`` leaves a study.
+    """
 
     delivered_days: Annotated[float, Field(ge=0)] = 7.0
+    kept_here_days: Annotated[float, Field(ge=0)] = 30.0
     rejected_days: Annotated[float, Field(ge=0)] = 30.0
 
 

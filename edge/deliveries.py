@@ -105,6 +105,39 @@ class Deliveries:
         sources = {row["source"] for row in rows}
         return () if sources and sources <= self._undelivered else self.destinations
 
+    def claim(self, sop_uid: str, source: str) -> None:
+        """An image that is here has come again, from ``source``. If only undelivered senders had sent it, it is this
+        one's from now on; and if its study's results are here, they are owed now."""
+        if source in self._undelivered or not self._undelivered:
+            return
+        marks = ",".join("?" * len(self._undelivered))
+        with self.database.read() as connection:
+            row = connection.execute(
+                f"SELECT study_uid FROM instances WHERE sop_uid = ? AND source IN ({marks})",
+                (sop_uid, *self._undelivered),
+            ).fetchone()
+        if row is None:
+            return
+        now = time.time()
+        with self.database.write() as connection:
+            connection.execute("UPDATE instances SET source = ? WHERE sop_uid = ?", (source, sop_uid))
+            job = self.store.versions(row["study_uid"])[-1]
+            made = self.objects(job.id)
+            if (
+                job.state not in ("sent", "rejected")
+                or self.of(job.id)
+                or not made
+                or not all(one.file for one in made)
+            ):
+                return
+            connection.executemany(
+                "INSERT INTO deliveries (job, destination, state, next_try_at, changed_at) VALUES (?,?,'waiting',?,?)",
+                [(job.id, name, now, now) for name in self.destinations],
+            )
+            self.database.afterwards(self.owed.ring)
+            if job.state == "sent" and self.destinations:
+                self.store.move(job.id, "sending", source, "its images came from a sender whose results are delivered")
+
     def due(self, destination: str) -> Delivery | None:
         """The most urgent delivery to this destination whose time has come; never one of a study of which an older
         version waits there, as a report names the one that it replaces.

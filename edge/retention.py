@@ -1,5 +1,5 @@
-"""What may go: images and results that every destination has; and once they had their time, rejections, what a person
-gave up on, and images that were set aside. Nothing else."""
+"""What may go: images and results that every destination has; and once they had their time, results that no destination
+was to get, rejections, what a person gave up on, and images that were set aside. Nothing else."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ _IMAGES = (
     "(SELECT 1 FROM job_instances AS later WHERE later.instance = own.instance AND later.job > own.job)"
 )
 
-# Of the studies that have files, as the cross join's order says: finished jobs are many more in time.
+# Of the studies that have files, as the cross join's order says: finished jobs are many more in time. With :full, what
+# was delivered at any time.
 _CANDIDATES = (
     "WITH here AS (SELECT study_uid FROM instances WHERE file IS NOT NULL "
     "UNION SELECT study_uid FROM objects JOIN jobs ON jobs.id = job WHERE file IS NOT NULL) "
-    "SELECT jobs.* FROM here CROSS JOIN jobs ON jobs.study_uid = here.study_uid WHERE ("
-    + " OR ".join(f"(state = '{state}' AND changed_at < :{state})" for state in _FINISHED)
-    + ") AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND "
+    "SELECT jobs.*, changed_at < CASE kind WHEN 'delivered' THEN :delivered WHEN 'kept here' THEN :kept_here "
+    "ELSE :rejected END AS over FROM here CROSS JOIN (SELECT *, CASE WHEN state NOT IN ({delivered}) THEN 'rejected' "
+    "WHEN EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id) THEN 'delivered' ELSE 'kept here' END AS kind "
+    "FROM jobs) AS jobs ON jobs.study_uid = here.study_uid "
+    "WHERE state IN ({finished}) AND (over OR (:full AND kind = 'delivered')) "
+    "AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND "
     "(state IN ('waiting', 'dead') OR commit_until IS NOT NULL)) ORDER BY changed_at"
+).format(
+    delivered=", ".join(f"'{state}'" for state in DELIVERED), finished=", ".join(f"'{state}'" for state in _FINISHED)
 )
 
 
@@ -48,8 +54,8 @@ class Cleaner:
         """Remove what had its time and, on a full disk, what is delivered, oldest first. How many jobs went."""
         now = time.time()
         removed = 0
-        for job in self._candidates(now, full=self._full()):
-            if (job.changed_at < self._until(job.state, now) or self._full()) and self._files(job):
+        for job, over in self._candidates(now):
+            if (over or self._full()) and self._files(job):
                 self._remove(job)
                 removed += 1
         self._remove_asides(now - self._retention.rejected_days * _DAY)
@@ -59,18 +65,22 @@ class Cleaner:
         usage = shutil.disk_usage(self._data)
         return usage.total - usage.free > self._disk.clean_above * usage.total
 
-    def _until(self, state: State, now: float) -> float:
-        """What finished in this state before this moment had its time."""
-        days = self._retention.delivered_days if state in DELIVERED else self._retention.rejected_days
-        return now - days * _DAY
+    def _candidates(self, now: float) -> list[tuple[Job, bool]]:
+        """Finished jobs, oldest first, of which no destination is owed anything, or may be again, and whether each had
+        its time: those that had; and on a full disk all that were delivered. What was kept here, as no destination was
+        to get it, is nowhere else, and a full disk does not shorten its time.
 
-    def _candidates(self, now: float, *, full: bool) -> list[Job]:
-        """Finished jobs that had their time, oldest first, of which no destination is owed anything, or may be again;
-        on a full disk delivered ones of any age. All are of studies with files: what went long ago costs nothing."""
-        until = {state: now if full and state in DELIVERED else self._until(state, now) for state in _FINISHED}
+        All are of studies with files: what went long ago costs nothing.
+        """
+        days = {
+            "delivered": self._retention.delivered_days,
+            "kept_here": self._retention.kept_here_days,
+            "rejected": self._retention.rejected_days,
+        }
+        bounds = {kind: now - own * _DAY for kind, own in days.items()}
         with self._store.database.read() as connection:
-            rows = connection.execute(_CANDIDATES, until).fetchall()
-        return [Job.of(row) for row in rows]
+            rows = connection.execute(_CANDIDATES, {**bounds, "full": self._full()}).fetchall()
+        return [(Job.of(row), bool(row["over"])) for row in rows]
 
     def _files(self, job: Job) -> list[str]:
         """What goes with a job: its objects, and its images unless a later version has them too."""

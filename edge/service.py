@@ -52,7 +52,7 @@ class Service:
         self.store = Store(Database(config.appliance.data))
         undelivered = [peer.ae_title for peer in config.receive.peers if not peer.deliver]
         self.deliveries = Deliveries(self.store, config.destinations, undelivered)
-        self._intake = Intake(config, self.store)
+        self._intake = Intake(config, self.store, self.deliveries)
         studies = OpenStudies(self.store)
         self._receiver = Receiver(config, self._intake, studies, self.deliveries.commitment_answered)
         self._stow = StowServer(config, config.stow, self._intake, studies) if config.stow else None

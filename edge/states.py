@@ -11,7 +11,7 @@ State = Literal[
     "inferring",
     "writing",  # the model is done; objects are being made
     "sending",
-    "sent",  # every destination accepted every object, or gets a later version's in its stead
+    "sent",  # every destination accepted every object, or gets a later version's; or none was to get any
     "committed",  # and confirmed that it keeps them, where it was asked
     "rejected",  # not evaluated, with the reason
     "dead",  # put aside after repeated failure, with the reason; 'orthokernels edge retry' takes it up again

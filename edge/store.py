@@ -18,7 +18,7 @@ from orthokernels.edge.bell import Bell
 from orthokernels.edge.config import Settle
 from orthokernels.edge.database import Database
 from orthokernels.edge.durable import name_of
-from orthokernels.edge.states import FOLLOWS, LEASED, OPEN, WAITING, State
+from orthokernels.edge.states import DELIVERED, FOLLOWS, LEASED, OPEN, WAITING, State
 
 # What the headers said of a study's completeness; "unfit" means that no volume can be made of it.
 Verdict = Literal["whole", "unknown", "missing", "unfit"]
@@ -118,8 +118,8 @@ class Store:
         """Record an instance whose file was removed, and which has come again; whatever it holds now is what counts.
 
         It joins its study's job, or begins a new version where its content is new, where it had been given up, or where
-        the latest version came to nothing. Where that has its results, the image only waits with it, in case that a
-        late one makes a new version.
+        the latest version came to nothing or its results are nowhere any more. Where that has its results, the image
+        only waits with it, in case that a late one makes a new version.
 
         Returns:
             False where its file was here by now: the same image came on two connections at once.
@@ -141,6 +141,7 @@ class Store:
             # If it had been set aside, its file there is swept up at the next start.
             connection.execute("DELETE FROM asides WHERE sop_uid = ? AND digest = ?", (image.sop_uid, image.digest))
             job = self._latest(connection, image.study_uid)
+            new = new or (job is not None and self._is_nowhere(connection, job))
             if job is not None and job.state in OPEN:
                 self._join(connection, job, gone["id"], min(priority, job.priority), image.source)
             elif job is None or new or job.state in ("rejected", "dead", "discarded"):
@@ -148,6 +149,13 @@ class Store:
             else:  # or it would be removed again at once
                 connection.execute("UPDATE jobs SET changed_at = ? WHERE id = ?", (now, job.id))
         return True
+
+    def _is_nowhere(self, connection: sqlite3.Connection, job: Job) -> bool:
+        """Whether a job's results were kept here alone, and were removed in their time."""
+        return job.state in DELIVERED and not any(
+            connection.execute(f"SELECT 1 FROM {table} WHERE job = ?{more} LIMIT 1", (job.id,)).fetchone()
+            for table, more in (("deliveries", ""), ("objects", " AND file IS NOT NULL"))
+        )
 
     def removed(self, study_uid: str) -> int:
         """How many images of a study came once and are no longer here, but for those that a person gave up on."""

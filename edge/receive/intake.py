@@ -15,6 +15,7 @@ from pathlib import Path
 
 from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, Disk
+from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.durable import name_of, write_durably
 from orthokernels.edge.receive.identity import Identity, read_identity
 from orthokernels.edge.store import Image, Known, Store
@@ -63,10 +64,12 @@ class Arrival:
 
 
 class Intake:
-    """Takes instances in, whichever way they come."""
+    """Takes instances in, whichever way they come. With ``deliveries``, an image that comes again may make results
+    owed that were not to be delivered before."""
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(self, config: Config, store: Store, deliveries: Deliveries | None = None) -> None:
         self.store = store
+        self._deliveries = deliveries
         self.data = config.appliance.data
         self.disk = config.disk
         self.limits = config.receive.limits
@@ -110,7 +113,7 @@ class Intake:
         digest.update(view)
         known = self.store.known(identity.sop_uid)
         if known == (digest.hexdigest(), True):
-            metrics.INSTANCES.labels("duplicate").inc()
+            self._came_again(identity, arrival)
             return
         self._check_room(identity, len(view))
         image = Image(
@@ -130,11 +133,16 @@ class Intake:
             if first is not None and first.digest == image.digest:
                 if known is not None:  # then this one's file has a name of its own
                     (self.data / image.file).unlink()
-                metrics.INSTANCES.labels("duplicate").inc()
+                self._came_again(identity, arrival)
                 return
         self.store.set_aside(image)
         metrics.INSTANCES.labels("set aside").inc()
         LOG.warning("an instance from %s has a known UID and other content: kept aside", arrival.source)
+
+    def _came_again(self, identity: Identity, arrival: Arrival) -> None:
+        metrics.INSTANCES.labels("duplicate").inc()
+        if self._deliveries is not None:
+            self._deliveries.claim(identity.sop_uid, arrival.source)
 
     def _add(self, image: Image, priority: int, known: Known | None) -> bool:
         """False where the same UID came on two associations at once, and the other was first."""

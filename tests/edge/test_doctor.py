@@ -100,6 +100,23 @@ def test_study_that_a_scanner_sends_images_of_too_is_delivered(start, archive, s
     wait_for(lambda: len(archive.objects()) == 3)
 
 
+def test_study_that_only_the_doctor_had_sent_is_delivered_once_a_scanner_sends_it(start, archive, study):
+    service = start(
+        receive={"port": free_port(), "peers": [DOCTOR, {"ae_title": "MR1", "hosts": ["127.0.0.1"]}]},
+        destinations=[archive_destination(archive.port)],
+    )  # fmt: skip
+    assert store(service.config, study, calling="DOCTOR").returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+    assert store(service.config, study[:1], calling="DOCTOR").returncode == 0
+    assert service.store.job(job.id).reason == KEPT_HERE
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: len(archive.objects()) == 3)
+    wait_for(lambda: service.store.job(job.id).state == "sent")
+    assert service.store.job(job.id).reason is None
+    assert service.store.sources(job.id) == ["MR1"]
+    assert len(service.store.jobs()) == 1
+
+
 def test_each_visit_sends_a_new_study_of_nobody(study):
     first, second = new_study(study), new_study(study)
     assert len({image.SOPInstanceUID for image in first + second}) == 2 * len(study)

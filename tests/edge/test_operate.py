@@ -148,7 +148,7 @@ def test_late_image_of_a_study_that_was_removed_is_rejected_until_the_whole_stud
     service = start(settle={"quiet_seconds": 0.5})
     assert store(service.config, study).returncode == 0
     wait_for(lambda: service.store.jobs(("sent",)))
-    assert cleaner(service, delivered_days=0.0).clean() == 1
+    assert cleaner(service, kept_here_days=0.0).clean() == 1
     late = late_image(tmp_path)
     assert store(service.config, [late]).returncode == 0
     (rejected,) = wait_for(lambda: service.store.jobs(("rejected",)))
@@ -165,7 +165,7 @@ def test_removed_images_that_come_again_with_other_content_are_used(start, study
     service = start(settle={"quiet_seconds": 0.5})
     assert store(service.config, study).returncode == 0
     (first,) = wait_for(lambda: service.store.jobs(("sent",)))
-    assert cleaner(service, delivered_days=0.0).clean() == 1
+    assert cleaner(service, kept_here_days=0.0).clean() == 1
     coerced = [edit(path, PatientName="Coerced^Name") for path in write_study(tmp_path / "coerced")]
     assert store(service.config, coerced).returncode == 0
     second = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version == 2), None))
@@ -182,7 +182,7 @@ def test_study_that_lacks_a_removed_image_says_so_and_a_person_may_do_without(st
     locator = late_image(tmp_path)
     assert store(service.config, [*study, locator]).returncode == 0
     wait_for(lambda: service.store.jobs(("sent",)))
-    assert cleaner(service, delivered_days=0.0).clean() == 1
+    assert cleaner(service, kept_here_days=0.0).clean() == 1
     with service.store.database.write() as connection:  # nothing had come of it, so that it is worked on again
         connection.execute("UPDATE jobs SET state = 'rejected'")
     assert store(service.config, study).returncode == 0
@@ -286,6 +286,31 @@ def finish(store: Store, numbers: range, images: int, changed_at: float, *, here
                     (number, f"1.4.{number}", f"1.2.{study}", f"images/{study}/{number}.dcm" if here else None),
                 )
                 connection.execute("INSERT INTO job_instances VALUES (?, ?)", (study + 1, number))
+
+
+def test_what_no_destination_was_to_get_has_a_time_of_its_own_which_a_full_disk_does_not_shorten(start, study):
+    service = start()
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    assert cleaner(service, delivered_days=0.0).clean() == 0
+    full = cleaner(service, delivered_days=0.0)
+    full._disk = Disk(clean_above=1e-9)
+    assert full.clean() == 0
+    assert cleaner(service, kept_here_days=0.0).clean() == 1
+    assert files(service) == []
+    assert store(service.config, study).returncode == 0  # its results are nowhere, so it is worked on again
+    again = wait_for(lambda: next((job for job in service.store.jobs(("sent",)) if job.version == 2), None))
+    assert len(service.store.files(again.id)) == len(study)
+
+
+def test_what_was_delivered_goes_before_its_time_where_the_disk_is_full(start, study, archive):
+    service = start(destinations=[archive_destination(archive.port)])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    full = cleaner(service)
+    assert full.clean() == 0
+    full._disk = Disk(clean_above=1e-9)
+    assert full.clean() == 1
 
 
 def test_watched_folder_is_emptied_and_what_is_no_image_is_moved_aside(start, study, tmp_path):
