@@ -49,7 +49,7 @@ class PipelineEvaluator:
         self._beside.submit(int)  # so that it starts before the first study
         planes = [plane for plane in PLANES if plane in self._results.planes]
         self._model = open_bundle(self._bundle, self._results.joint, planes)
-        self._known = read_tables(config.work.bundle, self._bundle.manifest, self._results.joint)
+        self._known = read_tables(self._bundle, self._results.joint)
         self.verified = self._try_golden()
 
     def _try_golden(self) -> str | None:

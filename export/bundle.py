@@ -25,6 +25,7 @@ from orthokernels.bundle.signature import sign
 from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.data.prepare import SLAB
 from orthokernels.errors import InputError
+from orthokernels.folders import place_of
 from orthokernels.models.orthodiffusion.untrained import save_random
 from orthokernels.models.orthodiffusion.weights import Weights, load_weights
 from orthokernels.models.weights_folder import demo_folder, folder_of
@@ -277,7 +278,7 @@ class BundleFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = place_of(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"--out {path}: is there already. Name a new folder; a bundle is never overwritten.")
         try:

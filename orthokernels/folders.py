@@ -1,4 +1,4 @@
-"""Where the package keeps what it can make or fetch again, tables of what was found out there, and who may read."""
+"""The package's cache, tables of what was found out, and where and for whom files and folders appear."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from orthokernels.errors import InputError
 
 
 def cache_folder() -> Path:
@@ -22,6 +24,19 @@ def umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def place_of(out: Path | str) -> Path:
+    """Where a folder goes that is made beside its place and then renamed: links are followed.
+
+    Raises:
+        InputError: what is there can't be replaced as a whole: it is mounted, or the folder that one is in.
+    """
+    place = Path(out).resolve()
+    if place.is_dir() and (place == Path.cwd() or os.path.ismount(place)):
+        what = "the current folder" if place == Path.cwd() else "a mounted folder"
+        raise InputError(f"--out {out}: is {what}, which can't be replaced. Name a folder in it.")
+    return place
 
 
 @functools.lru_cache(maxsize=8)

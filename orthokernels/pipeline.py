@@ -462,19 +462,22 @@ def _result(
         findings=findings,
         patient_data=patient_data,
         left_out=tuple(study.left_out),
-        warnings=(*_study_warnings(model, runs, sides), *_patient_warnings(model, patient, patient_data)),
+        warnings=(
+            *_study_warnings(model, runs, len(study.elsewhere)),
+            *_patient_warnings(model, patient, patient_data),
+        ),
         versions=versions(),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         peak_memory_mb=round(peak_memory_mb()),
     )
 
 
-def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], sides: list[str]) -> Iterator[str]:
+def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], elsewhere: int) -> Iterator[str]:
     missing = [plane for plane in tasks.PLANES if plane not in runs]
     if missing:
         yield f"no {' and no '.join(missing)} volume was used, so findings rest on {len(runs)} of 3 planes"
-    if len(sides) > 1:
-        yield f"the headers name both sides ({', '.join(sides)}); laterality is left open"
+    if elsewhere:
+        yield f"one joint is read at a time: volumes of another side or place were left out ({elsewhere})"
     parts = {own.volume.source.body_part for own in runs.values() if own.volume.source.body_part}
     for part in sorted(parts):
         if model.joint not in part.lower():
@@ -497,7 +500,7 @@ def _plane_result(plane: str, own: _PlaneRun, model: StudyModel) -> PlaneResult:
         description=describe(volume),
         series_hash=volume.source.series_hash,
         chosen_because=own.because,
-        obliquity_degrees=round(plane_of(volume.affine)[1], 1),
+        obliquity_degrees=round(plane_of(volume.affine, volume.source.kind)[1], 1),
         shape=volume.shape,
         spacing_mm=tuple(round(mm, 4) for mm in spacing(volume.affine)),  # type: ignore[arg-type]
         echo_time_ms=volume.source.echo_time,

@@ -15,7 +15,7 @@ import numpy as np
 
 from orthokernels import tasks
 from orthokernels.errors import InputError
-from orthokernels.folders import umask
+from orthokernels.folders import place_of, umask
 from orthokernels.montage import montage
 from orthokernels.report import findings_json, html
 from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
@@ -32,7 +32,7 @@ class OutputFolder:
     """
 
     def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
-        self.path = Path(path)
+        self.path = place_of(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {path}: is a file. Name a folder.")
         if self.path.is_dir() and any(self.path.iterdir()):

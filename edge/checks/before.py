@@ -36,7 +36,7 @@ def check_study(study: Study, joint: str) -> list[Check]:
     return [
         *_planes(chosen),
         *(_body_part(plane, stack, joint) for plane, stack in chosen.items()),
-        _laterality(chosen),
+        _laterality(list(chosen.values()), study.elsewhere),
         *(check for plane, stack in chosen.items() for check in _acquisition(plane, stack, joint)),
     ]
 
@@ -62,11 +62,15 @@ def _body_part(plane: str, stack: Stack, joint: str) -> Check:
     return Check("body part", "failed", f"{plane}: the header says {part}, not {joint}", plane)
 
 
-def _laterality(chosen: dict[str, Stack]) -> Check:
-    named = {stack.source.laterality for stack in chosen.values()}
+def _laterality(chosen: list[Stack], elsewhere: list[Stack]) -> Check:
+    named = {stack.source.laterality for stack in (*chosen, *elsewhere)}
     sides = [side for side in ("L", "R") if side in named]
     if len(sides) > 1:
         return Check("laterality", "failed", "the headers name both sides, so they show two joints or one is wrong")
+    if len(elsewhere) >= len(chosen):  # which of them to read would be chance
+        return Check("laterality", "failed", "the volumes lie too far apart to show one joint")
+    if elsewhere:
+        return Check("laterality", "doubtful", f"{len(elsewhere)} further volumes lie too far off to show this joint")
     if not sides:
         return Check("laterality", "doubtful", "the headers do not say which side it is")
     return Check("laterality", "passed", f"the headers say {sides[0]}")
@@ -77,7 +81,7 @@ def _acquisition(plane: str, stack: Stack, joint: str) -> Iterator[Check]:
     source = stack.source
     bright: Verdict = "passed" if fluid_sensitive(source) else "doubtful"
     yield Check("contrast", bright, f"{plane}: {source.description} is {contrast_name(source)}", plane)
-    axis = slice_axis(stack.affine) if source.kind == "NIfTI" else 2
+    axis = slice_axis(stack.affine, source.kind)
     sizes = spacing(stack.affine)
     usual = read_ranges().acquisition[joint][plane]
     across = [n * mm for a, (n, mm) in enumerate(zip(stack.shape, sizes, strict=True)) if a != axis]

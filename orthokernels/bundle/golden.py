@@ -65,7 +65,7 @@ class Outcome:
 def golden_study(bundle: Bundle, joint: str) -> list[Path]:
     """The DICOM files of the golden study; none where the bundle carries none for this joint."""
     case = bundle.manifest.golden.get(joint)
-    return [bundle.folder / name for name in case.images] if case else []
+    return [bundle.unchanged(name) for name in case.images] if case else []
 
 
 def check_golden(
@@ -107,7 +107,7 @@ def _recorded(bundle: Bundle, case: GoldenCase) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = bundle.folder / case.labels
+    path = bundle.unchanged(case.labels)
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from orthokernels.bundle.manifest import Known, Manifest
+from orthokernels.bundle.manifest import Known
 from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
 from orthokernels.models.study_model import Array
@@ -29,22 +29,22 @@ def write_table(folder: Path, joint: str, plane: str, novelty: Novelty) -> str:
     return name
 
 
-def read_tables(folder: Path, manifest: Manifest, joint: str) -> dict[str, Novelty]:
+def read_tables(bundle: Bundle, joint: str) -> dict[str, Novelty]:
     """What is known of each plane of a joint; planes of which nothing is known are not in it.
 
     Args:
         bundle: that was verified.
-        manifest: its own.
 
     Raises:
         InputError: a table can not be read, or its arrays do not fit together.
     """
-    planes = manifest.joints[joint].planes if joint in manifest.joints else {}
-    return {plane: _read(folder, own.known) for plane, own in planes.items() if own.known is not None}
+    joints = bundle.manifest.joints
+    planes = joints[joint].planes if joint in joints else {}
+    return {plane: _read(bundle, own.known) for plane, own in planes.items() if own.known is not None}
 
 
-def _read(folder: Path, known: Known) -> Novelty:
-    path = folder / known.file
+def _read(bundle: Bundle, known: Known) -> Novelty:
+    path = bundle.unchanged(known.file)
     try:
         return Novelty.of(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
@@ -62,7 +62,7 @@ def unlike_the_known(bundle: Bundle, joint: str, vectors: Mapping[str, Array]) -
     Raises:
         InputError: as ``read_tables``.
     """
-    for plane, novelty in read_tables(bundle.folder, bundle.manifest, joint).items():
+    for plane, novelty in read_tables(bundle, joint).items():
         if plane in vectors and novelty.score(vectors[plane]) > DOUBTFUL_ABOVE:
             yield (
                 f"the {plane} volume is unlike the studies that the model is known to read: "

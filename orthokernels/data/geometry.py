@@ -34,21 +34,23 @@ def spacing(affine: np.ndarray) -> tuple[float, float, float]:
     return float(i), float(j), float(k)
 
 
-def slice_axis(affine: np.ndarray) -> int:
-    """The array axis across the slices: the one with clearly the longest voxels, else the last."""
+def slice_axis(affine: np.ndarray, kind: str = "NIfTI") -> int:
+    """The array axis across the slices: the last in DICOM; in a NIfTI file that with clearly the longest voxels."""
+    if kind == "DICOM":
+        return 2
     sizes = np.array(spacing(affine))
     longest = int(np.argmax(sizes))
     others = np.delete(sizes, longest)
     return longest if sizes[longest] > _THICK_SLICE_RATIO * others.max() else 2
 
 
-def plane_of(affine: np.ndarray) -> tuple[str | None, float]:
+def plane_of(affine: np.ndarray, kind: str = "NIfTI") -> tuple[str | None, float]:
     """The anatomical plane a volume's slices lie nearest to, and its obliquity in degrees.
 
     Obliquity is the angle between the slices' normal and the plane's own. The plane is None beyond 45 degrees, which
     only a doubly oblique stack reaches.
     """
-    axis = slice_axis(affine)
+    axis = slice_axis(affine, kind)
     first, second = (affine[:3, a] for a in range(3) if a != axis)
     normal = np.cross(first, second)
     cosines = np.abs(normal) / np.linalg.norm(normal)
@@ -90,14 +92,14 @@ class Turn:
 IDENTITY = Turn((0, 1, 2), (False, False, False))
 
 
-def turn_to_view(affine: np.ndarray, plane: str) -> Turn:
+def turn_to_view(affine: np.ndarray, plane: str, kind: str = "NIfTI") -> Turn:
     """The turn that brings a volume to the usual view of ``plane``, slices last.
 
     Of the two ways to assign the in-plane axes, the one that agrees better with the view's directions is taken.
     """
     view = _VIEW[plane]
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    across = slice_axis(affine)
+    across = slice_axis(affine, kind)
     a, b = (axis for axis in range(3) if axis != across)
 
     def agreement(axes: tuple[int, int, int]) -> float:

@@ -73,9 +73,10 @@ def prepare(volume: Volume, mode: Mode = "full", size: int = SIZE) -> Prepared:
     Raises:
         InputError: fewer than 16 slices, or (``published``) a file whose slices do not lie along its third axis.
     """
-    if mode == "published" and slice_axis(volume.affine) != 2:
+    axis = slice_axis(volume.affine, volume.source.kind)
+    if mode == "published" and axis != 2:
         raise InputError(
-            f"{volume.source.description}: its slices lie along axis {slice_axis(volume.affine) + 1}, but the "
+            f"{volume.source.description}: its slices lie along axis {axis + 1}, but the "
             "published preparation cuts along the third. Use --preparation full."
         )
     turn = IDENTITY if mode == "published" else volume.turn

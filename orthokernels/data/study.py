@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from orthokernels.data import dicom, nifti
 from orthokernels.data.contrast import contrast_name, fat_suppressed, fluid_sensitive
 from orthokernels.data.geometry import plane_of, slice_axis
@@ -22,6 +24,10 @@ Stack = dicom.DicomStack | nifti.NiftiStack
 
 # Among equals the echo nearest to a clinical fat-suppressed proton-density knee is taken.
 _USUAL_ECHO_MS = 40.0
+
+# Middles of two planes of one joint lie nearer to each other than this, or within the other volume; those of two knees
+# lie about 200 mm apart.
+_ONE_JOINT_MM = 60.0
 
 CHOICE_RULE = (
     "fluid-sensitive and fat-suppressed first, then fluid-sensitive, then more slices, then the echo time nearest to "
@@ -39,11 +45,12 @@ class LeftOut:
 
 @dataclass
 class Study:
-    """The volumes of one examination, by plane, best first."""
+    """The volumes of one examination, by plane, best first; ``elsewhere`` are those of another side or place."""
 
     stacks: dict[str, list[Stack]]
     left_out: list[LeftOut] = field(default_factory=list)
     study_hash: str = ""
+    elsewhere: list[Stack] = field(default_factory=list)
 
     def load(self, plane: str) -> Volume | None:
         """The best volume of ``plane`` that can be read; the others go to ``left_out`` with their reasons."""
@@ -98,7 +105,10 @@ def read_study(paths: Sequence[Path | str], planes: Iterable[str] = PLANES) -> S
         competing.sort(key=_rank)
     if not usable:
         raise InputError(_nothing_usable(paths, left_out))
-    return Study(ranked, left_out, _one_study(usable, paths))
+    together, elsewhere = _of_one_joint(ranked)
+    for stack in elsewhere:
+        left_out.append(LeftOut(describe(stack), "it shows another side or place than the volumes that were chosen"))
+    return Study(together, left_out, _one_study(usable, paths), elsewhere)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -158,7 +168,7 @@ def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
         return None, f"{slices} slice{'s' if slices != 1 else ''}; at least {MIN_SLICES} are needed"
     if isinstance(stack, dicom.DicomStack) and {"P", "PHASE", "PHASE MAP"} & set(stack.frames[0].image_type[2:]):
         return None, "a phase image, not a magnitude image"
-    plane, obliquity = plane_of(stack.affine)
+    plane, obliquity = plane_of(stack.affine, stack.source.kind)
     if plane is None:
         return None, f"{obliquity:.0f} degrees off the nearest plane; at most 45 are accepted"
     if plane not in set(wanted):
@@ -168,7 +178,7 @@ def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
 
 def _slices(stack: Stack) -> int:
     """How many slices a stack has; a NIfTI file's may lie along any of its axes."""
-    return stack.shape[slice_axis(stack.affine) if stack.source.kind == "NIfTI" else 2]
+    return stack.shape[slice_axis(stack.affine, stack.source.kind)]
 
 
 def _rank(stack: Stack) -> tuple[float | str, ...]:
@@ -177,6 +187,39 @@ def _rank(stack: Stack) -> tuple[float | str, ...]:
     fluid, fat = fluid_sensitive(source), fat_suppressed(source)
     echo = abs(source.echo_time - _USUAL_ECHO_MS) if source.echo_time is not None else float("inf")
     return (-(fluid and fat), -fluid, -_slices(stack), echo, source.series_hash, source.description)
+
+
+def _of_one_joint(ranked: dict[str, list[Stack]]) -> tuple[dict[str, list[Stack]], list[Stack]]:
+    """The volumes that show one side and place, of as many planes as possible, and the rest: two knees in a study must
+    not become one result."""
+    together: dict[str, list[Stack]] = {}
+    for first in (stack for competing in ranked.values() for stack in competing):
+        chosen, found = [first], {}
+        for plane, competing in ranked.items():
+            found[plane] = [stack for stack in competing if all(_same_joint(stack, other) for other in chosen)]
+            chosen += found[plane][:1]
+        if sum(map(bool, found.values())) > sum(map(bool, together.values())):
+            together = found
+    kept = {id(stack) for competing in together.values() for stack in competing}
+    return together, [stack for competing in ranked.values() for stack in competing if id(stack) not in kept]
+
+
+def _same_joint(a: Stack, b: Stack) -> bool:
+    """Whether nothing says that two volumes show different joints: neither their sides nor their places."""
+    if a.source.laterality and b.source.laterality and a.source.laterality != b.source.laterality:
+        return False
+    near = np.linalg.norm(_middle(a) - _middle(b)) <= _ONE_JOINT_MM
+    return bool(near) or _holds(a, _middle(b)) or _holds(b, _middle(a))
+
+
+def _middle(stack: Stack) -> np.ndarray:
+    """In RAS mm."""
+    return (stack.affine @ [*((side - 1) / 2 for side in stack.shape), 1.0])[:3]
+
+
+def _holds(stack: Stack, point: np.ndarray) -> bool:
+    index = (np.linalg.inv(stack.affine) @ [*point, 1.0])[:3]
+    return bool(((index > -0.5) & (index < np.array(stack.shape) - 0.5)).all())
 
 
 def _one_study(stacks: Sequence[Stack], paths: Sequence[Path | str]) -> str:

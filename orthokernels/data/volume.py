@@ -68,10 +68,10 @@ class Volume:
     @property
     def turn(self) -> Turn:
         """The turn to the usual view of this volume's plane."""
-        plane, _ = plane_of(self.affine)
+        plane, _ = plane_of(self.affine, self.source.kind)
         if plane is None:
             raise ValueError("the volume lies more than 45 degrees off every plane")
-        return turn_to_view(self.affine, plane)
+        return turn_to_view(self.affine, plane, self.source.kind)
 
 
 def hash_of(text: str) -> str:

@@ -83,12 +83,12 @@ def _of_record(record: Record, preparation: str, labels: bool) -> Iterator[str]:
     except (OSError, IndexError) as error:
         yield f"{record.image}: holds no {record.plane} series that can be read ({error})"
         return
-    axis = slice_axis(stack.affine)
+    axis = slice_axis(stack.affine, stack.source.kind)
     if stack.shape[axis] < MIN_SLICES:
         yield f"{record.image}: {stack.shape[axis]} slices; at least {MIN_SLICES} are needed"
     if preparation == "published" and axis != 2:
         yield f"{record.image}: its slices lie along axis {axis + 1}, the published preparation cuts along the third"
-    plane = plane_of(stack.affine)[0]
+    plane = plane_of(stack.affine, stack.source.kind)[0]
     if plane != record.plane:
         yield f"{record.image}: is {plane or 'of no plane'} by its header, {record.plane} by its record"
     if labels:

@@ -72,6 +72,61 @@ def test_three_plane_localizer_is_split_by_orientation(tmp_path):
     assert all(study.load(plane).shape == (24, 20, 17) for plane in study.stacks)
 
 
+def two_knees(folder, **headers):
+    """Three planes of one knee, and the same 200 mm to the side."""
+    for side, shift in (("R", 0.0), ("L", 200.0)):
+        for plane in ("sagittal", "coronal", "axial"):
+            start = (-40.0 + shift, -60.0, 50.0)
+            write_series(folder / side / plane, noise(3, slices=17), plane=plane, start=start, **headers.get(side, {}))
+
+
+@pytest.mark.parametrize("headers", [{}, {"R": {"Laterality": "R"}, "L": {"Laterality": "L"}}])
+def test_two_knees_in_a_study_do_not_become_one(tmp_path, headers):
+    two_knees(tmp_path, **headers)
+    study = read_study([tmp_path])
+    chosen = list(study.stacks.values())
+    assert [len(stacks) for stacks in chosen] == [1, 1, 1]
+    assert np.ptp([stacks[0].affine[0, 3] for stacks in chosen]) < 150
+    assert len(study.elsewhere) == 3
+    assert reasons(study).count("another side or place") == 3
+
+
+def test_side_decides_where_places_do_not(tmp_path):
+    for plane, side in (("sagittal", "L"), ("coronal", "R"), ("axial", "R")):
+        write_series(tmp_path / plane, noise(3, slices=17), plane=plane, Laterality=side)
+    study = read_study([tmp_path])
+    assert [plane for plane, stacks in study.stacks.items() if stacks] == ["coronal", "axial"]
+    assert [stack.source.laterality for stack in study.elsewhere] == ["L"]
+
+
+def test_two_stacks_of_one_series_are_told_apart(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 200.0)):
+        write_series(tmp_path / name, noise(3, slices=17), start=(-40.0 + shift, -60.0, 50.0), series="1.2.3.4")
+    study = read_study([tmp_path])
+    (stack,) = study.stacks["sagittal"]
+    (other,) = study.elsewhere
+    assert stack.shape == other.shape == (24, 20, 17)
+    assert {stack.source.description[-7:], other.source.description[-7:]} == {"stack 1", "stack 2"}
+    assert not stack.warnings
+
+
+def test_empty_echo_time_in_a_file_makes_a_stack_of_its_own(tmp_path):
+    files = write_series(tmp_path, noise(3, slices=18))
+    dataset = pydicom.dcmread(files[17])
+    dataset.EchoTime = None
+    dataset.save_as(files[17])
+    study = read_study([tmp_path])
+    assert study.load("sagittal").shape == (24, 20, 17)
+    assert "no echo time" in reasons(study)
+
+
+def test_plane_of_a_series_with_long_pixels_is_that_of_its_slices(tmp_path):
+    write_series(tmp_path, noise(3, slices=17), spacing=(2.0, 0.5, 0.6))
+    volume = read_study([tmp_path]).load("sagittal")
+    assert volume.shape == (24, 20, 17)
+    assert volume.turn.axes[2] == 2
+
+
 def test_repeated_acquisitions_are_split_by_time(tmp_path):
     first, second = noise(4), noise(5)
     write_series(tmp_path / "b", second, series="1.2.3.4", TemporalPositionIdentifier=2)

@@ -49,7 +49,7 @@ def test_a_study_like_the_known_ones_passes_on_every_engine(drafted, vectors, st
     for engine in ("native", "onnxruntime"):
         made = run(study, bundle=bundle, engine=engine)
         assert not [own for own in made.result.warnings if "unlike" in own]
-        checks = check_novelty(made, read_tables(bundle, found.manifest, "knee"))
+        checks = check_novelty(made, read_tables(found, "knee"))
         assert [(own.plane, own.verdict) for own in checks] == [(plane, "passed") for plane in made.vectors]
 
 
@@ -61,7 +61,7 @@ def test_a_study_unlike_the_known_ones_is_told_of_and_one_far_off_is_refused(dra
     made = run(study, bundle=bundle)
     warnings = [own for own in made.result.warnings if "unlike the studies that the model is known to read" in own]
     assert len(warnings) == len(PLANES)
-    checks = {own.plane: own for own in check_novelty(made, read_tables(bundle, verify(bundle).manifest, "knee"))}
+    checks = {own.plane: own for own in check_novelty(made, read_tables(verify(bundle), "knee"))}
     assert checks["sagittal"].verdict == "failed"
     assert "times as unlike the known studies" in checks["sagittal"].reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from orthokernels.errors import InputError
 
 # Two images nearer than this along the normal are at one location; the thinnest 3-D scans have slices of 0.3 mm.
 _SAME_PLACE_MM = 0.05
+
+# A gap of more usual steps than this is none of lost slices, where whole stacks lie on either side of it.
+_GAP_STEPS = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,17 @@ def stacks_of(frames: Sequence[Frame]) -> tuple[list[DicomStack], list[tuple[str
         for number, (leftovers, repetition) in enumerate(repetitions, start=1):
             name = frames[0].source.description
             if echoes > 1:
-                name += f", echo {group[0].source.echo_time:g} ms"
+                echo = group[0].source.echo_time
+                name += f", echo {echo:g} ms" if echo is not None else ", no echo time"
             if len(repetitions) > 1:
                 name += f", repetition {number}"
-            try:
-                stacks.append(_stack(repetition, leftovers, name))
-            except InputError as error:
-                reasons.append((name, str(error)))
+            parts = _apart(repetition)
+            for place, part in enumerate(parts, start=1):
+                own = f"{name}, stack {place}" if len(parts) > 1 else name
+                try:
+                    stacks.append(_stack(part, leftovers, own))
+                except InputError as error:
+                    reasons.append((own, str(error)))
     return stacks, reasons
 
 
@@ -131,6 +139,16 @@ def _repetitions(frames: Sequence[Frame]) -> list[tuple[int, list[Frame]]]:
     if len(places) == 1:
         return [(len(frames) - 1, places[0])]
     return [(sum(len(p) - 1 for p in places), [place[0] for place in places])]
+
+
+def _apart(frames: Sequence[Frame]) -> list[Sequence[Frame]]:
+    """Sorted frames by stack, where gaps show that there are several, as of two joints; a few lost slices make none."""
+    steps = np.diff([frame.distance for frame in frames])
+    if len(steps) < 2:
+        return [frames]
+    cuts = [0, *(np.flatnonzero(steps > _GAP_STEPS * np.median(steps)) + 1).tolist(), len(frames)]
+    parts = [frames[start:stop] for start, stop in itertools.pairwise(cuts)]
+    return parts if sum(len(part) >= MIN_SLICES for part in parts) > 1 else [frames]
 
 
 def _stack(frames: Sequence[Frame], leftovers: int, name: str) -> DicomStack:

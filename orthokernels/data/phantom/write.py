@@ -106,8 +106,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise InputError(f"{target}: is not a folder. Give a new or an empty one.")
     if target.is_dir() and any(target.iterdir()):
         raise InputError(f"{target}: the folder is not empty, and nothing is overwritten. Give a new or an empty one.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"{target}: can't be written ({error.strerror}). Choose another place.") from error
     try:
         temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 would make the study the writer's alone
         yield temporary

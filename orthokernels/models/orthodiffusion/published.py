@@ -69,7 +69,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: holds more than tensors ({_refused(error)}), so loading it could run its code. It was not. "
             "Get the checkpoint from its authors."
         ) from error
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError, IndexError) as error:
         raise InputError(
             f"{path}: not a readable PyTorch checkpoint ({first_line(error)}). Download it again."
         ) from error

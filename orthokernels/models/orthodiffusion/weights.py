@@ -140,6 +140,8 @@ def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANE
         seed = name.removeprefix("random:")
         if not seed.isdecimal():
             raise InputError(f"--weights {name}: the seed must be a whole number, as in random:0.")
+        if int(seed) >= 2**63:
+            raise InputError(f"--weights {name}: the seed must be less than 2**63.")
         return random_weights(int(seed), joint, planes)
     return _load_folder(folder_of(name), name, joint, planes)
 
