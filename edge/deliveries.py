@@ -288,6 +288,14 @@ class Deliveries:
                 ),
             )
 
+    def awaits(self, transaction_uid: str) -> bool:
+        """Whether an archive's report on this transaction has yet to come."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM deliveries WHERE transaction_uid = ?", (transaction_uid,)
+            ).fetchone()
+        return row is not None
+
     def commitment_answered(self, transaction_uid: str, kept: Collection[str]) -> bool:
         """An archive keeps these objects; others are sent again. False: nobody asked by this transaction."""
         with self.database.write() as connection:

@@ -6,6 +6,8 @@ And C-ECHO, which asks whether anyone is there at all.
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,11 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 
 _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # the one instance of the push model (PS3.4 annex J.3.1)
 _REQUEST_COMMITMENT = 1
+
+# How long the association stays open for the report. An archive that reports on it has its objects at hand and does so
+# at once; most report on one of their own, and meanwhile no other study goes to them.
+_REPORT_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 
 # SOP classes of all objects that we write.
 WRITTEN = (*STORAGE.values(), Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
@@ -102,12 +109,18 @@ def _send(association: Any, path: Path) -> str | None:
 
 
 def ask_commitment(
-    title: str, destination: DimseDestination, kept: Sequence[Made], transaction: str, committed: Committed
+    title: str,
+    destination: DimseDestination,
+    kept: Sequence[Made],
+    transaction: str,
+    committed: Committed,
+    awaited: Callable[[], bool],
 ) -> None:
-    """Ask the archive to answer for ``kept``. It reports on this association, or later on one of its own.
+    """Ask the archive to answer for ``kept``. It reports on this association, which stays open for it for some seconds
+    while the report is ``awaited``, or later on one of its own.
 
     Raises:
-        NotDeliveredError: it could not be asked.
+        NotDeliveredError: it could not be asked, and has not reported either.
     """
     entity = _entity(title, destination)
     entity.add_requested_context(StorageCommitmentPushModel)
@@ -118,13 +131,68 @@ def ask_commitment(
         item = Dataset()
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = one.sop_class, one.sop_uid
         request.ReferencedSOPSequence.append(item)
-    handlers = [(evt.EVT_N_EVENT_REPORT, lambda event: (report_status(event, committed), None))]
-    with _association(entity, destination, handlers) as association:
-        status, _ = association.send_n_action(
-            request, _REQUEST_COMMITMENT, StorageCommitmentPushModel, _COMMITMENT_INSTANCE
-        )
-        if status.get("Status") != 0x0000:
-            raise NotDeliveredError("it did not take the commitment request")
+    reports = _Reports(committed)
+    try:
+        with _association(entity, destination, [(evt.EVT_N_EVENT_REPORT, reports.take)]) as association:
+            try:
+                status, _ = association.send_n_action(
+                    request, _REQUEST_COMMITMENT, StorageCommitmentPushModel, _COMMITMENT_INSTANCE
+                )
+                asked = status.get("Status") == 0x0000
+                # Half of what may pass in silence, after which the association would be aborted.
+                until = time.monotonic() + min(_REPORT_SECONDS, destination.timeout_seconds / 2)
+                while asked and association.is_established and awaited() and time.monotonic() < until:
+                    reports.wait(_LOOK_SECONDS)
+            finally:
+                reports.close(destination.timeout_seconds)
+            if not asked and awaited():  # it may have reported first, and answered badly or not at all
+                raise NotDeliveredError("it did not take the commitment request")
+    finally:
+        reports.ended()
+
+
+class _Reports:
+    """Commitment reports that come on the association that asked for them.
+
+    pynetdicom takes each in a thread of its own, which says at its end that the association's main thread does not
+    rest; if it says so in the midst of a release, that waits for ever. So none may end in the midst of one.
+    """
+
+    def __init__(self, committed: Committed) -> None:
+        self._committed = committed
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] | None = []
+        self._came = threading.Event()
+        self._over = threading.Event()
+
+    def take(self, event: Any) -> tuple[int, None]:
+        """Handle a report."""
+        with self._lock:
+            closed = self._threads is None
+            if self._threads is not None:
+                self._threads.append(threading.current_thread())
+        status = report_status(event, self._committed)
+        self._came.set()
+        if closed:
+            self._over.wait()
+        return status, None
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a report came."""
+        self._came.wait(seconds)
+        self._came.clear()
+
+    def close(self, seconds: float) -> None:
+        """Let those that came be answered, in at most so many seconds; the association is to be released."""
+        with self._lock:
+            threads, self._threads = self._threads or [], None
+        until = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(until - time.monotonic(), 0.0))
+
+    def ended(self) -> None:
+        """The association is over."""
+        self._over.set()
 
 
 def echo(title: str, destination: DimseDestination, asked: Collection[str] = ()) -> set[str]:

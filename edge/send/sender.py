@@ -98,6 +98,7 @@ class Sender:
             self._deliveries.objects(delivery.job, delivery.id),
             transaction,
             self._deliveries.commitment_answered,
+            lambda: self._deliveries.awaits(transaction),
         )
 
     def _decided(self, delivery: Delivery, accepted: Collection[str] = ()) -> Delivery:
