@@ -99,9 +99,12 @@ class MrdServer:
         except OSError as error:
             LOG.warning("the MRD connection from %s broke: %s", host, error)
         finally:
-            LOG.info("MRD connection %s from %s: %s", name, host, outcome)
-            with self._database.write() as database:
-                audit.append(database, "inline", host, name, outcome)
             with self._lock:
                 del self._open[connection]
             connection.close()
+            LOG.info("MRD connection %s from %s: %s", name, host, outcome)
+            try:
+                with self._database.write() as database:
+                    audit.append(database, "inline", host, name, outcome)
+            except Exception:  # the scanner was answered, and its place is another's now
+                LOG.exception("an MRD connection could not be noted in the audit log")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
 import socket
+import sqlite3
 import struct
 import threading
 import time
@@ -501,6 +503,52 @@ def test_full_disk_sends_the_images_straight_back(start):
     assert refused(texts, "there was no room to keep the images")
 
 
+def test_folder_that_can_not_be_written_sends_the_images_straight_back(inline):
+    service = inline(ready=False)
+    (service.config.appliance.data / "inline").rmdir()
+    sent = slices(noise(1))
+    for _ in range(2):
+        with scanner(service) as own:
+            images, texts = own.scan(sent)
+        assert [image.to_bytes() for image in images] == [image.to_bytes() for image in sent]
+        assert refused(texts, "there was no room to keep the images")
+
+
+def test_images_before_the_disk_was_full_can_still_be_read(tmp_path):
+    """A buffer would hold on to what could not be written, and fail every read after it."""
+    from orthokernels.edge.mrd.messages import Image
+    from orthokernels.edge.mrd.originals import Originals
+
+    with Originals(tmp_path, config(tmp_path).disk) as originals:
+        images = [Image(ismrmrd.ImageHeader(), bytes([number]) * 3000, 0) for number in range(4)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        try:
+            for image in images[:3]:
+                originals.keep(image)
+            with pytest.raises(OSError, match="File too large"):
+                originals.keep(images[3])
+            assert list(originals._messages()) == [image.message for image in images[:3]]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_connections_that_can_not_be_noted_do_not_keep_their_places(inline, monkeypatch, caplog):
+    service = inline(ready=False, limits={"connections": 2})
+    noted = audit.append
+
+    def append(connection, event, *rest):
+        if event == "inline":
+            raise sqlite3.OperationalError("disk I/O error")
+        noted(connection, event, *rest)
+
+    monkeypatch.setattr(audit, "append", append)
+    for _ in range(5):
+        assert answers(service)
+        wait_for(lambda: not service._mrd._open)
+    assert "could not be noted in the audit log" in caplog.text
+
+
 def test_more_slices_or_orientations_than_a_scan_has_are_not_sorted(appliance):
     thin = [block(slices(noise(1, 1500, 1, 1)))] * 3
     turned = [
@@ -551,8 +599,7 @@ def test_each_connection_is_in_the_audit_log_without_the_patient(inline, caplog)
     caplog.set_level("INFO")
     with scanner(service) as own:
         own.scan(slices(noise(1)))
-    wait_for(lambda: not service._mrd._open)
-    (entry,) = [one for one in audit.entries(service.store.database) if one["event"] == "inline"]
+    (entry,) = wait_for(lambda: [one for one in audit.entries(service.store.database) if one["event"] == "inline"])
     assert (entry["actor"], entry["outcome"]) == ("127.0.0.1", "18 images returned, 18 made")
     assert "Secret" not in caplog.text
 
