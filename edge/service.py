@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orthokernels.edge import audit, viewing, work
+from orthokernels.edge.clock import pull_back
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
@@ -96,11 +97,17 @@ class Service:
         swept = remove_unknown(self.store, data, (intake.FOLDER, work.FOLDER))
         viewing.remove_orphans(data / work.FOLDER)
         given_back = self.store.give_back_expired(all_owners=True)
+        self._pull_back()
         self.store.association_closed([job.study_uid for job in self.store.jobs(("received",))], "appliance")
         ended = self.deliveries.end_unknown_destinations()
         with self.store.database.write() as connection:
             audit.append(connection, "started", "appliance", self.config.appliance.ae_title)
         LOG.info("started: %d jobs given back, %d files swept up, %d deliveries ended", given_back, swept, ended)
+
+    def _pull_back(self) -> None:
+        """Times that were stored while the clock was ahead."""
+        if pulled := pull_back(self.store.database, self.config.work.lease_seconds, self.config.destinations):
+            LOG.warning("%d stored times lay ahead of the clock and were taken back to it", pulled)
 
     def run(self, target: Callable[[threading.Event], Any], name: str) -> None:
         """Start a thread that ends when it is told to; if it ends before that, the appliance is not alive."""
@@ -116,8 +123,9 @@ class Service:
                 self.deliveries.commitment_overdue()
                 if time.monotonic() - cleaned > _CLEAN_SECONDS:
                     cleaned = time.monotonic()
-                    self._cleaner.clean()
                     self.self_check.look()
+                    self._pull_back()
+                    self._cleaner.clean()
             except Exception:  # a fault of ours must not end the thread
                 LOG.exception("housekeeping stumbled")
 

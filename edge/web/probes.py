@@ -42,7 +42,8 @@ class Probes:
     def _readyz(self, request: Request) -> Response:
         reasons = list(self.not_ready())
         checked = [worker.verified for worker in self._service.workers if worker.verified]
-        told = {"ready": not reasons, "reasons": reasons, "golden_case": checked}
+        notes = list(self._service.self_check.notes)
+        told = {"ready": not reasons, "reasons": reasons, "notes": notes, "golden_case": checked}
         return JSONResponse(told, 503 if reasons else 200)
 
     def not_ready(self) -> Iterator[str]:

@@ -40,6 +40,7 @@ class QueuePages:
         jobs = recent(store)
         return {
             "summary": summary(config, store.database),
+            "notes": self._service.self_check.notes,
             "jobs": jobs,
             "identities": {job["id"]: identity(config, job["study"]) for job in jobs},
             "health": destinations_health(store.database, config.destinations),

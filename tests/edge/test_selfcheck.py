@@ -12,10 +12,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from orthokernels.edge import audit, notify
+from orthokernels.edge.clock import pull_back
+from orthokernels.edge.config import DimseDestination, Settle
 from orthokernels.edge.database import Database
+from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.selfcheck import SelfCheck, clock_faults, disk_faults
+from orthokernels.edge.store import Image, Store
 
-from tests.edge.kit import listens, wait_for
+from tests.edge.kit import archive_destination, free_port, listens, store, wait_for
 
 
 def test_nothing_is_said_to_be_in_order_before_it_was_looked_at(tmp_path):
@@ -62,6 +66,82 @@ def test_one_start_with_a_clock_in_the_future_counts_until_the_next_entry(tmp_pa
     right = SelfCheck(tmp_path, database)
     right.look()
     assert right.reasons == ()
+
+
+@pytest.mark.parametrize(("seconds", "how"), [(7200.0, "forward"), (-7200.0, "back")])
+def test_clock_that_is_moved_is_told_for_a_day(tmp_path, monkeypatch, caplog, seconds, how):
+    check = SelfCheck(tmp_path, Database(tmp_path))
+    check.look()
+    assert check.notes == ()
+    wall, steady = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() + seconds)
+    for _ in range(2):
+        check.look()
+        assert f"the clock was put {how} by 7200 seconds" in " ".join(check.notes)
+    assert caplog.text.count("the clock was put") == 1
+    monkeypatch.setattr(time, "monotonic", lambda: steady() + 90000.0)
+    check.look()
+    assert check.notes == ()
+
+
+def test_clock_that_is_kept_in_time_is_not_told(tmp_path, monkeypatch):
+    check = SelfCheck(tmp_path, Database(tmp_path))
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 0.5)
+    check.look()
+    assert check.notes == ()
+
+
+def test_study_and_delivery_of_a_clock_that_was_ahead_go_on_once_it_is_put_right(tmp_path, monkeypatch):
+    store, settle = Store(Database(tmp_path)), Settle(quiet_seconds=0.01, early=False)
+    archive = DimseDestination(**archive_destination(1))
+    deliveries = Deliveries(store, [archive])
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + 1e6)
+    store.add(Image("1.2.1", "1.1", "1.2", "1.3", "digest", 1, "images/a", "MR1"), 5)
+    (job,) = store.jobs()
+    with store.database.write() as connection:
+        connection.execute("UPDATE jobs SET lease_owner = 'x', lease_until = ?", (time.time(),))
+        connection.execute(
+            "INSERT INTO deliveries (job, destination, state, next_try_at, commit_until, changed_at) "
+            "VALUES (?1, 'archive', 'waiting', ?2, ?2, ?2)",
+            (job.id, time.time()),
+        )
+    monkeypatch.setattr(time, "time", wall)
+    assert store.lease_to_settle("worker", 30, settle) is None
+    assert deliveries.due("archive") is None
+    assert pull_back(store.database, 30.0, [archive]) == 7
+    assert pull_back(store.database, 30.0, [archive]) == 0
+    assert deliveries.due("archive").job == job.id
+    with store.database.read() as connection:
+        changed, until = connection.execute("SELECT changed_at, commit_until FROM deliveries").fetchone()
+    assert changed <= time.time()
+    assert until <= time.time() + archive.commitment_seconds
+    monkeypatch.setattr(time, "time", lambda: wall() + 30.1)  # the lease's longest
+    assert store.lease_to_settle("worker", 30, settle).id == job.id
+
+
+def test_times_that_lie_ahead_are_taken_back_at_the_start(start, tmp_path):
+    database, future = Database(tmp_path / "data"), time.time() + 1e6
+    with database.write() as connection:
+        connection.execute(
+            "INSERT INTO jobs (study_uid, version, state, priority, created_at, changed_at, last_image_at) "
+            "VALUES ('1.2', 1, 'settling', 5, ?1, ?1, ?1)",
+            (future,),
+        )
+    database.close()
+    (job,) = start(work={"command": ["false"]}).store.jobs()
+    assert max(job.created_at, job.changed_at, job.last_image_at) <= time.time()
+
+
+def test_times_that_may_lie_ahead_stay_as_they_are(start, study):
+    service = start(destinations=[archive_destination(free_port(), first_wait_seconds=600, longest_wait_seconds=600)])
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sending",)))
+    wait_for(lambda: service.deliveries.of(job.id)[0]["tries"] == 1)
+    before = service.deliveries.of(job.id)
+    service._pull_back()
+    assert service.deliveries.of(job.id) == before
 
 
 @pytest.fixture
