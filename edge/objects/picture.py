@@ -6,8 +6,10 @@ import numpy as np
 from highdicom.sc import ConversionTypeValues, SCImage
 from orthokernels.edge.objects.canvas import with_notice
 from orthokernels.edge.objects.setting import Setting
+from orthokernels.edge.objects.sources import tell_loss
 from PIL import Image
 
+from orthokernels.data.volume import hash_of
 from orthokernels.montage import draw_montage
 from orthokernels.result import PlaneArrays, PlaneResult
 
@@ -30,7 +32,9 @@ def plane_picture(
         number: of the picture within its series.
     """
     drawn = Image.fromarray(draw_montage(plane, arrays, untrained=untrained))
-    return _capture(setting, with_notice(drawn), f"picture {plane.plane}", number, _directions(arrays.affine))
+    made = _capture(setting, with_notice(drawn), f"picture {plane.plane}", number, _directions(arrays.affine))
+    tell_loss(made, (one for one in setting.sources.values() if hash_of(one.SeriesInstanceUID) == plane.series_hash))
+    return made
 
 
 def page_picture(setting: Setting, page: Image.Image, *, kind: str, number: int) -> SCImage:

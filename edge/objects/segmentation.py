@@ -12,6 +12,7 @@ from highdicom.sr import CodedConcept
 from orthokernels.edge.forms import Form
 from orthokernels.edge.objects import codes as our_codes
 from orthokernels.edge.objects.setting import NOTICE, Setting
+from orthokernels.edge.objects.sources import tell_loss
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import MRImageStorage
@@ -70,6 +71,7 @@ def segmentation(
     if setting.side:
         # Of a multi-frame image: the series' own Laterality (0020,0060) is for images that can't say it themselves.
         made.ImageLaterality = setting.side
+    tell_loss(made, images)
     setting.settle_moment(made)
     return made
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydicom.config import RAISE
@@ -16,6 +17,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from pydicom.valuerep import DA, TM, validate_value
 
 from orthokernels.data.dicom.file import DAMAGE, quiet_pydicom, read
@@ -37,8 +39,14 @@ _KEPT = (
     "PatientIdentityRemoved", "DeidentificationMethod",
     "Modality", "FrameOfReferenceUID", "PositionReferenceIndicator", "BodyPartExamined", "SliceThickness",
     "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime",
-    "LossyImageCompression",
 )  # fmt: skip
+# What tells of pixels that lossy compression has changed (PS3.3 section C.7.6.1.1.5).
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+# Methods of the transfer syntaxes that may lose something. Those of the first always do, whatever the header says; of
+# the others the header may say that nothing was lost, and where it does not, something may have been.
+_ALWAYS_LOSSY = {JPEGBaseline8Bit: "ISO_10918_1", JPEGExtended12Bit: "ISO_10918_1"}
+_MAYBE_LOSSY = {JPEGLSNearLossless: "ISO_14495_1", JPEG2000: "ISO_15444_1", HTJ2K: "ISO_15444_15"}
 _MOMENTS = ("Acquisition", "Content", "Series", "Study")
 _DEFER_BYTES = 16384  # elements longer than this (pixels, private blobs) stay in the file
 
@@ -110,6 +118,8 @@ def _read_header(path: Path) -> Dataset | None:
                 return None
             if value is not None or keyword in _KEPT_EMPTY:
                 setattr(clean, keyword, value or "")
+        with suppress(*DAMAGE):
+            _keep_loss(header, clean)
     if clean.PatientSex not in ("M", "F", "O"):
         clean.PatientSex = ""
     if clean.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in clean:
@@ -117,12 +127,72 @@ def _read_header(path: Path) -> Dataset | None:
     return clean
 
 
+def _keep_loss(header: Dataset, clean: Dataset) -> None:
+    """What the header says of lossy compression; where that is too little, what its transfer syntax does.
+
+    Images that came decompressed and name neither ratio nor method keep that secret: nothing here knows them.
+    """
+    said = _valid(header, "LossyImageCompression")
+    ratios, methods = (_all_valid(header, keyword) for keyword in _LOSSY[1:])
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    method = _ALWAYS_LOSSY.get(syntax) or (_MAYBE_LOSSY.get(syntax) if said != "00" else None)
+    if method is not None:
+        methods = methods or [method]
+        ratios = ratios or _ratio(header)
+    elif said == "00":
+        clean.LossyImageCompression = said
+        return
+    elif said != "01" and not (ratios and methods):
+        return
+    for keyword, values in zip(_LOSSY, (["01"], ratios, methods), strict=True):
+        if values:
+            setattr(clean, keyword, values if len(values) > 1 else values[0])
+
+
+def _ratio(header: Dataset) -> list[str]:
+    """By how much the pixels became smaller, measured, as the standard lets it be; nothing where that is no ratio."""
+    try:
+        size = len(header.get_item("PixelData").value)
+        pixels = header.Rows * header.Columns * header.get("SamplesPerPixel", 1) * (header.get("NumberOfFrames") or 1)
+        ratio = pixels * header.BitsAllocated / 8 / size
+    except DAMAGE:
+        return []
+    return [f"{ratio:.2f}"] if 0.01 <= ratio < 1e6 else []
+
+
+def tell_loss(made: Dataset, sources: Iterable[Dataset]) -> None:
+    """An object that is made of several images says that lossy compression has changed them where it has changed one
+    of them (PS3.3 sections C.7.6.1.1.5 and C.8.20.2.2), in the words of the first whose words are complete."""
+    lossy = [source for source in sources if source.get("LossyImageCompression") == "01"]
+    if lossy:
+        told = next((one for one in lossy if all(keyword in one for keyword in _LOSSY)), lossy[0])
+        for keyword in _LOSSY:
+            if keyword in told:
+                setattr(made, keyword, told[keyword].value)
+            elif keyword in made:
+                delattr(made, keyword)
+
+
+def _all_valid(header: Dataset, keyword: str) -> list[str]:
+    """Every value as text; none where one is against the rules of its type."""
+    value = header.get(keyword)
+    if value is None:
+        return []
+    values = [_text(keyword, one) for one in (value if isinstance(value, MultiValue) else [value])]
+    return [one for one in values if one is not None] if None not in values else []
+
+
 def _valid(header: Dataset, keyword: str) -> str | None:
     """A single value as text, or None where it is missing, manifold, or against the rules of its type."""
     try:
         value = header.get(keyword)
-        if value is None or isinstance(value, MultiValue):
-            return None
+    except DAMAGE:
+        return None
+    return None if value is None or isinstance(value, MultiValue) else _text(keyword, value)
+
+
+def _text(keyword: str, value: object) -> str | None:
+    try:
         text, vr = str(value).strip(), dictionary_VR(keyword)
         if not text or any(unicodedata.category(c) == "Cc" for c in text):
             return None

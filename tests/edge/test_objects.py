@@ -25,8 +25,12 @@ from orthokernels.edge.forms import FORMS
 from orthokernels.edge.objects import NOTICE, write_abstention, write_objects
 from orthokernels.edge.objects.canvas import BANNER
 from orthokernels.edge.objects.codes import ABSENT, INDETERMINATE, PRESENT, UNKNOWN
-from orthokernels.edge.objects.sources import OF_PATIENT
+from orthokernels.edge.objects.sources import OF_PATIENT, read_sources
 from orthokernels.edge.runner import Request
+from pydicom import config
+from pydicom.encaps import encapsulate
+from pydicom.multival import MultiValue
+from pydicom.uid import JPEG2000, ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSNearLossless
 
 from orthokernels import pipeline, tasks
 from orthokernels.data.dicom import read_frames
@@ -417,6 +421,84 @@ def test_headers_that_break_the_rules_do_not_spoil_the_objects(tmp_path):
         assert "StudyDescription" not in made
         assert "PatientAge" not in made
         assert errors_of_dciodvfy(path) == []
+
+
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+
+def loss(dataset) -> tuple:
+    """What an object or a header says of lossy compression; several values as a list."""
+    values = [dataset.get(keyword) for keyword in LOSSY]
+    return tuple(list(map(str, v)) if isinstance(v, MultiValue) else v if v is None else str(v) for v in values)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("syntax", "options", "method"),
+    [(JPEG2000, {"j2k_cr": [10]}, "ISO_15444_1"), (JPEGLSNearLossless, {"jls_error": 40}, "ISO_14495_1")],
+)
+def test_objects_of_lossy_images_say_by_what_method_and_ratio(tmp_path, syntax, options, method, form):
+    """One image of the series, not the first, and its header is silent."""
+    files = write_series(tmp_path / "in", noise(4, 16, 64, 64), **DATED, PatientID="7", PatientSex="F")
+    image = pydicom.dcmread(files[5])
+    image.compress(syntax, generate_instance_uid=False, **options)
+    for keyword in LOSSY:
+        if keyword in image:
+            delattr(image, keyword)
+    image.save_as(files[5])
+    run = true_run(tmp_path / "in", random_labels)
+    seg, *_, picture, _ = write_objects(run, files, tmp_path / "out", forms=[form], **DIGESTS)
+    for path in (seg, picture):
+        told, ratio, by = loss(pydicom.dcmread(path))
+        assert (told, by) == ("01", method)
+        assert float(ratio) == pytest.approx(64 * 64 * 2 / len(image.PixelData), abs=0.01)
+    if form == "binary":
+        assert errors_of_dciodvfy(seg) == []
+    assert errors_of_dciodvfy(picture) == []
+
+
+def test_what_the_sources_say_of_lossy_compression_is_kept_with_every_value(tmp_path):
+    """Decompressed by now; they went through two methods."""
+    header = dict(zip(LOSSY, ("01", ["10", "4.5"], ["ISO_10918_1", "ISO_15444_1"]), strict=True))
+    files = write_series(tmp_path / "in", noise(4), **DATED, PatientID="7", PatientSex="F", **header)
+    made = write_objects(true_run(tmp_path / "in", random_labels), files, tmp_path / "out", **DIGESTS)
+    for path in (made[0], made[-2]):
+        assert loss(pydicom.dcmread(path)) == tuple(header.values())
+        assert errors_of_dciodvfy(path) == []
+    assert loss(pydicom.dcmread(made[-1])) == (None, None, None)  # the page shows no image
+
+
+@pytest.mark.parametrize(
+    ("syntax", "said", "found"),
+    [
+        (JPEGBaseline8Bit, {}, ("01", "33.03", "ISO_10918_1")),
+        (JPEGBaseline8Bit, {"LossyImageCompression": "00"}, ("01", "33.03", "ISO_10918_1")),
+        (JPEG2000, {}, ("01", "33.03", "ISO_15444_1")),
+        (JPEG2000, {"LossyImageCompression": "00"}, ("00", None, None)),
+        (JPEG2000, {"LossyImageCompression": "01", "LossyImageCompressionRatio": "8"}, ("01", "8", "ISO_15444_1")),
+        (
+            JPEG2000,
+            {"LossyImageCompression": "01", "LossyImageCompressionRatio": "many"},
+            ("01", "33.03", "ISO_15444_1"),
+        ),
+        (ExplicitVRLittleEndian, {}, (None, None, None)),
+        (ExplicitVRLittleEndian, {"LossyImageCompression": "00"}, ("00", None, None)),
+        (ExplicitVRLittleEndian, {"LossyImageCompression": "01"}, ("01", None, None)),
+    ],
+)
+def test_transfer_syntax_tells_of_loss_where_the_header_does_not(tmp_path, syntax, said, found):
+    (file,) = write_series(tmp_path / "in", np.zeros((1, 128, 128), np.uint16))
+    image = pydicom.dcmread(file)
+    image.file_meta.TransferSyntaxUID = syntax
+    if syntax.is_encapsulated:
+        image.PixelData = encapsulate([bytes(976)], has_bot=False)  # 992 bytes with what tells of the parts
+        image["PixelData"].VR = "OB"
+    with config.disable_value_validation():
+        for keyword, value in said.items():
+            setattr(image, keyword, value)
+        image.save_as(file)
+    (header,) = read_sources([file]).values()
+    assert loss(header) == found
 
 
 def test_frames_of_a_multi_frame_image_are_referred_to_by_number(tmp_path, real_data):
