@@ -19,6 +19,10 @@ LOG = logging.getLogger("orthokernels.edge.send")
 # Between looks for deliveries whose next try has come; new ones ring.
 _IDLE_SECONDS = 0.2
 
+# After a try that could not be noted, as when the database can't be written: all of it would be sent again at once.
+_STUMBLED_SECONDS = 1.0
+_STUMBLED_LONGEST_SECONDS = 60.0
+
 
 class Sender:
     """Delivers to one destination.
@@ -39,15 +43,29 @@ class Sender:
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until told to stop."""
+        stumbled = 0
         while not stop.is_set():
             heard = self._deliveries.owed.count
             try:
                 idle = not self.step()
-            except Exception:  # a fault of ours must not end the thread
-                LOG.exception("the sender to %s stumbled", self._destination.name)
-                idle = True
+            except Exception as error:  # a fault of ours must not end the thread
+                stumbled += 1
+                self._tell(error, stumbled)
+                stop.wait(min(_STUMBLED_SECONDS * 2.0 ** min(stumbled - 1, 30), _STUMBLED_LONGEST_SECONDS))
+                continue
+            if stumbled:
+                LOG.warning("the sender to %s goes on", self._destination.name)
+                stumbled = 0
             if idle:
                 self._deliveries.owed.wait(heard, _IDLE_SECONDS)
+
+    def _tell(self, error: Exception, times: int) -> None:
+        """Of what may last, such as a disk that can't be written, once: the rest would fill the disk too."""
+        name = self._destination.name
+        if times == 1:
+            LOG.exception("the sender to %s stumbled, and waits longer each time", name, exc_info=error)
+        else:
+            LOG.debug("the sender to %s stumbled again (%d): %s", name, times, error)
 
     def step(self) -> bool:
         """Try the most urgent delivery; whether there was any."""
@@ -58,11 +76,11 @@ class Sender:
             with metrics.SECONDS.labels("deliver").time():
                 self._deliver(delivery)
         except Exception as error:  # whatever goes wrong, it counts as a try, or the queue would stop here
+            metrics.TRIES.labels(self._destination.name, "failed").inc()
+            self._deliveries.refused(delivery, str(error)[:300])  # first: where it can't be noted, run tells, and once
             if not isinstance(error, NotDeliveredError):
                 LOG.exception("an unexpected fault in delivering to %s", self._destination.name)
-            metrics.TRIES.labels(self._destination.name, "failed").inc()
             LOG.warning("%s: try %d failed: %s", self._destination.name, delivery.tries + 1, error)
-            self._deliveries.refused(delivery, str(error)[:300])
             return True
         metrics.TRIES.labels(self._destination.name, "delivered").inc()
         return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import ssl
 import subprocess
 import threading
+import time
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -177,6 +179,28 @@ def test_destination_that_is_down_holds_up_no_other(start, study, archive):
     assert store(service.config, study).returncode == 0
     wait_for(lambda: len(archive.objects()) == 3)
     assert service.store.jobs(("sending",))
+
+
+def test_tries_that_can_not_be_noted_become_rarer_and_are_told_once(start, study, archive, monkeypatch, caplog):
+    """As when the database can't be written: nothing is known to be accepted, so all of it is sent again."""
+    sent = []
+
+    def not_written(*_):
+        sent.append(time.monotonic())
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Deliveries, "accepted", not_written)
+        broken.setattr(Deliveries, "refused", lambda *_: not_written())
+        service = start(destinations=[archive_destination(archive.port)])
+        assert store(service.config, study).returncode == 0
+        wait_for(lambda: sent)
+        time.sleep(2.5)
+    assert len(sent) <= 6, "two calls for each try: at once, after one second and after three"
+    assert caplog.text.count("stumbled") == 1
+    assert "an unexpected fault in delivering" not in caplog.text
+    wait_for(lambda: service.store.jobs(("sent",)))
+    wait_for(lambda: "the sender to archive goes on" in caplog.text)
 
 
 def test_waits_between_tries_grow_threefold_up_to_the_longest(start, study):
