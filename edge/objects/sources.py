@@ -175,7 +175,10 @@ def tell_loss(made: Dataset, sources: Iterable[Dataset]) -> None:
 
 def _all_valid(header: Dataset, keyword: str) -> list[str]:
     """Every value as text; none where one is against the rules of its type."""
-    value = header.get(keyword)
+    try:
+        value = header.get(keyword)
+    except DAMAGE:
+        return []
     if value is None:
         return []
     values = [_text(keyword, one) for one in (value if isinstance(value, MultiValue) else [value])]

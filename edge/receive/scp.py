@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
@@ -20,13 +21,14 @@ from orthokernels.edge.tls import server_context
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
-from orthokernels.errors import InputError
-
 LOG = logging.getLogger("orthokernels.edge.receive")
 
 # PS3.8 section 9.3.4: result, source, reason.
 _CALLING_TITLE_UNKNOWN = (0x01, 0x01, 0x03)
 _CALLED_TITLE_UNKNOWN = (0x01, 0x01, 0x07)
+
+# For so long an archive's name is not looked up again.
+_LOOKUP_SECONDS = 60.0
 
 _HIGH = 1  # C-STORE's priority (PS3.7 table 9.3-1)
 
@@ -41,7 +43,7 @@ class Receiver:
         self._config = config
         self._intake = intake
         self._peers = config.receive.peers
-        self._archives = _archives(config)
+        self._archives = _Archives(config)
         self._committed = committed
         self._studies = studies
         self._counts: dict[Any, int] = {}
@@ -59,7 +61,7 @@ class Receiver:
         entity = AE(ae_title=self._config.appliance.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_UID
         entity.require_called_aet = True
-        entity.require_calling_aet = [peer.ae_title for peer in self._everyone()] or ["nobody"]
+        entity.require_calling_aet = [*(peer.ae_title for peer in self._peers), *self._archives.titles] or ["nobody"]
         entity.maximum_associations = receive.limits.associations
         entity.maximum_pdu_size = receive.limits.pdu_bytes
         entity.network_timeout = receive.limits.idle_seconds
@@ -81,7 +83,7 @@ class Receiver:
             raise not_taken("receive", receive.host, receive.port, error) from error
         assert isinstance(server, LimitedServer)
         server.limits = receive.limits
-        server.hosts_allowed = lambda host: host_allowed(self._everyone(), host) is not None
+        server.hosts_allowed = lambda host: self._allowed(host) is not None
         server.ended = self._ended
         self._server = server
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True)
@@ -96,8 +98,9 @@ class Receiver:
         for association in self._server.active_associations:
             association.abort()
 
-    def _everyone(self) -> tuple[Peer, ...]:
-        return (*self._peers, *self._archives)
+    def _allowed(self, host: str, ae_title: str | None = None) -> Peer | None:
+        """Who may talk to us; a scanner waits for no look-up of an archive's name."""
+        return host_allowed(self._peers, host, ae_title) or host_allowed(self._archives.peers(), host, ae_title)
 
     def _handlers(self) -> list[Any]:
         return [
@@ -113,7 +116,7 @@ class Receiver:
         association = event.assoc
         wanted = association.requestor.primitive
         host = association.requestor.address
-        peer = host_allowed(self._everyone(), host, wanted.calling_ae_title)
+        peer = self._allowed(host, wanted.calling_ae_title)
         if wanted.called_ae_title != self._config.appliance.ae_title:
             self._reject(association, _CALLED_TITLE_UNKNOWN, f"{host} calls another AE title than ours")
         elif peer is None:
@@ -164,21 +167,42 @@ class Receiver:
         self._studies.closed(association)
 
 
-def _archives(config: Config) -> tuple[Peer, ...]:
-    """Destinations that report commitments on associations of their own, from their addresses."""
-    return tuple(
-        Peer(ae_title=one.ae_title, hosts=_addresses(one.host))
-        for one in config.destinations
-        if isinstance(one, DimseDestination) and one.commitment
-    )
+class _Archives:
+    """Destinations that report commitments on associations of their own, from their addresses.
 
+    Names are looked up when someone asks, as they may be unknown for a while, or change; in the meantime the addresses
+    that were found last count. Of an archive that was never found, reports on associations of its own are refused.
+    """
 
-def _addresses(host: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise InputError(f"destinations: host {host!r} is not known ({error.strerror}). Give its address.") from error
-    return tuple(ip_network(str(entry[4][0]).split("%")[0]) for entry in found)
+    def __init__(self, config: Config) -> None:
+        self._destinations = [
+            one for one in config.destinations if isinstance(one, DimseDestination) and one.commitment
+        ]
+        self.titles = tuple(one.ae_title for one in self._destinations)
+        self._lock = threading.Lock()
+        self._asked: dict[str, float] = {}
+        self._found: dict[str, tuple[IPv4Network | IPv6Network, ...]] = {}
+        self._unknown: set[str] = set()
+
+    def peers(self) -> tuple[Peer, ...]:
+        """Those whose addresses are known."""
+        with self._lock:
+            found = [(one.ae_title, self._addresses(one.name, one.host)) for one in self._destinations]
+        return tuple(Peer(ae_title=title, hosts=addresses) for title, addresses in found if addresses)
+
+    def _addresses(self, name: str, host: str) -> tuple[IPv4Network | IPv6Network, ...]:
+        if time.monotonic() - self._asked.get(host, -_LOOKUP_SECONDS) >= _LOOKUP_SECONDS:
+            try:
+                found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                self._found[host] = tuple(ip_network(str(entry[4][0]).split("%")[0]) for entry in found)
+                self._unknown.discard(host)
+            except (OSError, UnicodeError) as error:
+                if host not in self._unknown:
+                    last = "those found last count" if host in self._found else "its commitment reports are refused"
+                    LOG.warning("destination %s: host %r is not known (%s); %s", name, host, error, last)
+                self._unknown.add(host)
+            self._asked[host] = time.monotonic()
+        return self._found.get(host, ())
 
 
 def report_status(event: Any, committed: Committed) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.config import DimseDestination
 from orthokernels.edge.deliveries import Made, NotDeliveredError
+from orthokernels.edge.receive import scp
 from orthokernels.edge.send import scu
 from orthokernels.edge.send.scu import WRITTEN, ask_commitment
 from pydicom.dataset import Dataset
@@ -162,3 +164,41 @@ def test_study_is_committed_by_a_report_on_the_asking_association(start, study):
         assert len(stored) == 3
         wait_for(lambda: answers, 5)
     assert answers == [0x0000]
+
+
+def test_archive_whose_name_is_not_known_does_not_keep_studies_out(start, study, monkeypatch, caplog):
+    """Its reports come in once the name is known."""
+    known: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host, *rest, **more):
+        if host == "archive.invalid" and not known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return look_up("127.0.0.1" if host == "archive.invalid" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    unknown = archive_destination(free_port(), commitment=True, host="archive.invalid", tries=100)
+    service = start(destinations=[unknown])
+    assert not may_report(service)
+    assert "destination archive: host 'archive.invalid' is not known" in caplog.text
+    assert caplog.text.count("its commitment reports are refused") == 1
+    assert store(service.config, study).returncode == 0
+    assert not may_report(service)
+    known.append("archive")
+    assert not may_report(service), "it was looked up a moment ago"
+    monkeypatch.setattr(scp, "_LOOKUP_SECONDS", 0.0)
+    assert may_report(service)
+    known.clear()
+    assert may_report(service), "the address that was found last counts"
+
+
+def may_report(service) -> bool:
+    """Whether the archive may open an association to report."""
+    entity = AE(ae_title="PACS")
+    entity.add_requested_context(StorageCommitmentPushModel)
+    receive = service.config.receive
+    association = entity.associate("127.0.0.1", receive.port, ae_title=service.config.appliance.ae_title)
+    accepted = association.is_established
+    if accepted:
+        association.release()
+    return accepted

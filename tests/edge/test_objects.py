@@ -478,7 +478,7 @@ def test_what_the_sources_say_of_lossy_compression_is_kept_with_every_value(tmp_
         (JPEG2000, {"LossyImageCompression": "01", "LossyImageCompressionRatio": "8"}, ("01", "8", "ISO_15444_1")),
         (
             JPEG2000,
-            {"LossyImageCompression": "01", "LossyImageCompressionRatio": "many"},
+            {"LossyImageCompression": "01", "LossyImageCompressionRatio": "1.2345678901234567"},
             ("01", "33.03", "ISO_15444_1"),
         ),
         (ExplicitVRLittleEndian, {}, (None, None, None)),
