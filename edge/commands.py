@@ -103,7 +103,9 @@ def status(config: ConfigFile = DEFAULT, as_json: Json = False) -> None:
         told = ", ".join(f"{state} {count}" for state, count in states.items()) or "nothing yet"
         forms = ", ".join(f"{form} {count}" for form, count in facts["segmentations"].get(name, {}).items())
         print(f"{name}: {told}" + f"; segmentations: {forms}" * bool(forms))
-    print(f"disk: {facts['disk_used']:.0%} used" + (f"; {facts['refuses_because']}" * bool(facts["refuses_because"])))
+    print(f"disk: {facts['disk_used']:.0%} used")
+    if facts["refuses_because"]:
+        print(f"images are refused: {facts['refuses_because']}")
 
 
 @app.command()

@@ -40,12 +40,25 @@ def summary(config: Config, database: Database) -> dict[str, Any]:
         "set_aside": aside,
         "disk_free_bytes": usage.free,
         "disk_used": round(1 - usage.free / usage.total, 3),
-        "refuses_because": no_room(config.appliance.data, config.disk),
+        "refuses_because": _refuses_because(config, sum(counted.get(state, 0) for state in WAITING)),
     }
 
 
+def _refuses_because(config: Config, waiting: int) -> str | None:
+    """Why images of a new study are not taken in now, or None."""
+    if told := no_room(config.appliance.data, config.disk):
+        return told
+    if waiting >= config.receive.limits.waiting_studies:
+        return f"{waiting} studies are waiting, and no new one is taken in until one of them is done"
+    return None
+
+
 def recent(store: Store, limit: int = 100) -> list[dict[str, Any]]:
-    """The latest jobs, newest first; a study appears as a hash."""
+    """The latest jobs and, however old, those put aside, which wait for a person; newest first. A study appears as a
+    hash."""
+    latest = store.jobs(limit=limit)
+    listed = {job.id for job in latest}
+    latest += [job for job in store.jobs(("dead",)) if job.id not in listed]
     return [
         {
             "id": job.id,
@@ -57,7 +70,7 @@ def recent(store: Store, limit: int = 100) -> list[dict[str, Any]]:
             "priority": job.priority,
             "changed_at": job.changed_at,
         }
-        for job in store.jobs(limit=limit)
+        for job in latest
     ]
 
 

@@ -16,7 +16,7 @@ from orthokernels.edge.config import Disk, Retention
 from orthokernels.edge.database import Database
 from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.status import recent
-from orthokernels.edge.store import Store
+from orthokernels.edge.store import Image, Store
 
 from tests.edge.kit import archive_destination, edit, free_port, get, late_image, store, wait_for, write_study
 from tests.edge.test_config import edge
@@ -34,6 +34,37 @@ def test_full_disk_and_missing_model_are_not_ready(serve):
     status, told = get(service, "/readyz")
     assert status == 503
     assert "are kept free" in told
+
+
+def test_full_queue_is_not_ready_and_is_told_to_whoever_looks(serve, study, tmp_path):
+    peers = [{"ae_title": "MR1", "hosts": ["127.0.0.1"]}]
+    service = serve(
+        receive={"port": free_port(), "peers": peers, "limits": {"waiting_studies": 1}}, work={"command": ["false"]}
+    )
+    told = "1 studies are waiting, and no new one is taken in"
+    assert told not in get(service, "/readyz")[1]
+    assert store(service.config, study).returncode == 0
+    refused = store(service.config, write_study(tmp_path / "new", study="1.2.4")[:1])
+    assert "OutOfResources" in refused.stderr
+    assert told in get(service, "/readyz")[1]
+    assert f"Images are refused: {told}" in get(service, "/")[1]
+    (tmp_path / "appliance.toml").write_text(
+        f'[appliance]\ndata = "{service.config.appliance.data}"\n[receive.limits]\nwaiting_studies = 1\n'
+        "[disk]\nkeep_free_bytes = 0\nrefuse_above = 1.0\nclean_above = 1.0\n"
+    )
+    assert f"images are refused: {told}" in edge("status", "--config", tmp_path / "appliance.toml").stdout
+
+
+def test_study_that_was_put_aside_is_listed_however_many_came_after_it(tmp_path):
+    store = Store(Database(tmp_path))
+    for number in range(150):
+        store.add(Image(f"1.2.{number}", "1.1", f"1.3.{number}", "1.4", "digest", 1, f"images/{number}", "MR1"), 5)
+    first, *_ = reversed(store.jobs())
+    store.move(first.id, "dead", "worker", "put aside after 2 attempts: it was ended by SIGKILL")
+    for limit in (30, 100):
+        listed = [job["id"] for job in recent(store, limit)]
+        assert listed == [*range(150, 150 - limit, -1), first.id]
+    assert len(recent(store, 150)) == 150
 
 
 def test_metrics_count_images_and_jobs(serve, study):
