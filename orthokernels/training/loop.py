@@ -140,6 +140,8 @@ class _Loop:
         self.identity = {
             **run.identity,
             "loop.seed": self.config.seed,
+            "loop.clip_norm": self.config.clip_norm,
+            "loop.precision": self.config.precision,
             "samples per step": samples_per_step(self.config, self.processes),
             # What comes back with the optimiser's state, whatever the settings say. The rate is set anew each step.
             "optimiser.betas": list(run.optimiser.betas),

@@ -171,6 +171,8 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path):
         ({"identity": {"network": "two"}}, "network was one, is two"),
         ({"batch": 2}, "samples per step was 4, is 2"),
         ({"seed": 1}, r"loop\.seed was 0, is 1"),
+        ({"clip_norm": 1.0}, r"loop\.clip_norm was None, is 1\.0"),
+        ({"precision": "bf16"}, r"loop\.precision was fp32, is bf16"),
         ({"betas": (0.5, 0.999)}, r"optimiser\.betas was \[0\.9, 0\.999\], is \[0\.5, 0\.999\]"),
     ],
 )
