@@ -18,6 +18,7 @@ Tensors may be stored in half precision; they are float32 once loaded.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +31,13 @@ from orthokernels.folders import cache_folder
 from orthokernels.tasks import PLANES
 
 PUBLISHED_TIMESTEP, PUBLISHED_BLOCK = 100, "mid_2"
+TIMESTEPS = 1000  # of the diffusion
 SEGMENTATION = ("segmentation", "segmentation.encoder")  # files behind the plane's name, and names in an origin
+READ = ("encoder", "pooling")  # the same behind the plane's and the joint's: what a head reads
+FUSIONS = ("fusion", "patient_data")  # files behind the joint's name
 FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuning changes; time_embed stays
+
+Timestep = Annotated[int, Field(ge=0, lt=TIMESTEPS)]
 
 
 class Card(BaseModel):
@@ -56,7 +62,7 @@ class FeaturePoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    timestep: Annotated[int, Field(ge=0)] = PUBLISHED_TIMESTEP
+    timestep: Timestep = PUBLISHED_TIMESTEP
     block: str = PUBLISHED_BLOCK
 
 
@@ -77,7 +83,7 @@ class Settings(BaseModel):
     name: str = "unnamed"
     notice: str | None = None
     size: Annotated[int, Field(ge=16, le=2048)] = SIZE
-    timestep: dict[str, int] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
+    timestep: dict[str, Timestep] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
     block: dict[str, str] = dict.fromkeys(PLANES, PUBLISHED_BLOCK)
     points: dict[str, dict[str, FeaturePoint]] = {}
     thresholds: dict[str, dict[str, float]] = {}
@@ -114,17 +120,24 @@ def load_settings(folder: Path) -> Settings:
     try:
         return Settings.model_validate_json(path.read_text())
     except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not a valid settings file ({first_line(error)}). Convert the weights again."
-        ) from error
+        raise InputError(f"{path}: not a valid settings file ({_reason(error)}). Convert the weights again.") from error
 
 
-def load_card(path: Path, allowed: Collection[str]) -> Card:
+def _reason(error: Exception) -> str:
+    """What is wrong first: of a value its name, itself and why."""
+    if not isinstance(error, ValidationError) or not error.errors()[0]["loc"]:
+        return first_line(error)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return f"{name} = {repr(first['input'])[:40]}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def load_card(path: Path, allowed: Collection[str] | None) -> Card:
     """The card of a safetensors file.
 
     Args:
         path: of the safetensors file.
-        allowed: modules that it may describe.
+        allowed: modules that it may describe; None is any.
 
     Raises:
         InputError: no card, a damaged one, or one of another module.
@@ -136,7 +149,7 @@ def load_card(path: Path, allowed: Collection[str]) -> Card:
         raise InputError(
             f"{card_path}: no valid card for {path.name} ({first_line(error)}). Convert it again."
         ) from error
-    if card.module not in allowed:
+    if allowed is not None and card.module not in allowed:
         wanted = ("one of " if len(allowed) > 1 else "") + ", ".join(allowed)
         raise InputError(f"{card_path}: describes a module {card.module!r}, not {wanted}.")
     return card
@@ -172,20 +185,55 @@ def check_structures(folder: Path, plane: str, pooling: str | None, *, segments:
         )
 
 
-def check_origins(folder: Path, plane: str, cards: Mapping[str, Card]) -> None:
-    """Refuse a module of a plane that was trained on other modules than lie beside it now, as far as its card says.
+def check_origins(folder: Path, plane: str, cards: Mapping[str, Card], settings: Settings | None = None) -> None:
+    """Refuse a module of a plane that was trained on other modules than lie beside it now, or on features of another
+    point than the settings take, as far as its card says.
 
     Args:
         cards: of modules by the stems of their files, with all of the plane's among them.
+        settings: of the folder; without them points are not compared.
     """
     beside = {f"{plane}.{part}".removesuffix(".denoiser"): part for part in ("denoiser", *SEGMENTATION)}
     for stem, card in cards.items():
-        for read, part in beside.items():
-            if stem.split(".")[0] == plane and card.origin.get(part) not in (None, origin_of(cards.get(read))):
-                raise InputError(
-                    f"{folder / stem}.safetensors: was trained on another {part.replace('.', ' ')} than the one beside "
-                    "it. Train it again on this one (orthokernels train), or take the whole folder it came from."
-                )
+        first, *task = stem.split(".")
+        if first != plane:
+            continue
+        own = {f"{plane}.{task[0]}.{part}": part for part in READ} if len(task) > 1 else {}
+        for read, part in {**beside, **own}.items():
+            if card.origin.get(part) not in (None, origin_of(cards.get(read))):
+                raise _of_another(folder, stem, part.replace(".", " "))
+        if task and settings is not None:
+            _check_point(folder, stem, card, settings.point(task[0], plane))
+
+
+def check_fusions(folder: Path, joint: str, cards: Mapping[str, Card]) -> None:
+    """Refuse what fuses the planes where it was trained on other heads than theirs, as far as its card says.
+
+    Args:
+        cards: of modules by the stems of their files, with all of the planes that are looked at among them.
+    """
+    for stem in (f"{joint}.{name}" for name in FUSIONS if f"{joint}.{name}" in cards):
+        for plane, part in itertools.product(PLANES, ("head", *READ)):
+            told = cards[stem].origin.get(f"{plane}.{part}")
+            if plane in cards and told not in (None, origin_of(cards.get(f"{plane}.{joint}.{part}"))):
+                raise _of_another(folder, stem, f"{plane} {part}")
+
+
+def _of_another(folder: Path, stem: str, part: str) -> InputError:
+    return InputError(
+        f"{folder / stem}.safetensors: was trained on another {part} than the one beside it. Train it again on this "
+        "one (orthokernels train), or take the whole folder it came from."
+    )
+
+
+def _check_point(folder: Path, stem: str, card: Card, point: FeaturePoint) -> None:
+    taken = {"timestep": str(point.timestep), "block": point.block}
+    for name, value in taken.items():
+        if card.origin.get(name) not in (None, value):
+            raise InputError(
+                f"{folder / stem}.safetensors: was trained on features of {name} {card.origin[name]}, and weights.json "
+                f"takes them of {name} {value}. Write its own {name} there, or train it again (orthokernels train)."
+            )
 
 
 def origin_of(card: Card | None) -> str:

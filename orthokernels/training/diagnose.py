@@ -11,18 +11,17 @@ import numpy as np
 import torch
 
 from orthokernels.errors import InputError
-from orthokernels.models.orthodiffusion.weights import save_module
-from orthokernels.models.patient_data import MODULE, LateFusionCard
+from orthokernels.models.patient_data import LateFusionCard
 from orthokernels.models.weights_folder import load_settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
 from orthokernels.training.diagnosis_files import (
     Fused,
+    Late,
     PlaneResult,
     chosen_thresholds,
     write_gates,
     write_heads,
-    write_thresholds,
 )
 from orthokernels.training.distributed import Processes, alone
 from orthokernels.training.fusion_training import Vectors, fusion_arguments, train_fusion, train_gate
@@ -38,7 +37,7 @@ from orthokernels.training.plane_heads import train_plane
 from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import need_denoisers, remove_module, start_from
+from orthokernels.training.weights_folder import need_denoisers, start_from
 
 
 def diagnose(
@@ -62,6 +61,7 @@ def diagnose(
         InputError: data, weights or patient data can not be used.
     """
     processes = processes or alone()
+    _check_other_planes(weights, out, config)
     if config.patient_data is not None and set(config.planes) != set(PLANES):
         missing = " and ".join(plane for plane in PLANES if plane not in config.planes)
         raise InputError(
@@ -95,13 +95,11 @@ def diagnose(
         logits = own.classifier.head(own.validate[found.rows[:, 0]]).detach()
         single[plane] = found, found.mean_per_study(logits.sigmoid().numpy())
         report["planes"][plane] = _figures(*single[plane], joint)
-    fused = _fuse(planes, sides, config, report, out, table) if set(config.planes) == set(PLANES) else []
-    if "patient_data" not in report:
-        remove_module(out, f"{joint}.patient_data")  # of an earlier run, whose vectors were others
+    fused, late = _fuse(planes, sides, config, report, table) if set(config.planes) == set(PLANES) else ([], None)
     kept = _kept(fused, config, report)
-    write_heads(out, planes, kept, config)
     truth, probability = _final(kept, single, sides["validate"], config.planes)
-    write_thresholds(out, joint, truth, probability, config.thresholds)
+    thresholds = chosen_thresholds(joint, truth, probability, config.thresholds)
+    write_heads(out, planes, kept, late, thresholds, config)
     gates = out / f"{joint}.gate_weights.csv"
     if kept is not None and kept.gates is not None:
         write_gates(gates, triplets(sides["validate"]).studies, kept.gates, joint)
@@ -138,13 +136,12 @@ def _fuse(
     sides: dict[str, dict[str, list[Record]]],
     config: DiagnoseConfig,
     report: dict[str, Any],
-    out: Path,
     table: PatientTable | None,
-) -> list[Fused]:
-    """Every mode, trained on the training triplets and scored on the validation studies."""
+) -> tuple[list[Fused], Late | None]:
+    """Every mode, trained on the training triplets and scored on the validation studies; so with patient data."""
     found = {side: triplets(records) for side, records in sides.items()}
     if not len(found["train"].rows) or not len(found["validate"].rows):
-        return []
+        return [], None
     train, validate = (_vectors(planes, found[side], side) for side in ("train", "validate"))
     made = []
     for name in config.fusion.modes:
@@ -163,9 +160,10 @@ def _fuse(
         fused.probability = found["validate"].mean_per_study(fused.probability)
         report.setdefault("fusion", {})[name] = _figures(found["validate"], fused.probability, config.data.joint)
         made.append(fused)
-    if table is not None:
-        report["patient_data"] = _patient_data(train, validate, found, table, config, out)
-    return made
+    if table is None:
+        return made, None
+    late, report["patient_data"] = _patient_data(train, validate, found, table, config)
+    return made, late
 
 
 def _kept(fused: list[Fused], config: DiagnoseConfig, report: dict[str, Any]) -> Fused | None:
@@ -194,6 +192,26 @@ def _final(
     return truth, np.mean([single[plane][1][rows[plane]] for plane in planes], axis=0)
 
 
+def _check_other_planes(weights: Path, out: Path, config: DiagnoseConfig) -> None:
+    """Refuse heads of a plane that would not be trained: a run would average them with those of the planes that are,
+    by thresholds that were chosen without them.
+    """
+    joint = config.data.joint
+    files = {path.name for folder in (weights, out) if folder.is_dir() for path in folder.glob("*.safetensors")}
+    others = [
+        plane for plane in PLANES
+        if plane not in config.planes and {f"{plane}.safetensors", f"{plane}.{joint}.head.safetensors"} <= files
+    ]  # fmt: skip
+    if others:
+        folder = next(own for own in (weights, out) if (own / f"{others[0]}.{joint}.head.safetensors").is_file())
+        together = ",".join(plane for plane in PLANES if plane in (*config.planes, *others))
+        raise InputError(
+            f"--planes {','.join(config.planes)}: {folder} also has {joint} heads of {' and '.join(others)}, which the "
+            f"fusion and thresholds would no longer fit. Train them together (--planes {together}), or remove "
+            f"{' and '.join(f'{plane}.{joint}.*' for plane in others)} first."
+        )
+
+
 def _check_patients(
     table: PatientTable, sides: dict[str, dict[str, list[Record]]], config: DiagnoseConfig
 ) -> None:  # fmt: skip
@@ -217,9 +235,8 @@ def _patient_data(
     found: dict[str, Triplets],
     table: PatientTable,
     config: DiagnoseConfig,
-    out: Path,
-) -> dict[str, Any]:
-    """Late fusion with patient data: its figures; its weights go to a file of their own."""
+) -> tuple[Late, dict[str, Any]]:
+    """Late fusion with patient data, and its figures."""
     joint = config.data.joint
     rows = {side: [table[own.studies[study]] for study in own.study] for side, own in found.items()}
     fusion, encoding = train_late_fusion(train, rows["train"], config.late_fusion, seed=config.seed)
@@ -229,9 +246,6 @@ def _patient_data(
     scores = {name: own.mean_per_study(output[name].sigmoid().numpy()) for name in ("fused", "mri", "tabular")}
     arguments = late_fusion_arguments(train, encoding)
     thresholds = chosen_thresholds(joint, own.truth, scores["fused"], config.thresholds)
-    save_module(
-        fusion, out / f"{joint}.patient_data.safetensors", MODULE, joint=joint, half=config.half, arguments=arguments,
-        origin=LateFusionCard(encoding, arguments["mri_width"], thresholds).told(),
-    )  # fmt: skip
+    late = Late(fusion, arguments, LateFusionCard(encoding, arguments["mri_width"], thresholds))
     figures = {name: _figures(own, score, joint) for name, score in scores.items()}
-    return {**figures, "mri_share": [float(value) for value in output["alpha"]]}
+    return late, {**figures, "mri_share": [float(value) for value in output["alpha"]]}

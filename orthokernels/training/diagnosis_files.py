@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from orthokernels.models.orthodiffusion.weights import save_module
+from orthokernels.models.orthodiffusion.unet import UNet
+from orthokernels.models.orthodiffusion.weights import (
+    digest_of_encoder,
+    digest_of_module,
+    save_encoder,
+    save_module,
+)
+from orthokernels.models.patient_data import MODULE, LateFusionCard
 from orthokernels.models.weights_folder import FeaturePoint, Settings
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
@@ -22,14 +29,21 @@ from orthokernels.training.weights_folder import change_settings, remove_module
 
 @dataclass
 class PlaneResult:
-    """A plane's heads and its series' pooled vectors [series, width], training and validation."""
+    """A plane's heads and its series' pooled vectors [series, width], training and validation.
+
+    Attributes:
+        origin: of encoder and heads alike; ``read`` is what the heads read besides.
+        encoder: a network whose encoder and middle are the heads' own; None where they read the denoiser.
+    """
 
     classifier: PlaneClassifier
     arguments: dict[str, Any]
     origin: dict[str, str]
+    read: dict[str, str]
     point: FeaturePoint
     train: Tensor
     validate: Tensor
+    encoder: UNet | None = None
 
 
 @dataclass
@@ -44,33 +58,92 @@ class Fused:
     gates: np.ndarray | None = None  # [studies, planes, labels]
 
 
-def write_heads(out: Path, planes: Mapping[str, PlaneResult], kept: Fused | None, config: DiagnoseConfig) -> None:
-    """The planes' poolings and heads (the gate's own where there is one), the fusion, and where features are taken."""
-    joint = config.data.joint
-    for plane, own in planes.items():
-        facts: dict[str, Any] = {"plane": plane, "joint": joint, "origin": own.origin, "half": config.half}
-        head = own.classifier.head
-        if kept is not None and kept.heads:
-            head = kept.heads[PLANES.index(plane)]
-        save_module(
-            own.classifier.pooling, out / f"{plane}.{joint}.pooling.safetensors", config.pooling,
-            arguments=own.arguments, **facts,
-        )  # fmt: skip
-        size = {"in_features": head.in_features, "out_features": head.out_features}
-        save_module(head, out / f"{plane}.{joint}.head.safetensors", "linear", arguments=size, **facts)
-    if kept is None:
-        remove_module(out, f"{joint}.fusion")
-    else:
+@dataclass
+class Late:
+    """A fusion with patient data, and what its card says of it."""
+
+    module: nn.Module
+    arguments: dict[str, Any]
+    card: LateFusionCard
+
+
+def write_heads(
+    out: Path,
+    planes: Mapping[str, PlaneResult],
+    kept: Fused | None,
+    late: Late | None,
+    thresholds: Mapping[str, float],
+    config: DiagnoseConfig,
+) -> None:
+    """All that was trained: fusions, the planes' heads (the gate's own where there is one), poolings and encoders; then
+    the settings.
+
+    Each names the modules that it was trained on and is written before them: where writing breaks off, it lies beside
+    others, and the folder is refused.
+    """
+    joint, half = config.data.joint, config.half
+    heads = {plane: own.classifier.head for plane, own in planes.items()}
+    if kept is not None and kept.heads:
+        heads = dict(zip(PLANES, kept.heads, strict=True))
+    digests = {plane: _digests(own, heads[plane], half) for plane, own in planes.items()}
+    fused = {f"{plane}.{part}": digest for plane, parts in digests.items() for part, digest in parts.items()}
+    if kept is not None:
         save_module(
             kept.module, out / f"{joint}.fusion.safetensors", kept.name, joint=joint, arguments=kept.arguments,
-            half=config.half,
+            origin=fused, half=half,
         )  # fmt: skip
+    if late is not None:
+        save_module(
+            late.module, out / f"{joint}.patient_data.safetensors", MODULE, joint=joint, arguments=late.arguments,
+            origin=late.card.told() | fused, half=half,
+        )  # fmt: skip
+    for plane, own in planes.items():
+        _write_plane(out, plane, own, heads[plane], digests[plane], config)
+    if kept is None:
+        remove_module(out, f"{joint}.fusion")
+    if late is None:
+        remove_module(out, f"{joint}.patient_data")  # of an earlier run, whose vectors were others
 
     def add(settings: Settings) -> Settings:
         points = {**settings.points.get(joint, {}), **{plane: own.point for plane, own in planes.items()}}
-        return settings.model_copy(update={"points": {**settings.points, joint: points}})
+        return settings.model_copy(
+            update={
+                "points": {**settings.points, joint: points},
+                "thresholds": {**settings.thresholds, joint: dict(thresholds)},
+            }
+        )
 
     change_settings(out, add)
+
+
+def _digests(own: PlaneResult, head: nn.Linear, half: bool) -> dict[str, str]:
+    """What a plane's files will be, by the names that an origin has for them."""
+    return {
+        "head": digest_of_module(head, half=half),
+        "pooling": digest_of_module(own.classifier.pooling, half=half),
+        "encoder": "none" if own.encoder is None else digest_of_encoder(own.encoder, half=half),
+    }
+
+
+def _write_plane(
+    out: Path, plane: str, own: PlaneResult, head: nn.Linear, digests: Mapping[str, str], config: DiagnoseConfig
+) -> None:
+    """A plane's head, then its pooling, then its encoder."""
+    joint = config.data.joint
+    facts: dict[str, Any] = {"plane": plane, "joint": joint, "half": config.half}
+    origin = {**own.origin, **own.read, "encoder": digests["encoder"]}
+    save_module(
+        head, out / f"{plane}.{joint}.head.safetensors", "linear", origin={**origin, "pooling": digests["pooling"]},
+        arguments={"in_features": head.in_features, "out_features": head.out_features}, **facts,
+    )  # fmt: skip
+    save_module(
+        own.classifier.pooling, out / f"{plane}.{joint}.pooling.safetensors", config.pooling, origin=origin,
+        arguments=own.arguments, **facts,
+    )  # fmt: skip
+    if own.encoder is None:
+        remove_module(out, f"{plane}.{joint}.encoder")
+    else:
+        save_encoder(own.encoder, out / f"{plane}.{joint}.encoder.safetensors", origin=own.origin, **facts)
 
 
 def chosen_thresholds(joint: str, truth: np.ndarray, probability: np.ndarray, rule: str) -> dict[str, float]:
@@ -81,16 +154,6 @@ def chosen_thresholds(joint: str, truth: np.ndarray, probability: np.ndarray, ru
         known = np.isfinite(truth[:, n])
         chosen[key] = 0.5 if rule == "half" else best_threshold(truth[known, n], probability[known, n], rule)
     return chosen
-
-
-def write_thresholds(out: Path, joint: str, truth: np.ndarray, probability: np.ndarray, rule: str) -> None:
-    """Thresholds of what the weights' fusion gives, into their settings."""
-    chosen = chosen_thresholds(joint, truth, probability, rule)
-
-    def add(settings: Settings) -> Settings:
-        return settings.model_copy(update={"thresholds": {**settings.thresholds, joint: chosen}})
-
-    change_settings(out, add)
 
 
 def write_gates(path: Path, studies: Sequence[str], gates: np.ndarray, joint: str) -> None:

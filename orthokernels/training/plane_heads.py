@@ -14,7 +14,7 @@ from torch import Tensor
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.regional_pooling import GridPool, StructurePool
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import PlaneWeights, save_encoder
+from orthokernels.models.orthodiffusion.weights import PlaneWeights
 from orthokernels.models.weights_folder import FeaturePoint, Settings
 from orthokernels.tasks import PLANES
 from orthokernels.training.config_heads import DiagnoseConfig
@@ -32,7 +32,6 @@ from orthokernels.training.weights_folder import (
     load_denoiser,
     load_segmentation,
     load_segmentation_encoder,
-    remove_module,
 )
 
 
@@ -78,7 +77,7 @@ def train_plane(
     resume: bool,
     silent: bool,
 ) -> PlaneResult:
-    """Train a plane's pooling and head; the encoder that they read, where it is an own one, is written to ``out``.
+    """Train a plane's pooling and head, with the encoder that they read where it is an own one; nothing is written.
 
     Raises:
         InputError: the settings do not fit each other or the network.
@@ -98,14 +97,7 @@ def train_plane(
         plane, selection, config, processes, unet, point, channels, *truth_and_weight(selection.train), seed
     )  # fmt: skip
     made = _finetuned(stage, out, origin, resume, silent) if config.encoder == "finetune" else None
-    if processes.first:
-        if config.encoder == "probe" and config.start == "denoiser":
-            remove_module(out, f"{plane}.{joint}.encoder")
-        else:
-            save_encoder(
-                unet, out / f"{plane}.{joint}.encoder.safetensors", half=config.half, plane=plane, joint=joint,
-                origin=origin,
-            )  # fmt: skip
+    read: dict[str, str] = {}
     with progress(f"Features, {plane}", 100, silent or not processes.first) as told:
 
         def tell(done: int, total: int) -> None:
@@ -113,11 +105,11 @@ def train_plane(
 
         if config.pooling == "structures":
             segmenting, read = _with_segmentation(stage, out, settings)
-            origin |= read
             heads = _on_structures(stage, segmenting, tell)
         else:
             heads = _on_maps(stage, made, tell)
-    return PlaneResult(heads.classifier, heads.arguments, origin, point, heads.train, heads.validate)
+    own = None if config.encoder == "probe" and config.start == "denoiser" else unet.cpu()
+    return PlaneResult(heads.classifier, heads.arguments, origin, read, point, heads.train, heads.validate, own)
 
 
 def _finetuned(stage: _Stage, out: Path, origin: dict[str, str], resume: bool, silent: bool) -> PlaneClassifier:

@@ -17,7 +17,7 @@ from orthokernels.models.orthodiffusion.segmentation import (
     level_names,
 )
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.orthodiffusion.weights import save_encoder, save_module
+from orthokernels.models.orthodiffusion.weights import digest_of_encoder, save_encoder, save_module
 from orthokernels.models.weights_folder import FeaturePoint, Settings, load_settings
 from orthokernels.tasks import STRUCTURES
 from orthokernels.training import checkpoint
@@ -106,6 +106,7 @@ def _segment_plane(
     run = training_run(out / "training" / f"{plane}.segmentation", selection, config, processes)
     run.groups, run.resume = groups(network, config.encoder_rate), resume
     run.identity |= {"task": "segment", "plane": plane, "denoiser": card.digest, **named(point)}
+    run.identity["data.masks_mirrored"] = config.data.masks_mirrored
     run.identity |= named(config, exclude=_NOT_IN_IDENTITY)
     run.identity |= {f"head.{name}": str(value) for name, value in arguments.items()}
     with progress(f"Segmentation, {plane}", config.loop.log_every, silent or not processes.first) as run.tell:
@@ -209,10 +210,18 @@ def _write(
     if "validation/dice" in figures and not config.keep_best:
         origin["validation_dice"] = f"{figures['validation/dice']:.4f}"
     kind = "segmentation_head" if config.head == "published" else "multiscale_segmentation_head"
-    facts: dict[str, Any] = {"plane": plane, "joint": config.data.joint, "origin": origin, "half": config.half}
-    save_module(network.head, out / f"{plane}.segmentation.safetensors", kind, arguments=arguments, **facts)
-    if config.encoder_rate > 0:
-        save_encoder(network.features.unet, out / f"{plane}.segmentation.encoder.safetensors", **facts)
+    facts: dict[str, Any] = {"plane": plane, "joint": config.data.joint, "half": config.half}
+    unet, tuned = network.features.unet, config.encoder_rate > 0
+    read = {"segmentation.encoder": digest_of_encoder(unet, half=config.half) if tuned else "none"}
+    if config.head == "published":  # the other head reads every level, whatever the block
+        read["block"] = point.block
+    # The head first: where writing breaks off, it names an encoder that is not there, and is refused.
+    save_module(
+        network.head, out / f"{plane}.segmentation.safetensors", kind, arguments=arguments, origin=origin | read,
+        **facts,
+    )  # fmt: skip
+    if tuned:
+        save_encoder(unet, out / f"{plane}.segmentation.encoder.safetensors", origin=origin, **facts)
     else:
         remove_module(out, f"{plane}.segmentation.encoder")
 

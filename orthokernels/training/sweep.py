@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
-from orthokernels.models.weights_folder import FeaturePoint, Settings, load_settings
+from orthokernels.models.weights_folder import READ, FeaturePoint, Settings, load_card, load_settings
 from orthokernels.training.config_heads import SweepConfig
 from orthokernels.training.curves import progress
 from orthokernels.training.distributed import Processes, alone
@@ -47,7 +47,8 @@ def sweep(
         Rows of plane, timestep, block, the task's metric, and whether it was chosen.
 
     Raises:
-        InputError: data or weights can not be used, or nobody is held out for validation.
+        InputError: data or weights can not be used, nobody is held out for validation, or ``out`` has heads that were
+            trained at other points than those that would be written.
     """
     from orthokernels.training.plots import sweep_curves
 
@@ -175,8 +176,34 @@ def _at(maps: Tensor, places: np.ndarray, sides: Sequence[int]) -> np.ndarray:
     return maps.cpu().float()[slab, :, d, h, w].numpy()
 
 
+def _head_of(out: Path, stem: str) -> Path | None:
+    """A module of a task and plane that reads features at the task's point; None where there is none."""
+    names = (f"{stem}.safetensors", *(f"{stem}.{part}.safetensors" for part in ("head", *READ)))
+    return next((out / name for name in names if (out / name).is_file()), None)
+
+
+def _reads_alike(head: Path, trained: FeaturePoint, point: FeaturePoint) -> bool:
+    """Whether a head reads the same at both points. A multiscale head reads every level, whatever the block."""
+    multiscale = load_card(head, None).module == "multiscale_segmentation_head"
+    return trained.timestep == point.timestep and (multiscale or trained.block == point.block)
+
+
 def _write(out: Path, config: SweepConfig, chosen: Rows) -> None:
+    """The chosen points, unless heads are there that were trained at others."""
     task = config.data.joint if config.task == "diagnosis" else "segmentation"
+    command = "diagnose" if config.task == "diagnosis" else "segment"
+    settings = load_settings(out)
+    for row in chosen:
+        plane, point = row["plane"], FeaturePoint(timestep=row["timestep"], block=row["block"])
+        trained = settings.point(task, plane)
+        head = _head_of(out, f"{plane}.{task}")
+        if head is not None and not _reads_alike(head, trained, point):
+            raise InputError(
+                f"{head}: was trained at timestep {trained.timestep} behind {trained.block}, and the sweep chose "
+                f"timestep {point.timestep} behind {point.block}, which is therefore not written into weights.json. "
+                f"Train it again there (orthokernels train {command} --set "
+                f"points.{plane}.timestep={point.timestep} --set points.{plane}.block={point.block})."
+            )
 
     def add(settings: Settings) -> Settings:
         points = {row["plane"]: FeaturePoint(timestep=row["timestep"], block=row["block"]) for row in chosen}

@@ -31,14 +31,26 @@ def start_from(weights: Path, out: Path) -> None:
     """
     if not weights.is_dir():
         raise InputError(f"--weights {weights}: no such folder. Pre-train first: orthokernels train pretrain.")
+    make_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         if out.resolve() == weights.resolve():
             return
         _check_same_denoisers(weights, out)
         for path in sorted(weights.iterdir()):
             if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
                 shutil.copy2(path, out / path.name)
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder that results go to: before data are read, which takes longer.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
 
@@ -106,7 +118,7 @@ def load_segmentation(
     encoder, own = folder / f"{plane}.segmentation.encoder.safetensors", None
     if encoder.is_file():
         own, cards[encoder.stem] = load_encoder(encoder, denoiser)
-    _check_origins(folder, plane, cards)
+    _check_origins(folder, plane, cards, settings)
     found = PlaneWeights(
         denoiser,
         segmentation=head,
@@ -116,9 +128,9 @@ def load_segmentation(
     return found, {part: origin_of(cards.get(f"{plane}.{part}")) for part in SEGMENTATION}
 
 
-def _check_origins(folder: Path, plane: str, cards: Mapping[str, Card]) -> None:
+def _check_origins(folder: Path, plane: str, cards: Mapping[str, Card], settings: Settings | None = None) -> None:
     """Refuse what was fine-tuned or trained for segmentation on another denoiser than the folder's."""
-    check_origins(folder, plane, {plane: load_card(folder / f"{plane}.safetensors", ("unet",)), **cards})
+    check_origins(folder, plane, {plane: load_card(folder / f"{plane}.safetensors", ("unet",)), **cards}, settings)
 
 
 def need_denoisers(folder: Path, planes: Sequence[str]) -> None:

@@ -233,7 +233,7 @@ def test_a_folder_that_is_damaged_is_refused_with_the_reason(folder, tmp_path):
     )
     refused("mid_9", lambda own: (own / "weights.json").write_text('{"size": 32, "block": {"axial": "mid_9"}}'))
     refused(
-        "timestep 1000 of the axial plane; allowed are 0 to 999",
+        r"weights\.json: not a valid settings file \(timestep\.axial = 1000: input should be less than 1000\)",
         lambda own: (own / "weights.json").write_text('{"size": 32, "timestep": {"axial": 1000}}'),
     )
 

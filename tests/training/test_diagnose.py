@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import functools
+import json
 import shutil
 
 import numpy as np
@@ -12,15 +13,19 @@ import pytest
 import torch
 
 from orthokernels.errors import InputError
+from orthokernels.models.native.load import load_native
 from orthokernels.models.orthodiffusion.regional_pooling import GridPool, StructurePool
 from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_weights, save_encoder
-from orthokernels.models.weights_folder import load_settings
+from orthokernels.models.weights_folder import FeaturePoint, load_settings
 from orthokernels.tasks import LABELS, PLANES
+from orthokernels.training import diagnose as training
+from orthokernels.training import diagnosis_files
 from orthokernels.training.checkpoint import Checkpoints
 from orthokernels.training.config import load_config
 from orthokernels.training.config_heads import DiagnoseConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
+from orthokernels.training.diagnosis_files import write_heads
 from orthokernels.training.distributed import alone
 from orthokernels.training.features import SlabMaps
 from orthokernels.training.metrics import auroc
@@ -259,7 +264,7 @@ def test_patient_data_are_fused_late(studies, cache, tmp_path):
     assert set(report["patient_data"]) == {"fused", "mri", "tabular", "mri_share"}
     assert all(0 < share < 1 for share in report["patient_data"]["mri_share"])
     assert (weights / "ankle.patient_data.safetensors").is_file()
-    diagnose(studies, weights, weights, config(cache, planes=("axial",)))  # its vectors are not those that it reads
+    diagnose(studies, weights, weights, config(cache, fusion=fusion))  # its vectors are not those that it reads
     assert not list(weights.glob("ankle.patient_data.*"))
 
 
@@ -300,6 +305,107 @@ def test_fusion_to_keep_must_be_trained():
         load_config(DiagnoseConfig, None, ["fusion.modes=[linear_add]", "fusion.keep=gating"])
     chosen = load_config(DiagnoseConfig, None, ["fusion.modes=[linear_add, gating]", "fusion.keep=gating"])
     assert chosen.fusion.keep == "gating"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def rewritten(studies, cache, tmp_path_factory):
+    """A folder with heads on the denoiser, and what would write heads with encoders of their own over them."""
+    weights = write_weights(tmp_path_factory.mktemp("rewritten"))
+    modes = config(cache).fusion.model_copy(update={"modes": ("simple_concat",)})
+    diagnose(studies, weights, weights, config(cache, fusion=modes))
+    before, kept = contents(weights), []
+    tuned = config(cache, fusion=modes, encoder="finetune", finetune=HeadConfig(epochs=1, batch=8, learning_rate=1e-3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "write_heads", lambda out, *what: kept.append(what) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            diagnose(studies, weights, weights, tuned)
+    assert contents(weights) == before  # a training that fails leaves the folder as it was
+    return weights, kept[0]
+
+
+def test_heads_whose_writing_breaks_off_are_refused_and_whole_ones_are_not(rewritten, tmp_path, monkeypatch):
+    weights, what = rewritten
+    old, writes = load_weights(str(weights), "ankle").digest(), []
+
+    def counted(write, stop):
+        def own(*args, **facts):
+            if len(writes) == stop:
+                raise KeyboardInterrupt
+            writes.append(args[1].name)
+            return write(*args, **facts)
+
+        return own
+
+    expected = [
+        "ankle.fusion.safetensors",
+        *(f"{plane}.ankle.{part}.safetensors" for plane in PLANES for part in ("head", "pooling", "encoder")),
+    ]
+    for stop in range(len(expected)):
+        folder = shutil.copytree(weights, tmp_path / str(stop))
+        with monkeypatch.context() as patch:
+            writes.clear()
+            for name in ("save_module", "save_encoder"):
+                patch.setattr(diagnosis_files, name, counted(getattr(diagnosis_files, name), stop))
+            with pytest.raises(KeyboardInterrupt):
+                write_heads(folder, *what)
+        assert writes == expected[:stop]
+        for load in (load_weights, load_native):
+            if not stop:
+                assert load(str(folder) if load is load_weights else folder, "ankle")
+                continue
+            with pytest.raises(InputError, match="was trained on another"):
+                load(str(folder) if load is load_weights else folder, "ankle")
+    write_heads(weights, *what)
+    found = load_weights(str(weights), "ankle")
+    assert all(own.encoder is not None for own in found.planes.values())
+    assert load_native(weights, "ankle").digest == found.digest() != old
+    # Cards of earlier versions say nothing of encoder and pooling.
+    for path in [*weights.glob("*.ankle.*.json"), weights / "ankle.fusion.json"]:
+        card = json.loads(path.read_text())
+        gone = {name: own for name, own in card["origin"].items() if not name.endswith(("encoder", "pooling", "head"))}
+        path.write_text(json.dumps({**card, "origin": gone}))
+    for stem in (f"axial.ankle.encoder{end}" for end in (".json", ".safetensors")):
+        (weights / stem).unlink()
+    assert load_weights(str(weights), "ankle").planes["axial"].encoder is None
+
+
+@pytest.mark.parametrize("point", [{"timestep": 30, "block": "in_1"}, {"timestep": 20, "block": "mid_2"}])
+def test_features_of_another_point_than_the_heads_were_trained_on_are_refused(studies, cache, tmp_path, point):
+    weights = write_weights(tmp_path / "weights", planes=("axial",))
+    diagnose(studies, weights, weights, config(cache, planes=("axial",)))
+    assert load_native(weights, "ankle").digest == load_weights(str(weights), "ankle").digest()
+    settings = load_settings(weights)
+    points = {"ankle": {"axial": FeaturePoint(**point)}}
+    (weights / "weights.json").write_text(settings.model_copy(update={"points": points}).model_dump_json())
+    name, was, now = ("timestep", 20, 30) if point["timestep"] == 30 else ("block", "in_1", "mid_2")
+    told = f"trained on features of {name} {was}, and weights.json takes them of {name} {now}"
+    with pytest.raises(InputError, match=told):
+        load_weights(str(weights), "ankle")
+    with pytest.raises(InputError, match=told):
+        load_native(weights, "ankle")
+
+
+def test_planes_that_would_leave_another_s_heads_beside_theirs_are_refused(studies, cache, tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    diagnose(studies, weights, weights, config(cache))
+    before = contents(weights)
+    told = (
+        r"^--planes sagittal: .*weights also has ankle heads of coronal and axial, .*together \(--planes "
+        r"sagittal,coronal,axial\), or remove coronal\.ankle\.\* and axial\.ankle\.\* first\.$"
+    )
+    for out in (weights, tmp_path / "out"):
+        with pytest.raises(InputError, match=told):
+            diagnose(studies, weights, out, config(cache, planes=("sagittal",)))
+    assert contents(weights) == before
+    assert not (tmp_path / "out").exists()
+    # Heads of another joint are another model's.
+    for path in weights.glob("*ankle.*"):
+        path.rename(path.with_name(path.name.replace("ankle", "shoulder")))
+    diagnose(studies, weights, weights, config(cache, planes=("sagittal",)))
 
 
 def test_thresholds_of_half_stay(studies, cache, tmp_path):

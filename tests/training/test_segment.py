@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import MultiscaleSegmentationHead, UNet
 from orthokernels.models.orthodiffusion.unet import level_starts
-from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.models.orthodiffusion.weights import load_weights, save_encoder
+from orthokernels.models.weights_folder import FeaturePoint, load_settings
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import SegmentConfig
 from orthokernels.training.distributed import Processes, alone
@@ -160,15 +161,40 @@ def test_frozen_encoder_writes_none_and_removes_an_earlier_one(studies, tmp_path
         ({"cross_entropy": 1.0}, r"cross_entropy was 0\.2, is 1\.0"),
         ({"augment": {"gain": 0.1}}, r"augment\.gain was 0\.0, is 0\.1"),
         ({"placed": 0.5}, r"placed was 0\.0, is 0\.5"),
+        ({"loop": SHORT.model_copy(update={"clip_norm": 1.0})}, r"loop\.clip_norm was None, is 1\.0"),
+        ({"masks_mirrored": True}, r"data\.masks_mirrored was False, is True"),
         ({"preparation": "published"}, r"data\.preparation was full, is published"),
     ],
 )
 def test_a_run_of_other_settings_is_not_taken_up(studies, begun, tmp_path, change, message):
-    if "preparation" in change:
+    if change.keys() & {"preparation", "masks_mirrored"}:
         change = {"data": data_settings(begun[1], **change)}
     shutil.copytree(begun[0], tmp_path / "out")
     with pytest.raises(InputError, match=message):
-        segment(studies, tmp_path / "out", tmp_path / "out", config(begun[1], loop=SHORT, **change))
+        segment(studies, tmp_path / "out", tmp_path / "out", config(begun[1], **{"loop": SHORT, **change}))
+
+
+def test_a_head_beside_another_encoder_or_timestep_than_its_own_is_refused(begun, tmp_path):
+    for kept in (True, False):  # as where writing broke off, in its two orders
+        folder = shutil.copytree(begun[0], tmp_path / str(kept))
+        path = folder / "sagittal.segmentation.encoder.safetensors"
+        if kept:
+            save_encoder(UNet(**NETWORK), path, plane="sagittal", joint="knee")
+        else:
+            path.unlink()
+        with pytest.raises(InputError, match=r"segmentation\.safetensors: was trained on another segmentation encoder"):
+            load_weights(str(folder), planes=("sagittal",))
+    assert load_weights(str(begun[0]), planes=("sagittal",)).planes["sagittal"].segmentation_encoder is not None
+    settings = load_settings(begun[0])
+    folder = shutil.copytree(begun[0], tmp_path / "moved")
+    for point, fits in (({"timestep": 100, "block": "in_1"}, True), ({"timestep": 30, "block": "mid_2"}, False)):
+        points = {"segmentation": {"sagittal": FeaturePoint(**point)}}
+        (folder / "weights.json").write_text(settings.model_copy(update={"points": points}).model_dump_json())
+        if fits:  # the multiscale head reads every level
+            assert load_weights(str(folder), planes=("sagittal",)).planes["sagittal"].segmentation is not None
+            continue
+        with pytest.raises(InputError, match=r"trained on features of timestep 100, and weights\.json takes"):
+            load_weights(str(folder), planes=("sagittal",))
 
 
 def test_published_head_needs_a_sixteenfold_map(studies, tmp_path):

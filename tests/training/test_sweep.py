@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.weights import load_weights
 from orthokernels.models.weights_folder import load_settings
-from orthokernels.training.config_heads import SweepConfig
+from orthokernels.training.config_heads import DiagnoseConfig, SweepConfig
+from orthokernels.training.diagnose import diagnose
 from orthokernels.training.sweep import _at, sweep
 from tests.training.toy import data_settings, write_studies, write_weights
 
@@ -55,6 +57,31 @@ def test_sweep_without_writing_leaves_the_settings(studies, tmp_path):
     weights = write_weights(tmp_path / "weights", planes=("axial",))
     sweep(studies, weights, weights, config(studies, write=False, timesteps=(10,), blocks=("in_1",)))
     assert load_settings(weights).points == {}
+
+
+def test_points_that_heads_were_not_trained_at_are_not_written(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("axial",))
+    trained = DiagnoseConfig.model_validate(
+        {
+            "planes": ("axial",), "data": data_settings(studies), "pooling": "none", "probe": {"epochs": 1},
+            "points": {"axial": {"timestep": 20, "block": "in_1"}},
+        }
+    )  # fmt: skip
+    diagnose(studies, weights, weights, trained)
+    settings = (weights / "weights.json").read_text()
+    given = {"timesteps": (30,), "blocks": ("in_1",)}
+    told = (
+        r"axial\.knee\.head\.safetensors: was trained at timestep 20 behind in_1, and the sweep chose timestep 30 "
+        r"behind in_1, .* train diagnose --set points\.axial\.timestep=30 --set points\.axial\.block=in_1\)\.$"
+    )
+    for out in (weights, tmp_path / "out"):
+        with pytest.raises(InputError, match=told):
+            sweep(studies, weights, out, config(studies, **given))
+        assert (out / "weights.json").read_text() == settings
+        assert (out / "sweep_diagnosis.csv").is_file()  # what was found is not lost
+    sweep(studies, weights, weights, config(studies, **given, write=False))
+    sweep(studies, weights, weights, config(studies, **{**given, "timesteps": (20,)}))
+    assert load_weights(str(weights), "knee", ("axial",)).planes["axial"].timestep == 20
 
 
 def test_feature_under_a_voxel():

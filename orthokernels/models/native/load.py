@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from orthokernels import _native
-from orthokernels.errors import InputError
 from orthokernels.models.native.fusion import FUSIONS, check_late_fusion, make_fusion
 from orthokernels.models.native.layers import Linear, check_arguments, check_shapes
 from orthokernels.models.native.model import Engine, NativeModel, NativePlane, Network, Task
-from orthokernels.models.native.noising import TIMESTEPS
 from orthokernels.models.native.pooling import POOLINGS
 from orthokernels.models.native.segmentation import SEGMENTATIONS, SegmentationHead
 from orthokernels.models.native.tensors import Tensors, digest_of, load_tensors
@@ -23,7 +21,7 @@ from orthokernels.models.patient_data import MODULE, LateFusionCard
 from orthokernels.models.weights_folder import (
     FINE_TUNED,
     Card,
-    FeaturePoint,
+    check_fusions,
     check_origins,
     check_structures,
     load_card,
@@ -82,6 +80,7 @@ class _Reading:
         if kind is not None:
             with _fitting(self._path(patients)):
                 late_fusion = LateFusionCard.of(self.cards[patients])
+        check_fusions(self.folder, self.joint, self.cards)
         settings = self.settings
         return NativeModel(
             name=settings.name if settings.name != "unnamed" else str(self.folder),
@@ -102,7 +101,7 @@ class _Reading:
         pooling, kind = self._module(f"{plane}.{self.joint}.pooling", POOLINGS, lambda name, *own: POOLINGS[name](*own))
         head, _ = self._module(f"{plane}.{self.joint}.head", ("linear",), _linear_head)
         check_structures(self.folder, plane, kind, segments=segmentation is not None)
-        point = self._point(self.joint, plane)
+        point = self.settings.point(self.joint, plane)
         segmenting = diagnosing = None
         encoder = self._encoder(f"{plane}.segmentation.encoder", plane, denoiser)
         if segmentation is not None:
@@ -110,7 +109,7 @@ class _Reading:
         encoder = self._encoder(f"{plane}.{self.joint}.encoder", plane, denoiser)
         if pooling is not None or segmentation is None:
             diagnosing = Task(encoder, point.timestep, (point.block,))
-        check_origins(self.folder, plane, self.cards)
+        check_origins(self.folder, plane, self.cards, self.settings)
         own = NativePlane(
             self.engine, point.timestep, point.block, segmenting, diagnosing, segmentation, pooling, head
         )  # fmt: skip
@@ -151,18 +150,9 @@ class _Reading:
         return SEGMENTATIONS[kind](state, arguments, exact=self.engine.exact, memory=self.engine.memory)
 
     def _segmenting(self, plane: str, head: SegmentationHead, network: Network) -> Task:
-        point = self._point("segmentation", plane)
+        point = self.settings.point("segmentation", plane)
         with _fitting(self._path(f"{plane}.segmentation")):
             return Task(network, point.timestep, head.blocks(network.state, point.block))
-
-    def _point(self, task: str, plane: str) -> FeaturePoint:
-        point = self.settings.point(task, plane)
-        if not 0 <= point.timestep < TIMESTEPS:
-            raise InputError(
-                f"{self.folder / 'weights.json'}: timestep {point.timestep} of the {plane} plane; allowed are 0 to "
-                f"{TIMESTEPS - 1}. Convert the weights again."
-            )
-        return point
 
     def _digest(self) -> str:
         """As ``models.orthodiffusion.weights.Weights.digest``."""

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from orthokernels.models.native.layers import Array
 from orthokernels.models.noise import feature_noise
-
-TIMESTEPS = 1000
+from orthokernels.models.weights_folder import TIMESTEPS
 
 
 @functools.cache

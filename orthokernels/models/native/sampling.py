@@ -8,8 +8,9 @@ import numpy as np
 
 from orthokernels import _native
 from orthokernels.models.native.layers import Array
-from orthokernels.models.native.noising import TIMESTEPS, alpha_bar
+from orthokernels.models.native.noising import alpha_bar
 from orthokernels.models.native.unet import UNetPlan
+from orthokernels.models.weights_folder import TIMESTEPS
 
 
 def ddim_sample(plan: UNetPlan, noise: Array, *, steps: int = 50, threads: int = 1) -> Array:

@@ -32,6 +32,7 @@ from orthokernels.models.weights_folder import (
     FeaturePoint,
     Settings,
     check_digest,
+    check_fusions,
     check_origins,
     check_structures,
     digest_of_bytes,
@@ -149,7 +150,7 @@ def load_weights(name: str, joint: str = "knee", planes: tuple[str, ...] = PLANE
 def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -> Weights:
     settings = load_settings(folder)
     found: dict[str, PlaneWeights] = {}
-    cards: list[Card] = []
+    cards: dict[str, Card] = {}
     for plane in planes:
         if (folder / f"{plane}.safetensors").is_file():
             found[plane] = _load_plane(folder, settings, plane, joint, cards)
@@ -159,12 +160,13 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
     if (folder / f"{joint}.fusion.safetensors").is_file():
         fusion, card = load_module(folder / f"{joint}.fusion.safetensors", None)
         fusion_name = card.module
-        cards.append(card)
+        cards[f"{joint}.fusion"] = card
     late_fusion, late_fusion_card = _load_late_fusion(folder / f"{joint}.patient_data.safetensors", cards)
+    check_fusions(folder, joint, cards)
     return ready(
         Weights(
             name=settings.name if settings.name != "unnamed" else name,
-            trained=all(card.trained for card in cards),
+            trained=all(card.trained for card in cards.values()),
             joint=joint,
             planes=found,
             fusion=fusion,
@@ -178,7 +180,7 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
     )
 
 
-def _load_late_fusion(path: Path, cards: list[Card]) -> tuple[LateFusion | None, LateFusionCard | None]:
+def _load_late_fusion(path: Path, cards: dict[str, Card]) -> tuple[LateFusion | None, LateFusionCard | None]:
     if not path.is_file():
         return None, None
     module, card = load_module(path, MODULE)
@@ -187,12 +189,12 @@ def _load_late_fusion(path: Path, cards: list[Card]) -> tuple[LateFusion | None,
         found = LateFusionCard.of(card)
     except ValueError as error:
         raise unfit(path, error) from error
-    cards.append(card)
+    cards[path.stem] = card
     return module, found
 
 
-def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards: list[Card]) -> PlaneWeights:
-    """One plane's modules; the card of each file is added to ``cards``."""
+def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards: dict[str, Card]) -> PlaneWeights:
+    """One plane's modules; the card of each file is added to ``cards`` by its stem."""
     found: dict[str, Card] = {}
 
     def load(stem: str, kind: str | None) -> nn.Module | None:
@@ -216,8 +218,8 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
     }
     kind = "structures" if isinstance(own["pooling"], StructurePool) else None
     check_structures(folder, plane, kind, segments=own["segmentation"] is not None)
-    check_origins(folder, plane, found)
-    cards.extend(found.values())
+    check_origins(folder, plane, found, settings)
+    cards.update(found)
     return PlaneWeights(
         denoiser, point.timestep, point.block, segmentation_point=settings.point("segmentation", plane), **own
     )
@@ -294,8 +296,21 @@ def save_module(module: nn.Module, path: Path, kind: str, *, half: bool = False,
 
 def save_encoder(denoiser: UNet, path: Path, *, half: bool = False, **facts: Any) -> Card:
     """Write the tensors that fine-tuning changes, the encoder's and the middle's, with a card."""
-    state = {name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(FINE_TUNED)}
-    return save_state(_stored(state, half), path, "unet_encoder", **facts)
+    return save_state(_stored(_fine_tuned(denoiser), half), path, "unet_encoder", **facts)
+
+
+def digest_of_module(module: nn.Module, *, half: bool) -> str:
+    """The digest that ``save_module`` will give a module."""
+    return digest_of(_stored(module.state_dict(), half))
+
+
+def digest_of_encoder(denoiser: UNet, *, half: bool) -> str:
+    """The digest that ``save_encoder`` will give an encoder."""
+    return digest_of(_stored(_fine_tuned(denoiser), half))
+
+
+def _fine_tuned(denoiser: UNet) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(FINE_TUNED)}
 
 
 def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
