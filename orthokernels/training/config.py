@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orthokernels.errors import InputError
+from orthokernels.models.weights_folder import Timestep
 from orthokernels.tasks import PLANES
 
 Positive = Annotated[int, Field(ge=1)]
@@ -184,7 +185,7 @@ class PretrainConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     loss: Literal["l1", "l2"] = "l2"
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    validate_timesteps: tuple[NotNegative, ...] = (20, 100, 300, 600, 900)
+    validate_timesteps: tuple[Timestep, ...] = (20, 100, 300, 600, 900)
     validate_slabs: Positive = 32
     half: bool = False
     picture_steps: NotNegative = 0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from orthokernels.models.weights_folder import FeaturePoint
+from orthokernels.models.weights_folder import FeaturePoint, Timestep
 from orthokernels.training.config import (
     AugmentConfig,
     DataConfig,
@@ -193,7 +193,7 @@ class SweepConfig(Section):
     planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
     data: DataConfig = DataConfig()
     task: Literal["diagnosis", "segmentation"] = "diagnosis"
-    timesteps: tuple[NotNegative, ...] = (10, 30, 50, 100, 150, 200, 300, 500)
+    timesteps: tuple[Timestep, ...] = (10, 30, 50, 100, 150, 200, 300, 500)
     blocks: tuple[str, ...] | None = None
     regularisation: Rate = 0.1
     voxels: Positive = 50
@@ -206,6 +206,8 @@ class LabelsConfig(Section):
     """``orthokernels train labels``: how few labels do.
 
     Attributes:
+        data: by default the test patients are those that ``train pretrain`` holds out by its defaults, so that the
+            denoiser never saw them; with another share or seed, here or there, it may have seen them.
         task: "segmentation" (Dice) or "diagnosis" (macro AUROC), of one plane.
         shares: of the training patients whose labels are used.
         seeds: a repetition each; a seed draws the patients (more of them with a larger share, the same ones kept) and
@@ -221,7 +223,7 @@ class LabelsConfig(Section):
 
     task: Literal["segmentation", "diagnosis"] = "segmentation"
     plane: Plane = "sagittal"
-    data: DataConfig = DataConfig(validate_share=0.0, test_share=0.2)
+    data: DataConfig = DataConfig(validate_share=0.0, test_share=0.1)
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
     seeds: tuple[NotNegative, ...] = (0, 1, 2)
     methods: tuple[Literal["pretrained", "scratch", "frozen", "untrained", "monai"], ...] = (

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from orthokernels.errors import InputError
+
 # Told of the steps done, the steps in all, and the latest figures.
 Tell = Callable[[int, int, Mapping[str, float]], None]
 
@@ -22,7 +24,10 @@ def curves(out: Path, start: int, first: bool) -> Iterator[Callable[[int, Mappin
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+    try:
+        writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+    except OSError as error:
+        raise InputError(f"{out}: can't be written ({error.strerror}). Choose another --out.") from error
 
     def write(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

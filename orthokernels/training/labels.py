@@ -18,19 +18,20 @@ from typing import Any
 import numpy as np
 
 from orthokernels.errors import InputError
-from orthokernels.models.weights_folder import load_card, load_settings
+from orthokernels.models.weights_folder import Card, load_card, load_settings
 from orthokernels.training.bootstrap import aurocs, interval, mean_over_labels, means, patient_counts
 from orthokernels.training.config import named
 from orthokernels.training.config_heads import LabelsConfig
 from orthokernels.training.contenders import train_and_score
 from orthokernels.training.distributed import Processes, alone
-from orthokernels.training.pretrain import fill, load_splits, prepared_cache
 from orthokernels.training.randomness import Stream, generator
 from orthokernels.training.selection import Selection, diagnosed, labelled
 from orthokernels.training.series import Record
-from orthokernels.training.weights_folder import need_denoisers
+from orthokernels.training.splits import fill, load_splits, patients_of, prepared_cache
+from orthokernels.training.weights_folder import make_folder, need_denoisers
 
 Rows = list[dict[str, Any]]
+HELD_OUT, PERHAPS_SEEN = "held out", "perhaps seen"  # test patients, from the denoiser and by it
 METRIC = {"segmentation": "dice", "diagnosis": "macro_auroc"}
 
 
@@ -45,15 +46,19 @@ def labels(
 ) -> Rows:
     """Train every method on every share with every seed, score on the test patients, and write table and plot.
 
+    The denoiser may have seen test patients in its pre-training, without their labels, unless it was pre-trained on
+    exactly the training patients: as ``train pretrain`` does by default on the same data set. Its card tells.
+
     Args:
         data: a data set; its test split, or ``data.test_share`` of the patients, is scored on.
         weights: folder with the denoiser.
         out: folder for label_efficiency_TASK_PLANE.csv and .png, and the runs.
 
     Returns:
-        Rows of method, share, patients, the mean over seeds ("value") with its interval ("low", "high"), and by how
-        much it beats ``config.baseline``, where that is compared ("gain", "gain_low", "gain_high"). Intervals draw test
-        patients again; the seeds' scores are averaged within each draw.
+        Rows of method, share, patients, the mean over seeds ("value") with its interval ("low", "high"), by how much it
+        beats ``config.baseline``, where that is compared ("gain", "gain_low", "gain_high"), and whether the test
+        patients were ``HELD_OUT`` or ``PERHAPS_SEEN``. Intervals draw test patients again; the seeds' scores are
+        averaged within each draw.
 
     Raises:
         InputError: data or weights can not be used.
@@ -62,10 +67,11 @@ def labels(
 
     processes = processes or alone()
     need_denoisers(weights, (config.plane,))
+    make_folder(out)
     settings = load_settings(weights)
     task = "segmentation" if config.task == "segmentation" else config.data.joint
     config = config.model_copy(update={"point": config.point or settings.point(task, config.plane)})
-    selection = _selection(data, config, settings.size, processes, silent)
+    selection, seen = _selection(data, weights, config, settings.size, processes, silent)
     scores: dict[tuple[str, float], list[Any]] = {}
     for share in config.shares:
         for seed in config.seeds:
@@ -74,7 +80,7 @@ def labels(
                 folder = out / "runs" / f"{config.task}_{config.plane}" / f"{method}_{share:g}_{seed}"
                 found = _scores(folder, method, seed, chosen, weights, config, processes, silent)
                 scores.setdefault((method, share), []).append(found)
-    rows = _rows(scores, selection, config)
+    rows = [{**row, "test_patients": seen} for row in _rows(scores, selection, config)]
     name = f"label_efficiency_{config.task}_{config.plane}"
     with (out / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -84,8 +90,10 @@ def labels(
     return rows
 
 
-def _selection(data: Path, config: LabelsConfig, size: int, processes: Processes, silent: bool) -> Selection:
-    """Training records, and the test records where others hold what they validate on."""
+def _selection(
+    data: Path, weights: Path, config: LabelsConfig, size: int, processes: Processes, silent: bool
+) -> tuple[Selection, str]:
+    """Training records, and the test records where others hold what they validate on; and whether these were seen."""
     own = config.data.model_copy(update={"size": size})
     usable = labelled if config.task == "segmentation" else diagnosed
     splits = load_splits(data, own, (config.plane,))
@@ -95,7 +103,12 @@ def _selection(data: Path, config: LabelsConfig, size: int, processes: Processes
         raise InputError(f"{data}: no {config.plane} series to {side} on has labels. Set data.test_share, or a split.")
     cache = prepared_cache(own)
     fill(cache, [*train, *test], own.workers, processes, silent)
-    return Selection(train, test, cache)
+    pretrained = _denoiser_of(weights, config).origin.get("patients")
+    return Selection(train, test, cache), HELD_OUT if pretrained == patients_of(splits["train"]) else PERHAPS_SEEN
+
+
+def _denoiser_of(weights: Path, config: LabelsConfig) -> Card:
+    return load_card(weights / f"{config.plane}.safetensors", ("unet",))
 
 
 def subset(records: Sequence[Record], share: float, seed: int) -> tuple[Record, ...]:
@@ -122,9 +135,10 @@ def _scores(
         **named(config, exclude={"shares", "seeds", "methods", "bootstrap", "data"}),
         **selection.identity(),
         "test series": selection.held_out(),
+        "data.masks_mirrored": config.data.masks_mirrored,
         "method": method,
         "seed": seed,
-        "denoiser": load_card(weights / f"{config.plane}.safetensors", ("unet",)).digest,
+        "denoiser": _denoiser_of(weights, config).digest,
     }
     if path.is_file():
         stored = json.loads(path.read_text())

@@ -32,8 +32,8 @@ from orthokernels.training.loader import (
 from orthokernels.training.loop import Run, Trained, train
 from orthokernels.training.randomness import Stream, seed_of, uniform_timesteps, unit_noise
 from orthokernels.training.series import Record
-from orthokernels.training.splits import fill, load_splits, prepared_cache
-from orthokernels.training.weights_folder import change_settings
+from orthokernels.training.splits import fill, load_splits, patients_of, prepared_cache
+from orthokernels.training.weights_folder import change_settings, make_folder
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,8 @@ def pretrain(
     for plane in config.planes:
         if plane not in PLANES:
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(PLANES)}.")
-    last = GaussianDiffusion().timesteps - 1
-    if max(config.validate_timesteps, default=0) > last:
-        raise InputError(f"validate_timesteps: timesteps must lie in 0 to {last}, not {config.validate_timesteps}.")
     _network(config)
+    make_folder(out)
     splits = load_splits(source, config.data, tuple(config.planes))
     return [_one_plane(plane, source, out, splits, config, processes, resume, silent) for plane in config.planes]
 
@@ -169,7 +167,7 @@ def _one_plane(
             ),
         )
     counts = {name: len(records) for name, records in own.items()}
-    digest = _write(plane, source, out, trained, config, counts) if processes.first else ""
+    digest = _write(plane, source, out, trained, config, counts, own["train"]) if processes.first else ""
     if config.picture_steps and processes.first:
         _draw(trained.module, config, out / "training" / plane / "sample.png")
     processes.wait()
@@ -209,7 +207,13 @@ def identity(plane: str, config: PretrainConfig, records: Sequence[Record]) -> d
 
 
 def _write(
-    plane: str, source: Path, folder: Path, trained: Trained, config: PretrainConfig, counts: Mapping[str, int]
+    plane: str,
+    source: Path,
+    folder: Path,
+    trained: Trained,
+    config: PretrainConfig,
+    counts: Mapping[str, int],
+    seen: Sequence[Record],
 ) -> str:
     """The denoiser and its card, and the folder's settings; its digest."""
     figures = {name.removeprefix("validation/"): f"{v:.6g}" for name, v in trained.figures.items() if "loss" in name}
@@ -219,6 +223,7 @@ def _write(
         "data": source.name,
         "preparation": f"{config.data.preparation}, {config.data.size} pixels",
         "series": ", ".join(f"{count} {name}" for name, count in counts.items()),
+        "patients": patients_of(seen),
         "steps": str(trained.steps),
         "settings": config.model_dump_json(exclude={"planes", "data"}, exclude_defaults=True),
         "ema": f"{config.ema.decay} from {config.ema.start} every {config.ema.every}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def split_as_set(records: Sequence[Record], data: DataConfig) -> dict[str, list[
         train_share = 1 - data.validate_share - data.test_share
         shares = {"train": train_share, "validate": data.validate_share, "test": data.test_share}
     return split_by_patient(records, shares, data.split_seed)
+
+
+def patients_of(records: Sequence[Record]) -> str:
+    """A short name for the patients of records: how many, and a hash of their list."""
+    patients = sorted({record.patient for record in records})
+    return f"{len(patients)} ({hashlib.sha256(chr(10).join(patients).encode()).hexdigest()[:12]})"
 
 
 def prepared_cache(data: DataConfig) -> PreparedCache:

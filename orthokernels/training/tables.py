@@ -70,8 +70,14 @@ def print_labels(rows: Sequence[Mapping[str, Any]], metric: str, baseline: str) 
     console = Console(highlight=False, emoji=False)
     console.print(f"{rows[0]['task']}, {rows[0]['plane']}: {spelled(metric)} on the test patients")
     console.print(table)
+    told = {
+        "held out": "the denoiser was pre-trained without them",
+        "perhaps seen": "the denoiser may have seen them in pre-training (its card does not say that it was trained on "
+        "this split's training patients alone)",
+    }
     gains = f"; + or -, against {baseline}" if baseline in methods else ""
     console.print(f"labels: share of the training patients (how many); means over seeds, 95 % intervals{gains}")
+    console.print(f"test patients: {told[rows[0]['test_patients']]}")
 
 
 def _with_gain(row: Mapping[str, Any], baseline: str) -> str:

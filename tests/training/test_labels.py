@@ -14,10 +14,12 @@ from orthokernels.models.weights_folder import FeaturePoint
 from orthokernels.training import contenders
 from orthokernels.training import labels as comparison
 from orthokernels.training.baselines import resnet18, unet3d
-from orthokernels.training.config import LoopConfig, OptimiserConfig
+from orthokernels.training.config import LoopConfig, OptimiserConfig, PretrainConfig
 from orthokernels.training.config_heads import HeadConfig, LabelsConfig
 from orthokernels.training.labels import labels, subset
+from orthokernels.training.pretrain import pretrain
 from orthokernels.training.records import read_records
+from orthokernels.training.splits import load_splits
 from orthokernels.training.tables import print_labels
 from tests.training.toy import NETWORK, data_settings, write_studies, write_weights
 
@@ -126,6 +128,29 @@ def test_a_killed_run_and_a_done_one_belong_to_denoiser_point_and_preparation(st
     for folder, other in ((weights, others[0]), (weights, others[1]), (wider, own)):
         with pytest.raises(InputError, match="belongs to a comparison with other settings or data"):
             labels(studies, folder, tmp_path / "out", other)
+
+
+def test_test_patients_are_by_default_those_that_the_denoiser_never_saw(studies, tmp_path, capsys):
+    by_default = data_settings(studies, **LabelsConfig().data.model_dump(include={"validate_share", "test_share"}))
+    pretraining = data_settings(studies, **PretrainConfig().data.model_dump(include={"validate_share", "test_share"}))
+    tested, seen = (load_splits(studies, own, ("sagittal",)) for own in (by_default, pretraining))
+    assert tested["test"]
+    assert [record.study for record in tested["test"]] == [record.study for record in seen["validate"]]
+    network = {**NETWORK, "patch": (1, 2, 2)}
+    chosen = PretrainConfig(
+        planes=("sagittal",), data=pretraining.model_copy(update={"size": 32}), network=network,
+        loop=LoopConfig(steps=1, batch=1),
+    )  # fmt: skip
+    pretrain(studies, tmp_path / "weights", chosen)
+    quick = {"methods": ("frozen",), "shares": (1.0,), "loop": LoopConfig(steps=1, batch=1, validate_every=0)}
+    for share, told in ((0.1, "held out"), (0.25, "perhaps seen")):
+        own = config(studies, **quick, data=by_default.model_copy(update={"test_share": share}))
+        rows = labels(studies, tmp_path / "weights", tmp_path / told, own)
+        assert [row["test_patients"] for row in rows] == [told]
+        print_labels(rows, "dice", "scratch")
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("may have seen them" in said) == (told == "perhaps seen")
+        assert ("pre-trained without them" in said) == (told == "held out")
 
 
 def test_no_test_patients_is_one_sentence(studies, tmp_path):

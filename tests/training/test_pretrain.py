@@ -187,13 +187,19 @@ def test_resuming_with_another_network_or_other_data_is_refused(tmp_path, toy_da
         ("network.groups=3", "network: groups=3 does not divide every width"),
         ("network.patch=[3,2,2]", r"network: a patch of \(3, 2, 2\) does not divide a volume of \(16, 32, 32\)"),
         ("augment.crop=17", r"network: a patch of \(2, 2, 2\) does not divide a volume of \(16, 17, 17\)"),
-        ("validate_timesteps=[1000]", "validate_timesteps: timesteps must lie in 0 to 999"),
+        ("validate_timesteps=[1000]", r"validate_timesteps\.0 = 1000: input should be less than 1000"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_before_training(tmp_path, toy_data, toy_settings, change, message):
     with pytest.raises(InputError, match=message):
         pretrain(toy_data, tmp_path, config(toy_settings, "loop.steps=1", change))
     assert not list(tmp_path.glob("training/*/checkpoints/*"))
+
+
+def test_an_out_that_can_not_be_made_is_one_sentence(tmp_path, toy_data, toy_settings):
+    (tmp_path / "file").write_text("no folder\n")
+    with pytest.raises(InputError, match=r"^--out .*file/x: can't be written \(Not a directory\)\. Choose another"):
+        pretrain(toy_data, tmp_path / "file" / "x", config(toy_settings, "loop.steps=1"))
 
 
 def test_a_given_split_is_used_and_the_rest_stays_out(tmp_path, toy_settings):

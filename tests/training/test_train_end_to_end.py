@@ -65,6 +65,21 @@ def test_from_images_to_an_evaluated_weights_folder(tmp_path):
     assert all(finding.probability is not None for finding in run.result.findings)
 
 
+@pytest.mark.parametrize(
+    ("command", "setting", "name"),
+    [
+        ("sweep", "timesteps=[10,1000]", "timesteps.1"),
+        ("diagnose", "points.axial.timestep=1000", "points.axial.timestep"),
+        ("segment", "points.axial.timestep=1000", "points.axial.timestep"),
+        ("labels", "point.timestep=1000", "point.timestep"),
+    ],
+)
+def test_a_timestep_beyond_the_last_is_one_sentence(tmp_path, command, setting, name):
+    places = ("--data", tmp_path, "--weights", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(InputError, match=rf"^{name} = 1000: input should be less than 1000\.$"):
+        orthokernels("train", command, *places, "--set", setting)
+
+
 @pytest.mark.parametrize("command", ["segment", "diagnose", "sweep", "labels"])
 @pytest.mark.parametrize(
     ("change", "message"),
