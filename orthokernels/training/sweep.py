@@ -182,10 +182,13 @@ def _head_of(out: Path, stem: str) -> Path | None:
     return next((out / name for name in names if (out / name).is_file()), None)
 
 
-def _reads_alike(head: Path, trained: FeaturePoint, point: FeaturePoint) -> bool:
-    """Whether a head reads the same at both points. A multiscale head reads every level, whatever the block."""
-    multiscale = load_card(head, None).module == "multiscale_segmentation_head"
-    return trained.timestep == point.timestep and (multiscale or trained.block == point.block)
+def _trained_at(head: Path, point: FeaturePoint, chosen: FeaturePoint) -> tuple[str, str]:
+    """Timestep and block that a head was trained at: by its card, else by the settings' ``point``. A multiscale head
+    reads every level, so that the block which is ``chosen`` is its own.
+    """
+    card = load_card(head, None)
+    block = chosen.block if card.module == "multiscale_segmentation_head" else point.block
+    return card.origin.get("timestep", str(point.timestep)), card.origin.get("block", block)
 
 
 def _write(out: Path, config: SweepConfig, chosen: Rows) -> None:
@@ -195,11 +198,13 @@ def _write(out: Path, config: SweepConfig, chosen: Rows) -> None:
     settings = load_settings(out)
     for row in chosen:
         plane, point = row["plane"], FeaturePoint(timestep=row["timestep"], block=row["block"])
-        trained = settings.point(task, plane)
         head = _head_of(out, f"{plane}.{task}")
-        if head is not None and not _reads_alike(head, trained, point):
+        if head is None:
+            continue
+        timestep, block = _trained_at(head, settings.point(task, plane), point)
+        if (timestep, block) != (str(point.timestep), point.block):
             raise InputError(
-                f"{head}: was trained at timestep {trained.timestep} behind {trained.block}, and the sweep chose "
+                f"{head}: was trained at timestep {timestep} behind {block}, and the sweep chose "
                 f"timestep {point.timestep} behind {point.block}, which is therefore not written into weights.json. "
                 f"Train it again there (orthokernels train {command} --set "
                 f"points.{plane}.timestep={point.timestep} --set points.{plane}.block={point.block})."

@@ -10,10 +10,11 @@ import torch
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.weights import load_weights
-from orthokernels.models.weights_folder import load_settings
+from orthokernels.models.weights_folder import FeaturePoint, load_settings
 from orthokernels.training.config_heads import DiagnoseConfig, SweepConfig
 from orthokernels.training.diagnose import diagnose
 from orthokernels.training.sweep import _at, sweep
+from orthokernels.training.weights_folder import change_settings
 from tests.training.toy import data_settings, write_studies, write_weights
 
 
@@ -80,6 +81,9 @@ def test_points_that_heads_were_not_trained_at_are_not_written(studies, tmp_path
         assert (out / "weights.json").read_text() == settings
         assert (out / "sweep_diagnosis.csv").is_file()  # what was found is not lost
     sweep(studies, weights, weights, config(studies, **given, write=False))
+    # A folder whose settings were moved from its heads gets their point back.
+    moved = {"knee": {"axial": FeaturePoint(timestep=30, block="in_1")}}
+    change_settings(weights, lambda own: own.model_copy(update={"points": moved}))
     sweep(studies, weights, weights, config(studies, **{**given, "timesteps": (20,)}))
     assert load_weights(str(weights), "knee", ("axial",)).planes["axial"].timestep == 20
 
