@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -50,12 +50,9 @@ def compile_kernels(
 ) -> None:
     """Compile every kernel, without a GPU: registers, spilled bytes, shared memory. Exit 1 if one won't do."""
     need("orthokernels bench compile", "triton", "gpu")
-    from orthokernels.bench.compile import SHARED, compile_all, table
+    from orthokernels.bench.compile import compile_all, table, wanted_targets
 
-    wanted = targets.split(",")
-    if unknown := [target for target in wanted if not target.isdecimal() or int(target) not in SHARED]:
-        raise InputError(f"--targets {unknown[0]}: there are {', '.join(map(str, SHARED))}.")
-    found = list(compile_all(tuple(map(int, wanted))))
+    found = list(compile_all(wanted_targets(targets)))
     if as_json:
         print(json.dumps([{**vars(row), "fault": row.fault} for row in found]))
     else:
@@ -137,36 +134,11 @@ _suite(
 
 
 def _run_suite(
-    suite: Suite, out: Path | None, device: str, tiny: bool, minutes: float | None, as_json: bool
+    suite: str, out: Path | None, device: str, tiny: bool, minutes: float | None, as_json: bool
 ) -> None:  # fmt: skip
-    from orthokernels.bench.gpu import plots, report
-    from orthokernels.bench.gpu.setting import setting_for
-    from orthokernels.bench.gpu.suite import run_suite
+    from orthokernels.bench.gpu.start import measure
 
-    setting = setting_for(device, tiny)
     console = Console(width=200, highlight=False, emoji=False, markup=False, quiet=as_json)
-    shown = 0
-
-    def told(facts: dict[str, Any]) -> None:
-        nonlocal shown
-        if not facts["rows"] and not shown:
-            console.print(report.device_told(facts))
-            console.print(report.ceilings_told(facts))
-        elif len(facts["rows"]) > shown:
-            console.print(report.last_table(facts))
-        shown = len(facts["rows"])
-        if out is not None:
-            report.write(facts, out)
-
-    command = f"orthokernels bench {suite} --device {device}" + (" --tiny" if tiny else "")
-    command += "" if minutes is None else f" --minutes {minutes:g}"
-    facts = run_suite(suite, setting, command, minutes=minutes, told=told)
-    written = [] if out is None else [*report.write(facts, out), *plots.draw(facts, out)]
+    facts = measure(suite, out, device, tiny, minutes, console.print)
     if as_json:
         print(json.dumps(facts))
-        return
-    console.print(report.summary([facts]))
-    for case in facts["left_out"]:
-        console.print(f"Left out: {case}")
-    for path in written:
-        console.print(str(path))

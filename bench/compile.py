@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from orthokernels.bench.tables import Table
 
 from orthokernels.backends.cuda import sources
 from orthokernels.backends.cuda.launch import TYPES
@@ -83,6 +83,18 @@ def compile_all(targets: tuple[int, ...] = tuple(SHARED)) -> Iterator[Compiled]:
                 yield from compile_cuda(op, target)
 
 
+def wanted_targets(told: str) -> tuple[int, ...]:
+    """The targets of a command's option.
+
+    Raises:
+        InputError: one that is not in ``SHARED``.
+    """
+    wanted = told.split(",")
+    if unknown := [target for target in wanted if not target.isdecimal() or int(target) not in SHARED]:
+        raise InputError(f"--targets {unknown[0]}: there are {', '.join(map(str, SHARED))}.")
+    return tuple(map(int, wanted))
+
+
 def _configurations(op: str) -> list[Any]:
     """An op's configurations, of those that the compiler can't tell apart the first."""
     found: dict[str, Any] = {}
@@ -106,12 +118,13 @@ def table(found: Sequence[Compiled]) -> Table:
     """A row for each kernel and setting, the targets side by side."""
     targets = sorted({row.target for row in found})
     columns = ("backend", "op", "kernel", "types", "constants", *(f"sm_{target}" for target in targets))
-    made = Table(*columns, title=_TITLE, caption=no_nvcc())
+    made = Table(columns, title=_TITLE, caption=no_nvcc())
     rows: dict[tuple[str, ...], dict[int, Compiled]] = {}
     for row in found:
         rows.setdefault((row.backend, row.op, row.kernel, row.types, row.constants), {})[row.target] = row
     for key, own in rows.items():
-        made.add_row(*key, *(_cell(own[target]) for target in targets))
+        style = "bold red" if any(row.fault for row in own.values()) else None
+        made.add_row(*key, *(_cell(own[target]) for target in targets), style=style)
     return made
 
 
@@ -120,7 +133,7 @@ _TITLE = "registers a thread / bytes spilled / bytes of shared memory"
 
 def _cell(row: Compiled) -> str:
     needs = f"{row.registers} / {row.spilled} / {row.shared}"
-    return f"[bold red]{needs}: {row.fault}[/]" if row.fault else needs
+    return f"{needs}: {row.fault}" if row.fault else needs
 
 
 def compile_one(configuration: Any, target: int) -> Compiled:

@@ -4,24 +4,31 @@ Inputs are drawn afresh in every run (the seed is printed), in both memory forma
 backward; whatever kernels are given to write on is poisoned with NaN first; a second run has to give the same bytes.
 The error is the norm of the difference over the norm of the exact result. It may be twice the definition's own at the
 same dtype, or one rounding where that is luckily small. The last checks write beyond the 2^31st element.
+
+Nearly all of the time goes to Triton's compiler, one processor at a time; so each op at each dtype has a process of its
+own, as many at once as there are cores. What is not done in time is told as that, not as wrong.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from orthokernels.bench.gpu.check_cases import CASES, Comparison, told
 from orthokernels.bench.gpu.setting import Setting, setting_for
 from orthokernels.bench.gpu.timing import reason_of
-from rich.console import Console
 from torch import Tensor
 
 from orthokernels.backends.registry import ops_of
@@ -29,6 +36,10 @@ from orthokernels.errors import InputError
 from orthokernels.ops import group_norm_silu, upsample2x_trilinear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FAR = "beyond 2^31 elements"
+WRONG, REFUSED, UNFINISHED = 1, 2, 3  # exit codes
+# Those that compile longest begin first.
+_SLOWEST = ("attention3d", "attention_block", "group_norm_silu", "plane_fusion")
 
 
 @dataclass(frozen=True)
@@ -100,17 +111,25 @@ def _distance(own: Tensor, want: Tensor) -> float:
     return float(torch.linalg.vector_norm(own.double() - want)) / (size or 1.0)
 
 
-def checks(setting: Setting) -> Iterator[Checked]:
-    """All checks, one op after the other."""
-    for op in ops_of("triton"):
-        for dtype in DTYPES[:1] if setting.tiny else DTYPES:  # interpreted kernels are slow
-            for last in (False, True):
-                for case in CASES[op](setting, dtype, last):
-                    yield compare(op, case)
-    if setting.device.type == "cuda":
+def parts(setting: Setting) -> list[str]:
+    """What a process can check by itself: "OP DTYPE", and the volumes of more than 2^31 elements."""
+    ops = sorted(ops_of("triton"), key=lambda op: _SLOWEST.index(op) if op in _SLOWEST else len(_SLOWEST))
+    dtypes = DTYPES[:1] if setting.tiny else DTYPES  # interpreted kernels are slow
+    found = [f"{op} {str(dtype).removeprefix('torch.')}" for op in ops for dtype in dtypes]
+    return found + ([FAR] if setting.device.type == "cuda" and not setting.tiny else [])
+
+
+def checks(setting: Setting, part: str) -> Iterator[Checked]:
+    """A part's checks."""
+    if part == FAR:
+        yield from _large(setting)
+        return
+    op, dtype = part.split()
+    for last in (False, True):
+        for case in CASES[op](setting, getattr(torch, dtype), last):
+            yield compare(op, case)
+    if part == "denoise_step float32" and setting.device.type == "cuda":
         yield _captured(setting)
-        if not setting.tiny:
-            yield from _large(setting)
 
 
 def _captured(setting: Setting) -> Checked:
@@ -149,7 +168,7 @@ def _large(setting: Setting) -> Iterator[Checked]:
     if torch.cuda.mem_get_info(setting.device)[0] < 24e9:
         return
     for last in (False, True):
-        what = told(torch.bfloat16, last, "beyond 2^31 elements")
+        what = told(torch.bfloat16, last, FAR)
         x = torch.empty((1, *sides, 32) if last else (1, 32, *sides), dtype=torch.bfloat16, device=setting.device)
         x = x.normal_().movedim(-1, 1) if last else x.normal_()
         try:
@@ -162,7 +181,7 @@ def _large(setting: Setting) -> Iterator[Checked]:
             found = upsample2x_trilinear(small, backend=setting.backend)[:, -1:]
             yield _far("upsample2x_trilinear", what, found, doubled(small[:, -1:].double()))
         except Exception as error:
-            yield Checked("beyond 2^31 elements", what, math.nan, math.nan, reason_of(error))
+            yield Checked(FAR, what, math.nan, math.nan, reason_of(error))
         del x
         torch.cuda.empty_cache()
 
@@ -173,41 +192,164 @@ def _far(op: str, what: str, found: Tensor, want: Tensor) -> Checked:
     return Checked(op, what, error, bound, None if error <= bound else f"off by {error:.2e}, allowed {bound:.2e}")
 
 
-def main(
-    device: Annotated[str, typer.Option(help="cuda[:N], or cpu with --tiny under TRITON_INTERPRET=1.")] = "cuda",
-    tiny: Annotated[bool, typer.Option("--tiny", help="Small shapes.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the inputs; a fresh one without.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for check.json.")] = None,
-) -> None:
-    """Check every op's kernels. Exit 1 if one is wrong."""
-    console = Console(width=160, highlight=False, emoji=False, markup=False)
+@dataclass
+class Process:
+    """A part that is being checked elsewhere; each check is a row of JSON in a file, so that a stop loses none."""
+
+    part: str
+    running: subprocess.Popen[bytes]
+    told: Path
+
+    def rows(self) -> list[Checked]:
+        """All that was found so far."""
+        whole = [line for line in self.told.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [Checked(**json.loads(line)) for line in whole]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part's end: what it found, and why that is not all, or None."""
+
+    part: str
+    rows: list[Checked]
+    unfinished: str | None
+
+
+def _op(part: str) -> str:
+    return part if part == FAR else part.split()[0]
+
+
+def check_parts(
+    wanted: Sequence[str], command: Callable[[str], list[str]], *, seconds: float, workers: int
+) -> Iterator[Part]:  # fmt: skip
+    """Check parts in processes of their own, each given as it ends.
+
+    Args:
+        wanted: the parts, in the order in which they begin.
+        command: that checks a part, and tells on standard output.
+        seconds: after which what still runs is stopped, and what has not begun is left.
+        workers: processes at once.
+    """
+    waiting, end = list(wanted), time.monotonic() + seconds
+    running: list[Process] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or running:
+                late = time.monotonic() > end
+                while waiting and not late and len(running) < workers:
+                    running.append(_begin(waiting.pop(0), command, Path(folder)))
+                for own in [own for own in running if late or own.running.poll() is not None]:
+                    running.remove(own)
+                    yield _ended(own, seconds)
+                if late:
+                    yield from (Part(part, [], f"not begun within {seconds:.0f} s") for part in waiting)
+                    return
+                time.sleep(0.05)
+        finally:
+            for own in running:
+                own.running.kill()
+                own.running.wait()
+
+
+def _begin(part: str, command: Callable[[str], list[str]], folder: Path) -> Process:
+    told = folder / part.replace(" ", "-").replace("^", "")
+    with told.open("wb") as rows, told.with_suffix(".errors").open("wb") as errors:
+        return Process(part, subprocess.Popen(command(part), stdout=rows, stderr=errors), told)
+
+
+def _ended(own: Process, seconds: float) -> Part:
+    """A part whose process ended; one that runs is stopped."""
+    if own.running.poll() is None:
+        own.running.kill()
+        own.running.wait()
+        return Part(own.part, own.rows(), f"stopped after {seconds:.0f} s, within a check of it")
+    rows = own.rows()
+    if own.running.returncode == 0:
+        return Part(own.part, rows, None)
+    # A process that breaks off is no lack of time: an illegal access ends it, say, or a signal.
+    errors = own.told.with_suffix(".errors").read_text(errors="replace").strip().splitlines()
+    reason = f"exit code {own.running.returncode}: {errors[-1] if errors else 'it told nothing'}"[:200]
+    return Part(own.part, [*rows, Checked(_op(own.part), own.part, math.nan, math.nan, reason)], None)
+
+
+def summary(op: str, ended: Sequence[Part]) -> str:
+    """A line of an op whose parts have ended."""
+    rows = [row for part in ended for row in part.rows]
+    wrong = sum(row.fault is not None for row in rows)
+    worst = max((row.error for row in rows if row.error == row.error), default=math.nan)
+    line = f"{op}: {len(rows) - wrong} of {len(rows)} right, largest relative error {worst:.2e}"
+    return "; ".join([line, *(f"{part.part} {part.unfinished}" for part in ended if part.unfinished)])
+
+
+def _write(out: Path, seed: int, setting: Setting, ended: Sequence[Part]) -> None:
+    """``check.json``, whole at any time."""
+    rows = [
+        {name: None if value != value else value for name, value in asdict(row).items()}
+        for part in ended
+        for row in part.rows
+    ]
+    unfinished = [{"part": part.part, "reason": part.unfinished} for part in ended if part.unfinished]
+    facts = {"seed": seed, "backend": setting.backend, "rows": rows, "unfinished": unfinished}
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / "check.json.part"
+    beside.write_text(json.dumps(facts, indent=1) + "\n")
+    beside.rename(out / "check.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check every op's kernels. Exit 1 if one is wrong, 3 if none is and not all were checked in time."""
+    options = argparse.ArgumentParser(prog="python -m orthokernels.bench.gpu.check", description=main.__doc__)
+    options.add_argument("--device", default="cuda", help="cuda[:N], or cpu with --tiny under TRITON_INTERPRET=1.")
+    options.add_argument("--tiny", action="store_true", help="Small shapes.")
+    options.add_argument("--seed", type=int, help="Of the inputs; a fresh one without.")
+    options.add_argument("--out", type=Path, help="Folder for check.json.")
+    options.add_argument("--ops", help="Those to check, separated by commas; by default all.")
+    options.add_argument("--seconds", type=float, default=600.0, help="After which what still runs is stopped.")
+    options.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="Processes at once.")
+    options.add_argument("--part", help=argparse.SUPPRESS)
+    given = options.parse_args(arguments)
     try:
-        setting = setting_for(device, tiny)
+        setting = setting_for(given.device, given.tiny)
+        wanted = parts(setting)
+        if given.ops is not None:
+            asked = [op.strip() for op in given.ops.split(",")]
+            if unknown := [op for op in asked if op not in ops_of("triton")]:
+                raise InputError(f"--ops {unknown[0]}: there are {', '.join(ops_of('triton'))}.")
+            wanted = [part for part in wanted if part.split()[0] in asked]
     except InputError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"orthokernels: {error}")
-        raise typer.Exit(2) from None
-    drawn = torch.seed() % 2**31 if seed is None else seed
-    torch.manual_seed(drawn)
-    found = []
-    for row in checks(setting):
-        found.append(row)
-        if row.fault:
-            console.print(f"WRONG {row.op}, {row.what}: {row.fault}")
-    for op in dict.fromkeys(row.op for row in found):
-        own = [row for row in found if row.op == op]
-        wrong = sum(row.fault is not None for row in own)
-        worst = max((row.error for row in own if row.error == row.error), default=math.nan)
-        console.print(f"{op}: {len(own) - wrong} of {len(own)} right, largest relative error {worst:.2e}")
-    console.print(f"seed {drawn}, backend {setting.backend}")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        rows = [{name: None if value != value else value for name, value in asdict(row).items()} for row in found]
-        (out / "check.json").write_text(
-            json.dumps({"seed": drawn, "backend": setting.backend, "rows": rows}, indent=1) + "\n"
-        )
-    if any(row.fault for row in found):
-        raise typer.Exit(1)
+        print(f"orthokernels: {error}", file=sys.stderr)
+        return REFUSED
+    seed = torch.seed() % 2**31 if given.seed is None else given.seed
+    if given.part is not None:
+        torch.manual_seed(seed)
+        for row in checks(setting, given.part):
+            print(json.dumps(asdict(row)), flush=True)
+        return 0
+    return _check_all(wanted, setting, seed, given)
+
+
+def _check_all(wanted: Sequence[str], setting: Setting, seed: int, given: argparse.Namespace) -> int:
+    own = [sys.executable, "-m", "orthokernels.bench.gpu.check", "--device", given.device, "--seed", str(seed)]
+    own += ["--tiny"] if setting.tiny else []
+    print(f"seed {seed}, backend {setting.backend}", flush=True)
+    ended: list[Part] = []
+    for part in check_parts(
+        wanted, lambda part: [*own, "--part", part], seconds=given.seconds, workers=max(1, given.workers)
+    ):
+        ended.append(part)
+        for row in part.rows:
+            if row.fault:
+                print(f"WRONG {row.op}, {row.what}: {row.fault}", flush=True)
+        op = _op(part.part)
+        of_op = [other for other in ended if _op(other.part) == op]
+        if len(of_op) == sum(_op(name) == op for name in wanted):
+            print(summary(op, of_op), flush=True)
+        if given.out is not None:
+            _write(given.out, seed, setting, ended)
+    if any(row.fault for part in ended for row in part.rows):
+        return WRONG
+    return UNFINISHED if any(part.unfinished for part in ended) else 0
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

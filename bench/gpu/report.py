@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
+from orthokernels.bench.tables import Table
 
 COLUMNS = (
     "suite", "case", "contender", "state", "median_us", "p20_us", "p80_us", "gb_s", "tflop_s", "bandwidth_percent",
@@ -129,9 +129,8 @@ def _heading(facts: dict[str, Any]) -> list[str]:
 
 def case_table(case: str, rows: Sequence[dict[str, Any]]) -> Table:
     """A case's rows for the terminal, those that lose among them."""
-    made = Table(title=case, title_justify="left")
-    for name, told in _HEADINGS:
-        made.add_column(told, justify="left" if name in ("contender", "note") else "right")
+    figures = [told for name, told in _HEADINGS if name not in ("contender", "note")]
+    made = Table([told for _, told in _HEADINGS], title=case, right=figures)
     for row in rows:
         made.add_row(*(_cell(row, name) for name, _ in _HEADINGS), style=None if row["state"] == "measured" else "dim")
     return made
@@ -145,9 +144,9 @@ def last_table(facts: dict[str, Any]) -> Table | None:
 
 def summary(records: Sequence[dict[str, Any]]) -> Table:
     """A line for each case: the first contender beside the quickest of the others, and what it was held to."""
-    made = Table(title="Ours, and the quickest that is not ours", title_justify="left")
-    for told in ("case", "us", "% of floor", "quickest other", "us", "speed-up", "bars"):
-        made.add_column(told, justify="left" if told in ("case", "quickest other", "bars") else "right")
+    headings = ("case", "us", "% of floor", "quickest other", "its us", "speed-up", "bars")
+    figures = ("us", "% of floor", "its us", "speed-up")
+    made = Table(headings, title="Ours, and the quickest that is not ours", right=figures)
     for facts in records:
         for case, rows in _by_case(facts["rows"]):
             first = rows[0]
@@ -204,22 +203,25 @@ def _times(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def main(folder: Annotated[Path, typer.Argument(help="A folder that suites were written into.")]) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the short table of all suites in a folder."""
+    options = argparse.ArgumentParser(prog="python -m orthokernels.bench.gpu.report", description=main.__doc__)
+    options.add_argument("folder", type=Path, help="A folder that suites were written into.")
+    folder = options.parse_args(arguments).folder
     names = [folder / f"{suite}.json" for suite in ("ops", "model", "training")]
     records = [json.loads(path.read_text()) for path in names if path.is_file()]
     if not records:
         print(f"{folder} has no record of a suite.")
-        raise typer.Exit(1)
-    console = Console(width=200, highlight=False, emoji=False)
-    console.print(device_told(records[0]), markup=False)
-    console.print(ceilings_told(records[0]), markup=False)
-    console.print(summary(records))
+        return 1
+    print(device_told(records[0]))
+    print(ceilings_told(records[0]))
+    print(summary(records))
     for facts in records:
         failed = sum(row["state"] != "measured" for row in facts["rows"])
-        console.print(f"{facts['suite']}: {failed} of {len(facts['rows'])} rows have no figure, "
-                      f"{len(facts['left_out'])} cases were left out.", markup=False)  # fmt: skip
+        print(f"{facts['suite']}: {failed} of {len(facts['rows'])} rows have no figure, "
+              f"{len(facts['left_out'])} cases were left out.")  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ import torch
 from orthokernels.bench.gpu import plots, report
 from orthokernels.bench.gpu.case import Bar, Case, Corner, decompose, judge, rows_of
 from orthokernels.bench.gpu.ceilings import Ceilings
-from orthokernels.bench.gpu.check import checks, compare, poisoned
+from orthokernels.bench.gpu.check import FAR, UNFINISHED, WRONG, check_parts, checks, compare, parts, poisoned
+from orthokernels.bench.gpu.check import main as check
 from orthokernels.bench.gpu.check_cases import Comparison
 from orthokernels.bench.gpu.floors import count, meta
 from orthokernels.bench.gpu.peers import load, peers
@@ -215,9 +218,127 @@ def test_the_check_finds_what_is_wrong():
 
 
 def test_the_plain_backend_passes_its_own_check():
-    found = list(checks(TINY))
+    found = [row for part in parts(TINY) for row in checks(TINY, part)]
     assert [row for row in found if row.fault] == []
     assert {row.op for row in found} == set(ops_of("triton"))
+
+
+def test_each_op_and_dtype_is_a_part_and_large_volumes_are_one():
+    told = parts(Setting(torch.device("cuda")))  # none is needed to name them
+    assert len(told) == 3 * len(ops_of("triton")) + 1
+    assert told[-1] == FAR
+
+
+def test_the_check_runs_each_part_in_a_process_and_keeps_the_record(tmp_path, capsys):
+    given = ["--device", "cpu", "--tiny", "--ops", "add_noise,plane_gating", "--out", str(tmp_path), "--seed", "7"]
+    assert check(given) == 0
+    told = capsys.readouterr().out
+    assert "add_noise: 2 of 2 right" in told
+    assert "plane_gating: 2 of 2 right" in told
+    facts = json.loads((tmp_path / "check.json").read_text())
+    assert {row["op"] for row in facts["rows"]} == {"add_noise", "plane_gating"}
+    assert (facts["seed"], facts["unfinished"]) == (7, [])
+
+
+_ROW = '{"op": "op", "what": "first", "error": 0.0, "plain": 0.0, "fault": null}'
+_PARTS = {
+    "op quick": f"print({_ROW!r})",
+    "op slow": f"import time; print({_ROW!r}, flush=True); time.sleep(60)",
+    "op broken": f"import sys; print({_ROW!r}); sys.exit('an illegal memory access')",
+}
+
+
+def test_a_part_that_is_late_is_not_wrong_and_one_that_breaks_off_is():
+    begin = lambda part: [sys.executable, "-c", _PARTS[part]]  # noqa: E731
+    started = time.monotonic()
+    found = {part.part: part for part in check_parts(list(_PARTS), begin, seconds=4.0, workers=3)}
+    assert time.monotonic() - started < 30
+    assert found["op quick"].unfinished is None
+    assert [row.fault for row in found["op quick"].rows] == [None]
+    assert [row.fault for row in found["op slow"].rows] == [None]  # what it found before is kept
+    assert found["op slow"].unfinished.startswith("stopped after 4 s")
+    assert [row.fault for row in found["op broken"].rows] == [None, "exit code 1: an illegal memory access"]
+    only = list(check_parts(["op slow", "op quick"], begin, seconds=0.5, workers=1))
+    assert [part.unfinished[:9] for part in only] == ["stopped a", "not begun"]
+
+
+def test_the_check_tells_a_lack_of_time_from_a_wrong_result(monkeypatch, tmp_path, capsys):
+    given = ["--device", "cpu", "--tiny", "--ops", "add_noise", "--out", str(tmp_path)]
+    assert check([*given, "--seconds", "0"]) == UNFINISHED
+    assert "WRONG" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "check.json").read_text())["unfinished"][0]["part"] == "add_noise float32"
+    monkeypatch.setattr("sys.executable", "false")
+    assert check(given) == WRONG
+
+
+_BARE = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pydantic", "typer", "click", "rich", "pydicom", "nibabel", "safetensors", "scipy",
+                                  "matplotlib", "numba", "onnx", "onnxruntime", "openvino", "PIL", "huggingface_hub",
+                                  "cryptography", "diffusers", "monai"}:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Refuse())
+module, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(module, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("start --help", 0, "Compile every kernel"),
+        ("start compile --targets 75", 2, "--targets 75: there are 80, 90, 100."),
+        ("start ops --device cpu --tiny --minutes 0 --out {out}", 0, "Left out: group_norm_silu forward"),
+        ("start model --device cpu --tiny --minutes 0 --out {out}", 0, "Ours, and the quickest that is not ours"),
+        ("start training --device cpu --tiny --minutes 0 --out {out}", 0, "{out}/training.json"),
+        ("check --device cpu --tiny --part", 2, "expected one argument"),
+        ("check --device cpu --tiny --ops nothing", 2, "--ops nothing: there are add_noise"),
+        ("report {out}", 1, "has no record of a suite."),
+    ],
+)
+def test_the_script_s_commands_need_neither_a_command_line_package_nor_another(command, code, told, tmp_path):
+    module, *rest = command.format(out=tmp_path).split()
+    done = subprocess.run(
+        [sys.executable, "-c", _BARE, f"orthokernels.bench.gpu.{module}", *rest], capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert told.format(out=tmp_path) in done.stdout + done.stderr
+
+
+def test_the_script_starts_only_modules_that_need_no_command_line_package():
+    script = (ROOT / "bench" / "gpu.sh").read_text()
+    modules = set(re.findall(r"-m (orthokernels[.\w]*)", script))
+    assert modules == {f"orthokernels.bench.gpu.{name}" for name in ("check", "start", "report")}
+
+
+def test_where_pip_fails_the_script_uses_the_sources_with_all_rooms(tmp_path):
+    told = tmp_path / "told"
+    looks = (
+        "import importlib.util as u\n"
+        "rooms = [u.find_spec(f'orthokernels.{room}') is not None for room in ('bench', 'edge', 'export')]\n"
+        f"print(u.find_spec('orthokernels').origin, rooms, file=open({str(told)!r}, 'a'))"
+    )
+    python = tmp_path / "python"
+    # Without site-packages: an installed copy would be found first. -c looks where -m does.
+    python.write_text(
+        "#!/bin/bash\n"
+        'if [[ "$1 $2" == "-m pip" ]]; then exit 1; fi\n'
+        'if [[ "$1" == -c && "$2" == *get_device* ]]; then echo 90; exit 0; fi\n'
+        'if [[ "$1" == -c && "$2" == *is_available* ]]; then exit 0; fi\n'
+        f'if [[ "$1" == -m ]]; then exec {sys.executable} -S -c "{looks}"; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu.sh"), str(tmp_path / "out")],
+        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = told.read_text().splitlines()
+    assert len(lines) == 6  # compile, check, three suites, report
+    assert all(line.endswith("[True, True, True]") and not line.startswith(str(ROOT)) for line in lines), lines
 
 
 def test_the_script_is_valid_bash():
