@@ -13,10 +13,17 @@ from orthokernels.errors import InputError
 
 
 def cache_folder() -> Path:
-    """ORTHOKERNELS_CACHE, else the user's cache folder."""
+    """ORTHOKERNELS_CACHE, else the user's cache folder.
+
+    Raises:
+        InputError: the user has no home, as an unknown one in a container.
+    """
     if own := os.environ.get("ORTHOKERNELS_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthokernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthokernels"
+    except RuntimeError as error:
+        raise InputError("there is no home folder to keep a cache in; name one with ORTHOKERNELS_CACHE.") from error
 
 
 def umask() -> int:

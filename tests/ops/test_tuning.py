@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from orthokernels.folders import read_table
+from orthokernels.errors import InputError
+from orthokernels.folders import cache_folder, read_table
 
 tuning = pytest.importorskip("orthokernels.backends.triton.tuning", reason="Triton is not installed")
 
@@ -79,3 +81,44 @@ def test_on_a_cpu_the_default_runs():
 def test_a_device_s_file_has_its_name(monkeypatch, tmp_path):
     monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path))
     assert tuning._file("NVIDIA H200 (MIG 1g)") == tmp_path / "tuning" / "NVIDIA-H200-MIG-1g-.json"
+
+
+@pytest.fixture
+def devices(monkeypatch, tmp_path):
+    """Two GPUs by name; returns how often they were asked for it."""
+    asked = []
+    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: asked.append(device) or f"GPU {device}")
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path))
+    monkeypatch.delenv("ORTHOKERNELS_TUNE", raising=False)
+    read_table.cache_clear()
+    return asked
+
+
+def chosen(device="cuda:0", kind=("forward", 8)):
+    return tuning.setting("op", kind, CANDIDATES, torch.device(device), lambda candidate: None)
+
+
+def test_a_choice_is_looked_up_once_for_each_kind_and_device(devices):
+    for _ in range(3):
+        assert chosen() == chosen("cuda") == chosen("cuda:1") == chosen(kind=("forward", 9)) == CANDIDATES[0]
+    assert devices == [0, 1, 0]
+
+
+def test_tuning_that_is_switched_on_later_is_heard(devices, file, monkeypatch):
+    assert chosen() == CANDIDATES[0]
+    monkeypatch.setenv("ORTHOKERNELS_TUNE", "1")
+    assert chosen() == CANDIDATES[1]
+
+
+def test_a_user_without_a_home_gets_the_default(devices, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ORTHOKERNELS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert chosen() == CANDIDATES[0]
+    with pytest.raises(InputError, match="name one with ORTHOKERNELS_CACHE"):
+        cache_folder()

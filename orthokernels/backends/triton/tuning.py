@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import triton
 
+from orthokernels.errors import InputError
 from orthokernels.folders import add_to_table, cache_folder, read_table
 
 Setting = dict[str, int]
@@ -37,7 +38,16 @@ def setting(
     """
     if device.type != "cuda" or len(candidates) == 1:
         return candidates[0]
-    return _found(op, kind, candidates, _file(torch.cuda.get_device_name(device)), run)
+    # Looking it up costs more host time than a launch: once for each kind, and again where tuning is switched on.
+    index = torch.cuda.current_device() if device.index is None else device.index
+    key = (op, *kind, index, os.environ.get("ORTHOKERNELS_TUNE"))
+    if key not in _chosen:
+        file = _file(torch.cuda.get_device_name(index))
+        _chosen[key] = candidates[0] if file is None else _found(op, kind, candidates, file, run)
+    return _chosen[key]
+
+
+_chosen: dict[tuple[Hashable, ...], Setting] = {}
 
 
 def _found(
@@ -64,5 +74,9 @@ def _milliseconds(run: Callable[[Setting], object], candidate: Setting) -> float
         return float("inf")
 
 
-def _file(device: str) -> Path:
-    return cache_folder() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
+def _file(device: str) -> Path | None:
+    """A device's table; None where there is no folder for one."""
+    try:
+        return cache_folder() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
+    except InputError:
+        return None
