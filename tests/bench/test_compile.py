@@ -50,3 +50,36 @@ def test_what_can_not_be_compiled_is_said_in_a_sentence():
     done = bench_compile(interpret=True)
     assert done.returncode == 2
     assert "Unset it." in done.stderr
+
+
+_STEPS = """
+from importlib import import_module
+from triton.backends.compiler import BaseBackend
+from triton.runtime.jit import native_specialize_impl
+
+def kinds(parameter, values):
+    # As a launch looks at an argument (triton.runtime.jit.create_function_from_signature).
+    special, aligned = not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment
+    return {native_specialize_impl(BaseBackend, value, False, special, aligned) for value in values}
+
+for op in ("denoise_step", "add_noise", "diffusion_loss"):
+    module = import_module(f"orthokernels.backends.triton.{op}")
+    for own in module.configurations():
+        by_name = {parameter.name: parameter for parameter in own.kernel.params}
+        steps = [module.counted(step) for step in (0, 1, 7, 16, 49, 2**31 + 3, 2**32)]
+        assert len(kinds(by_name["step"], steps)) == 1, op
+        for name in by_name.keys() & {"p_coefficients", "p_threshold", "p_shares", "p_target", "p_weight", "p_seed"}:
+            rows = torch.zeros(4, 7)  # the address of every second one, and so on, is no multiple of 16
+            assert len(kinds(by_name[name], rows)) == 1, (op, name)
+        for step in (1, 16):
+            other = dataclasses.replace(own, arguments={**own.arguments, "step": step})
+            for told in ("signature", "constants", "divisible"):
+                assert getattr(other, told)() == getattr(own, told)(), (op, told)
+"""
+
+
+def test_a_sampler_s_steps_run_one_variant_of_a_kernel():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = "import dataclasses, torch\n" + _STEPS
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

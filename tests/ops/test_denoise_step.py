@@ -116,3 +116,18 @@ def test_registration_passes_opcheck(backend, full):
 def test_bad_arguments_are_named(changes, told):
     with pytest.raises(ValueError, match=told):
         denoise_step(**{**made(SHAPES[0]), **changes})
+
+
+@pytest.mark.parametrize("step", [2**31 - 1, 2**31, 2**32 - 1, 2**32 + 5])
+def test_a_step_of_any_size_is_the_counter_s_word(step):
+    given = {**made(SHAPES[0]), "seed": SEED}
+    want = denoise_step(**given, step=step % 2**32, backend="torch")[0]
+    for backend in ("torch", "triton"):
+        torch.testing.assert_close(denoise_step(**given, step=step, backend=backend)[0], want, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4, 5), (2, 2, 0, 4, 5)])
+def test_of_nothing_comes_nothing(shape):
+    x, coefficients = torch.zeros(shape), torch.ones(7)
+    found, x0 = denoise_step(x, x, coefficients, seed=SEED, keep_x0=True, backend="triton")
+    assert (found.shape, x0.shape) == (shape, shape)

@@ -247,3 +247,15 @@ def test_a_backend_that_can_not_says_why(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(BackendUnavailable, match="lies on cpu"):
         group_norm_silu(torch.zeros(1, 2, 3), 1, backend="triton")
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 2, 3, 4), (2, 4, 0, 3, 4)])
+def test_of_nothing_comes_nothing_and_a_gradient_of_zero(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    small = [torch.ones(4), torch.ones(4), torch.ones(shape[0], 4), torch.ones(shape[0], 8)]
+    weight, bias, shift, film = (own.requires_grad_() for own in small)
+    y = group_norm_silu(x, 2, weight, bias, shift=shift, scale_shift=film, backend="triton")
+    assert y.shape == shape
+    found = torch.autograd.grad(y.sum(), [x, *small])
+    assert [own.shape for own in found] == [x.shape, *(own.shape for own in small)]
+    assert all(not own.any() for own in found)

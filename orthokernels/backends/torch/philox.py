@@ -26,7 +26,12 @@ def normal(count: int, seed: Tensor, step: int) -> Tensor:
 def philox(counter: Tensor, step: int, seed: Tensor) -> tuple[Tensor, ...]:
     """Four words of 32 bits for each counter (counter, step, 0, 0), as int64 [counters]."""
     key0, key1 = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1, c2, c3 = counter, torch.full_like(counter, step), torch.zeros_like(counter), torch.zeros_like(counter)
+    c0, c1, c2, c3 = (
+        counter,
+        torch.full_like(counter, step & _MASK),
+        torch.zeros_like(counter),
+        torch.zeros_like(counter),
+    )
     for _ in range(_ROUNDS):
         (high0, low0), (high2, low2) = _product(c0, _MULTIPLIERS[0]), _product(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high2 ^ c1 ^ key0, low2, high0 ^ c3 ^ key1, low0

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
-from orthokernels.backends.triton.philox import unit_noise
+from orthokernels.backends.triton.philox import counted, unit_noise
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _BLOCK = 1024
@@ -27,7 +27,8 @@ def noise_of(p_noise, p_seed, i_block, o_v, mask, step, DRAW: tl.constexpr, BLOC
     return tl.load(p_noise + o_v, mask, other=0.0).to(tl.float32)
 
 
-@triton.jit
+# A sampler's steps differ in these alone, and a variant of its own would be compiled in the midst of a run.
+@triton.jit(do_not_specialize=["step"], do_not_specialize_on_alignment=["p_shares", "p_seed"])
 def _add(
     p_x0, p_shares, p_noise, p_seed, p_found, size, per_sample, step, DRAW: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -45,7 +46,7 @@ def forward(x0: Tensor, shares: Tensor, noise: Tensor | None, seed: Tensor | Non
     """Write the noisy volumes; all volumes share one layout."""
     _add[(triton.cdiv(x0.numel(), _BLOCK),)](
         x0, shares, x0 if noise is None else noise, shares if seed is None else seed, found, x0.numel(),
-        x0[0].numel(), step, DRAW=seed is not None, BLOCK=_BLOCK, num_warps=_WARPS,
+        x0[0].numel(), counted(step), DRAW=seed is not None, BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
 
 

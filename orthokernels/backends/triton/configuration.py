@@ -38,10 +38,11 @@ class Configuration:
     def constants(self) -> dict[str, Any]:
         """The arguments that are compiled in: those declared so, and whole numbers that are 1."""
         declared = {parameter.name for parameter in self.kernel.params if parameter.is_constexpr}
+        plain = self._plain()
         return {
             name: value
             for name, value in self.arguments.items()
-            if name in declared or (isinstance(value, int) and value == 1)
+            if name in declared or (isinstance(value, int) and value == 1 and name not in plain)
         }
 
     def signature(self) -> dict[str, str]:
@@ -51,10 +52,19 @@ class Configuration:
 
     def divisible(self) -> dict[tuple[int], list[list[Any]]]:
         """Pointers and whole numbers that 16 divides, as a launch would find them."""
+        left_out = self._plain() | self.constants().keys()
         return {
             (place,): [["tt.divisibility", 16]]
             for place, (name, value) in enumerate(self.arguments.items())
-            if name not in self.constants() and (isinstance(value, str) or (isinstance(value, int) and value % 16 == 0))
+            if name not in left_out and (isinstance(value, str) or (isinstance(value, int) and value % 16 == 0))
+        }
+
+    def _plain(self) -> set[str]:
+        """Arguments that a launch takes as they come, whether they are 1 or 16 divides them."""
+        return {
+            parameter.name
+            for parameter in self.kernel.params
+            if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
         }
 
 

@@ -16,14 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
-from orthokernels.backends.triton.philox import unit_noise
+from orthokernels.backends.triton.philox import counted, unit_noise
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _BLOCK = 1024
 _WARPS = 4
 
 
-@triton.jit
+# A sampler's steps differ in these alone, and a variant of its own would be compiled in the midst of a run.
+@triton.jit(do_not_specialize=["step"], do_not_specialize_on_alignment=["p_coefficients", "p_threshold", "p_seed"])
 def _step(
     p_x, p_output, p_previous, p_found, p_x0, p_coefficients, p_threshold, p_seed, size, per_sample, step, clip,
     PREVIOUS: tl.constexpr, CLIP: tl.constexpr, THRESHOLD: tl.constexpr, NOISE: tl.constexpr, KEEP: tl.constexpr,
@@ -63,10 +64,12 @@ def forward(
     x0: Tensor | None,
 ) -> None:
     """Write the next volume, and x0 where it is wanted; all volumes share one layout."""
+    if not x.numel():
+        return
     _step[(triton.cdiv(x.numel(), _BLOCK),)](
         x, output, x if previous is None else previous, found, found if x0 is None else x0, coefficients,
         coefficients if threshold is None else threshold, coefficients if seed is None else seed,
-        x.numel(), x[0].numel(), step, 1.0 if clip is None else clip,
+        x.numel(), x[0].numel(), counted(step), 1.0 if clip is None else clip,
         PREVIOUS=previous is not None, CLIP=clip is not None, THRESHOLD=threshold is not None, NOISE=seed is not None,
         KEEP=x0 is not None, BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from orthokernels.backends.triton.add_noise import noise_of
 from orthokernels.backends.triton.configuration import Configuration
+from orthokernels.backends.triton.philox import counted
 from orthokernels.backends.triton.volumes import wrong_dtype
 
 _BLOCK = 1024
@@ -35,7 +36,8 @@ def _error(
     return tl.load(p_prediction + o_v, mask, other=0.0).to(tl.float32) - target
 
 
-@triton.jit
+# A sampler's steps differ in these alone, and a variant of its own would be compiled in the midst of a run.
+@triton.jit(do_not_specialize=["step"], do_not_specialize_on_alignment=["p_target", "p_weight", "p_seed"])
 def _loss(
     p_prediction, p_x0, p_target, p_noise, p_seed, p_weight, p_part, size, per_sample, step,
     DRAW: tl.constexpr, WEIGHT: tl.constexpr, SQUARED: tl.constexpr, BLOCK: tl.constexpr,
@@ -52,7 +54,7 @@ def _loss(
     tl.store(p_part + i_block, tl.sum(tl.where(mask, each, 0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"], do_not_specialize_on_alignment=["p_target", "p_weight", "p_seed"])
 def _gradient(
     p_dloss, p_prediction, p_x0, p_target, p_noise, p_seed, p_weight, p_found, size, per_sample, step,
     DRAW: tl.constexpr, WEIGHT: tl.constexpr, SQUARED: tl.constexpr, BLOCK: tl.constexpr,
@@ -79,7 +81,7 @@ def forward(
     part = torch.empty(blocks, dtype=torch.float32, device=x0.device)
     _loss[(blocks,)](
         prediction, x0, target, x0 if noise is None else noise, target if seed is None else seed,
-        target if weight is None else weight, part, x0.numel(), x0[0].numel(), step,
+        target if weight is None else weight, part, x0.numel(), x0[0].numel(), counted(step),
         DRAW=seed is not None, WEIGHT=weight is not None, SQUARED=squared, BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
     return part.sum() / x0.numel()
@@ -92,7 +94,7 @@ def backward(
     """Write the gradient of the prediction."""
     _gradient[(triton.cdiv(x0.numel(), _BLOCK),)](
         dloss, prediction, x0, target, x0 if noise is None else noise, target if seed is None else seed,
-        target if weight is None else weight, found, x0.numel(), x0[0].numel(), step,
+        target if weight is None else weight, found, x0.numel(), x0[0].numel(), counted(step),
         DRAW=seed is not None, WEIGHT=weight is not None, SQUARED=squared, BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
 

@@ -303,6 +303,10 @@ def forward(
     rstd: Tensor,
 ) -> None:
     """Write y, and the groups' mean and reciprocal deviation, float32 [N, groups]. All volumes share one layout."""
+    if not y.numel():
+        for moments in (mean, rstd):  # of no voxels
+            moments.fill_(float("nan"))
+        return
 
     def run(cut: Setting) -> None:
         _run_forward(cut, x, skip, groups, weight, bias, shift, scale_shift, silu, eps, y, mean, rstd)
@@ -349,6 +353,9 @@ def backward(
     dskip: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Write dx and dskip; returns dweight and dbias [N, C] of each sample, dshift [N, C], dscale_shift [N, 2 C]."""
+    if not dy.numel():
+        zeros = dy.new_zeros(dy.shape[:2], dtype=torch.float32)
+        return zeros, zeros, zeros, dy.new_zeros((dy.shape[0], 2 * dy.shape[1]), dtype=torch.float32)
 
     def run(cut: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _run_backward(cut, dy, x, skip, groups, weight, bias, shift, scale_shift, silu, mean, rstd, dx, dskip)

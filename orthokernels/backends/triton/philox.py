@@ -6,6 +6,11 @@ import triton
 import triton.language as tl
 
 
+def counted(step: int) -> int:
+    """A step as the counter's word of 32 bits, signed: every step is of one type, and a kernel is compiled once."""
+    return (step + 2**31 & 0xFFFFFFFF) - 2**31
+
+
 @triton.jit
 def unit_noise(seed, i_block, step, BLOCK: tl.constexpr):
     """Unit normal numbers [BLOCK] of a block of consecutive places, four of each counter; BLOCK is a multiple of 4."""
