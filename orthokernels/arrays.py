@@ -52,7 +52,8 @@ def denoise_step(
     Raises:
         BackendUnavailable: CuPy or a CUDA device is missing.
         TypeError: something that hands out no memory.
-        ValueError: a shape, type or order in memory that does not fit, or a tensor that wants a gradient.
+        ValueError: a shape, type or order in memory that does not fit, arrays on two devices, or a tensor that wants a
+            gradient.
     """
     x, output, coefficients, previous, threshold, seed = _taken(
         x=x, output=output, coefficients=coefficients, previous=previous, threshold=threshold, seed=seed
@@ -102,7 +103,7 @@ def attention_pool(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any
     Raises:
         BackendUnavailable: CuPy or a CUDA device is missing.
         TypeError: something that hands out no memory.
-        ValueError: shapes or types that differ or are not taken, or a tensor that wants a gradient.
+        ValueError: shapes, types or devices that differ or are not taken, or a tensor that wants a gradient.
     """
     q, k, v = _taken(q=q, k=k, v=v)
     if q.ndim != 4 or not math.prod(q.shape):
@@ -128,7 +129,18 @@ def _taken(**given: Any | None) -> list[Any]:
     if not cupy.cuda.is_available():
         raise BackendUnavailable("No CUDA device is visible to CuPy.")
     as_tensors = is_tensor(next(iter(given.values())))
-    return [None if array is None else _in_kind(name, array, as_tensors) for name, array in given.items()]
+    found = {name: None if array is None else _in_kind(name, array, as_tensors) for name, array in given.items()}
+    (first, leading), *rest = ((name, array) for name, array in found.items() if array is not None)
+    for name, array in rest:
+        if _device_of(array) != _device_of(leading):
+            own, wanted = _device_of(array), _device_of(leading)
+            raise ValueError(f"{name}: lies on cuda:{own}; must lie where {first} does, on cuda:{wanted}.")
+    return list(found.values())
+
+
+def _device_of(array: Any) -> int:
+    """The number of the GPU that an array lies on."""
+    return int(array.device.index if is_tensor(array) else array.device.id)
 
 
 def _in_kind(name: str, array: Any, as_tensor: bool) -> Any:

@@ -245,6 +245,26 @@ def test_arrays_without_cupy_are_refused_in_a_sentence(monkeypatch):
         arrays.attention_pool(*[torch.zeros(1, 1, 4, 4)] * 3)
 
 
+class _Array:
+    """Of a CuPy that is not here, on one of its GPUs."""
+
+    def __init__(self, device: int) -> None:
+        self.device, self.shape, self.ndim, self.dtype = SimpleNamespace(id=device), (2, 3, 4, 8), 4, "float32"
+
+
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_arrays_on_two_gpus_are_refused_by_name(monkeypatch, name):
+    cupy = SimpleNamespace(ndarray=_Array, cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(arrays, "find_spec", lambda name: name)
+    given = {**{own: _Array(1) for own in "qkv"}, name: _Array(0)}
+    with pytest.raises(ValueError, match=rf"^{name}: lies on cuda:0; must lie where q does, on cuda:1.$"):
+        arrays.attention_pool(**given)
+    given = {own: _Array(0) for own in ("x", "output", "coefficients")}
+    with pytest.raises(ValueError, match=r"^seed: lies on cuda:2; must lie where x does, on cuda:0.$"):
+        arrays.denoise_step(**given, seed=_Array(2))
+
+
 def test_arrays_import_no_framework():
     code = "import sys, orthokernels.arrays; print({'torch', 'cupy', 'triton', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
