@@ -13,7 +13,7 @@ from orthokernels.bench.gpu.case import Case, decompose, judge, rows_of
 from orthokernels.bench.gpu.ceilings import Ceilings, measure_ceilings
 from orthokernels.bench.gpu.peers import peers
 from orthokernels.bench.gpu.setting import Setting, device_facts
-from orthokernels.bench.gpu.timing import Clock, Deadline, Effort, clock_of, measure, reason_of
+from orthokernels.bench.gpu.timing import Clock, Deadline, Effort, clock_of, empty_cache, measure, reason_of
 from orthokernels.bench.record import circumstances
 
 SUITES = ("ops", "model", "training")
@@ -89,4 +89,4 @@ def _run_case(
     torch._dynamo.reset()
     gc.collect()
     if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
+        empty_cache()

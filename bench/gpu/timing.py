@@ -20,6 +20,8 @@ import torch
 
 Call = Callable[[], object]
 GRAPH_BELOW = 100e-6  # seconds: below it, events around plain launches measure the host
+_LEAD, _MOST_LEAD = 500e-6, 20e-3  # seconds that the device waits for the host: at a call's first time, and at most
+_CYCLES = 2e9  # a second of the device, rather too many
 WARM_UPS = 3  # torch.compile's own graphs run once plainly, are recorded, and are replayed from the third call on
 
 
@@ -130,8 +132,9 @@ class HostClock(Clock):
 class CudaClock(Clock):
     """Events around a call on a stream of its own, behind a write that leaves nothing of its inputs in the L2 cache.
 
-    That write is also long enough for the host to be ahead when the call begins. Building on the same stream matters:
-    a backward pass runs on the stream of its forward pass, and would break the capture of another one.
+    The device then waits for as long as the host took to launch the call before, so that all of it is queued when it
+    begins, and no gap between launches is timed. Building on the same stream matters: a backward pass runs on the
+    stream of its forward pass, and would break the capture of another one.
     """
 
     captures = True
@@ -141,6 +144,7 @@ class CudaClock(Clock):
         self.stream = torch.cuda.Stream(device)
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self.cold = torch.empty(4 * max(cache, 32 * 2**20), dtype=torch.int8, device=device)
+        self._leads: dict[int, float] = {}
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -153,8 +157,11 @@ class CudaClock(Clock):
     def start(self, call: Call) -> Callable[[], float]:
         self.cold.zero_()
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int(self._leads.get(id(call), _LEAD) * _CYCLES))
         first.record()
+        began = time.perf_counter()
         call()
+        self._leads[id(call)] = min(1.2 * (time.perf_counter() - began) + 10e-6, _MOST_LEAD)
         last.record()
 
         def read() -> float:
@@ -174,7 +181,7 @@ class CudaClock(Clock):
     def held(self) -> tuple[int, int]:
         gc.collect()
         torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
+        empty_cache()
         return torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
 
     def peak(self, call: Call, before: tuple[int, int] | None) -> int | None:
@@ -185,6 +192,16 @@ class CudaClock(Clock):
         call()
         torch.cuda.synchronize(self.device)
         return max(torch.cuda.max_memory_allocated(self.device) - before[0], kept)
+
+
+# Why no graph is captured any more: a capture that failed may stay open in PyTorch's allocator, and spoil what follows.
+_no_capture: list[str] = []
+
+
+def empty_cache() -> None:
+    """Give the device's kept memory back, where no capture that failed forbids it."""
+    if not _no_capture:
+        torch.cuda.empty_cache()
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -203,7 +220,7 @@ def measure(
 
     Each is built and warmed up, in the order given and within ``patience`` seconds; then rounds go over all that are
     ready, each round from another one on. If the quickest takes less than 100 us, all are captured as CUDA graphs; one
-    that can not be is timed as it is, with a note.
+    that can not be is timed as it is, with a note, and none is captured behind it in this process.
 
     Returns:
         Each name with its timing.
@@ -222,8 +239,11 @@ def measure(
         if ready:
             spare = min(effort.seconds, max(deadline.left(), 0.0))
             rounds = min(max(int(spare / (sum(estimates[name] for name in ready) + 1e-9)), effort.least), effort.most)
+        began = time.monotonic()
         for number in range(rounds):
             if number >= 3 and deadline.left() < 0:
+                break
+            if number >= effort.least and time.monotonic() - began > effort.seconds:  # the host's own time comes on top
                 break
             _round(ready, clock, found, number)
     return found
@@ -254,10 +274,14 @@ def _prepare(
 
 
 def _captured(call: Call, clock: Clock, timing: Timing) -> Call:
+    if _no_capture:
+        timing.notes.append(f"no CUDA graph: an earlier one failed here, {_no_capture[0]}"[:200])
+        return call
     try:
         captured = clock.capture(call)
     except Exception as error:
-        timing.notes.append(f"no CUDA graph: {reason_of(error)}")
+        _no_capture.append(reason_of(error))
+        timing.notes.append(f"no CUDA graph: {_no_capture[0]}")
         return call
     timing.notes.append("CUDA graph")
     return captured

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from orthokernels.bench.gpu import plots, report
+from orthokernels.bench.gpu import plots, report, timing
 from orthokernels.bench.gpu.case import Bar, Case, Corner, decompose, judge, rows_of
 from orthokernels.bench.gpu.ceilings import Ceilings
 from orthokernels.bench.gpu.check import FAR, UNFINISHED, WRONG, check_parts, checks, compare, parts, poisoned
@@ -23,7 +23,7 @@ from orthokernels.bench.gpu.floors import count, meta
 from orthokernels.bench.gpu.peers import load, peers
 from orthokernels.bench.gpu.setting import Setting, setting_for
 from orthokernels.bench.gpu.suite import SUITES, run_suite
-from orthokernels.bench.gpu.timing import Absent, Contender, Effort, HostClock, Timing, measure, time_limit
+from orthokernels.bench.gpu.timing import Absent, Contender, CudaClock, Effort, HostClock, Timing, measure, time_limit
 from torch import nn
 from typer.testing import CliRunner
 
@@ -129,6 +129,63 @@ def test_the_limit_is_taken_back():
     with time_limit(0.05):
         pass
     time.sleep(0.1)
+
+
+class Graphs(HostClock):
+    """A clock whose graphs can't be captured of calls that say so."""
+
+    captures = True
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def capture(self, call):
+        self.asked += 1
+        if call() == "fails":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return call
+
+
+def test_behind_a_capture_that_failed_none_is_tried_and_no_memory_given_back(monkeypatch):
+    monkeypatch.setattr(timing, "_no_capture", [])
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    timing.empty_cache()
+    clock = Graphs()
+    contenders = [Contender("a", lambda: lambda: "works"), Contender("b", lambda: lambda: "fails")]
+    for _ in range(2):
+        found = measure([*contenders, Contender("c", lambda: lambda: "works")], clock, effort=QUICK)
+        timing.empty_cache()
+        assert all(len(own.seconds) == 2 for own in found.values())
+        assert "operation not permitted" in found["b"].notes[0]
+        assert found["c"].notes[0].startswith("no CUDA graph: an earlier one failed here")
+    assert (clock.asked, len(emptied)) == (2, 1)
+
+
+def test_the_device_waits_until_the_host_has_launched_all_of_a_call(monkeypatch):
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            order.append("event")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append(cycles))
+    clock = object.__new__(CudaClock)
+    clock.cold, clock._leads = torch.ones(2), {}
+
+    def call():
+        order.append("call")
+        time.sleep(0.005)
+
+    for _ in range(2):
+        clock.start(call)
+    assert [own for own in order if isinstance(own, str)] == 2 * ["event", "call", "event"]
+    assert order[0] > 0  # it waits before the first event
+    assert order[4] >= 0.005 * 2e9  # as long as the host took
 
 
 def test_cases_for_which_no_time_is_left_are_named():
