@@ -201,9 +201,9 @@ class Process:
     told: Path
 
     def rows(self) -> list[Checked]:
-        """All that was found so far."""
-        whole = [line for line in self.told.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [Checked(**json.loads(line)) for line in whole]
+        """All that was found so far, in whole lines; a compiler may have told something between them."""
+        lines = self.told.read_text(errors="replace").splitlines(keepends=True)
+        return [Checked(**json.loads(line)) for line in lines if line.startswith('{"op": ') and line.endswith("}\n")]
 
 
 @dataclass(frozen=True)

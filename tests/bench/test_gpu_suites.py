@@ -299,7 +299,7 @@ def test_the_check_runs_each_part_in_a_process_and_keeps_the_record(tmp_path, ca
 
 _ROW = '{"op": "op", "what": "first", "error": 0.0, "plain": 0.0, "fault": null}'
 _PARTS = {
-    "op quick": f"print({_ROW!r})",
+    "op quick": f"print('a compiler\\'s word'); print({_ROW!r})",
     "op slow": f"import time; print({_ROW!r}, flush=True); time.sleep(60)",
     "op broken": f"import sys; print({_ROW!r}); sys.exit('an illegal memory access')",
 }
