@@ -25,9 +25,9 @@ Stack = dicom.DicomStack | nifti.NiftiStack
 # Among equals the echo nearest to a clinical fat-suppressed proton-density knee is taken.
 _USUAL_ECHO_MS = 40.0
 
-# Middles of two planes of one joint lie nearer to each other than this, or within the other volume; those of two knees
-# lie about 200 mm apart.
-_ONE_JOINT_MM = 60.0
+# From left to right, the middles of two volumes of one joint lie nearer to each other than this, or one lies within the
+# other volume; two knees' lie about 200 mm apart. In the other directions a table or a patient may have moved.
+_ONE_JOINT_MM = 100.0
 
 CHOICE_RULE = (
     "fluid-sensitive and fat-suppressed first, then fluid-sensitive, then more slices, then the echo time nearest to "
@@ -208,8 +208,8 @@ def _same_joint(a: Stack, b: Stack) -> bool:
     """Whether nothing says that two volumes show different joints: neither their sides nor their places."""
     if a.source.laterality and b.source.laterality and a.source.laterality != b.source.laterality:
         return False
-    near = np.linalg.norm(_middle(a) - _middle(b)) <= _ONE_JOINT_MM
-    return bool(near) or _holds(a, _middle(b)) or _holds(b, _middle(a))
+    aside = abs(_middle(a)[0] - _middle(b)[0])
+    return bool(aside <= _ONE_JOINT_MM) or _holds(a, _middle(b)) or _holds(b, _middle(a))
 
 
 def _middle(stack: Stack) -> np.ndarray:
