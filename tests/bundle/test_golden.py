@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from orthokernels.bundle.golden import EXACT, REDUCED, check_golden, golden_study
-from orthokernels.bundle.manifest import GoldenCase, Joint, Manifest
+from orthokernels.bundle.manifest import File, GoldenCase, Joint, Manifest
 from orthokernels.bundle.verify import Bundle
 from orthokernels.errors import InputError
 
@@ -25,11 +27,13 @@ def labels():
 
 @pytest.fixture
 def bundle(tmp_path, labels):
-    save_file(labels, tmp_path / "labels.safetensors")
+    content = save(labels)
+    (tmp_path / "labels.safetensors").write_bytes(content)
+    listed = {"labels.safetensors": File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))}
     case = GoldenCase(images=("golden/1.dcm",), labels="labels.safetensors", probabilities=PROBABILITIES)
     manifest = Manifest(
         name="small", version="0.1.0", intended_use="Tests.", limits=(), trained=False, licence="Apache-2.0",
-        origin="a test", size=16, depth=16, structures={}, graphs={}, native=False, minimum_versions={}, files={},
+        origin="a test", size=16, depth=16, structures={}, graphs={}, native=False, minimum_versions={}, files=listed,
         joints={"knee": Joint(weights_digest="", findings=(), planes={})}, golden={"knee": case},
     )  # fmt: skip
     return Bundle(tmp_path, manifest, "", None)

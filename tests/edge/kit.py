@@ -196,12 +196,13 @@ class Archive:
             self._process = None
 
     def objects(self) -> list[str]:
-        """SOP Instance UIDs of what arrived."""
-        return sorted(
-            str(pydicom.dcmread(path, stop_before_pixels=True, force=True).SOPInstanceUID)
+        """SOP Instance UIDs of what arrived; a file that is being written may not tell its own yet."""
+        found = (
+            pydicom.dcmread(path, stop_before_pixels=True, force=True).get("SOPInstanceUID")
             for path in self.folder.iterdir()
             if path.is_file()
         )
+        return sorted(str(uid) for uid in found if uid is not None)
 
 
 def orthanc_objects(http: int) -> dict[str, str]:

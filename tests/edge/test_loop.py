@@ -175,14 +175,14 @@ def test_pictures_that_are_no_volume_are_rejected_with_the_reason(start, study):
 
 @pytest.mark.parametrize("behaviour", ["crash", "hang", "greedy"])
 def test_study_that_ends_the_worker_twice_is_put_aside_and_the_next_goes_on(start, study, tmp_path, behaviour):
-    service = start(work={"study_seconds": 1.5, "memory_bytes": 2**32})
+    service = start(work={"study_seconds": 4.0, "memory_bytes": 2**32})
     bad = write_study(tmp_path / "bad", study="1.2.4", SeriesDescription=f"{behaviour} please")
     assert store(service.config, bad).returncode == 0
     assert store(service.config, study).returncode == 0
     states = {job.study_uid: job for job in finished(service, 2)}
     assert states["1.2.3"].state == "sent"
     assert states["1.2.4"].state == "dead"
-    told = {"crash": "SIGABRT", "hang": "longer than 1.5 seconds", "greedy": "more than 4096 MB of memory"}
+    told = {"crash": "SIGABRT", "hang": "longer than 4.0 seconds", "greedy": "more than 4096 MB of memory"}
     assert states["1.2.4"].reason.startswith("put aside after 2 attempts")
     assert told[behaviour] in states["1.2.4"].reason
 
