@@ -463,7 +463,7 @@ def _result(
         patient_data=patient_data,
         left_out=tuple(study.left_out),
         warnings=(
-            *_study_warnings(model, runs, len(study.elsewhere)),
+            *_study_warnings(model, runs, sides, len(study.elsewhere)),
             *_patient_warnings(model, patient, patient_data),
         ),
         versions=versions(),
@@ -472,10 +472,12 @@ def _result(
     )
 
 
-def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], elsewhere: int) -> Iterator[str]:
+def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], sides: list[str], elsewhere: int) -> Iterator[str]:
     missing = [plane for plane in tasks.PLANES if plane not in runs]
     if missing:
         yield f"no {' and no '.join(missing)} volume was used, so findings rest on {len(runs)} of 3 planes"
+    if len(sides) > 1:  # a volume that could not be read was replaced by another
+        yield f"the headers name both sides ({', '.join(sides)}); laterality is left open"
     if elsewhere:
         yield f"one joint is read at a time: volumes of another side or place were left out ({elsewhere})"
     parts = {own.volume.source.body_part for own in runs.values() if own.volume.source.body_part}

@@ -10,7 +10,7 @@ from orthokernels.edge.checks.ranges import Range, read_ranges, widened
 
 from orthokernels import tasks
 from orthokernels.data.contrast import contrast_name, fluid_sensitive
-from orthokernels.data.geometry import slice_axis, spacing
+from orthokernels.data.geometry import plane_of, slice_axis, spacing
 from orthokernels.data.study import Stack, Study
 
 # What ranges.json holds is how phantoms are acquired. Clinics vary more: the Osteoarthritis Initiative, for one, takes
@@ -67,10 +67,11 @@ def _laterality(chosen: list[Stack], elsewhere: list[Stack]) -> Check:
     sides = [side for side in ("L", "R") if side in named]
     if len(sides) > 1:
         return Check("laterality", "failed", "the headers name both sides, so they show two joints or one is wrong")
-    if len(elsewhere) >= len(chosen):  # which of them to read would be chance
+    if len({plane_of(stack.affine, stack.source.kind)[0] for stack in elsewhere}) >= len(chosen):
+        # Which of them to read would be chance.
         return Check("laterality", "failed", "the volumes lie too far apart to show one joint")
     if elsewhere:
-        return Check("laterality", "doubtful", f"{len(elsewhere)} further volumes lie too far off to show this joint")
+        return Check("laterality", "doubtful", f"volumes that lie too far off to show this joint: {len(elsewhere)}")
     if not sides:
         return Check("laterality", "doubtful", "the headers do not say which side it is")
     return Check("laterality", "passed", f"the headers say {sides[0]}")

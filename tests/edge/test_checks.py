@@ -12,6 +12,7 @@ from orthokernels.edge.checks import check_result, check_study, doubts, failures
 from orthokernels.edge.checks.after import MARGIN
 from orthokernels.edge.checks.measures import lateral_offset, measure
 from orthokernels.edge.checks.ranges import read_ranges
+from pydicom.uid import generate_uid
 
 from orthokernels import tasks
 from orthokernels.data.phantom import make_study, write_dicom
@@ -93,6 +94,33 @@ def test_two_sides_in_one_study_fail(folder, tmp_path):
     assert failures(check_study(read_study([tmp_path]), "knee")) == [
         "the headers name both sides, so they show two joints or one is wrong"
     ]
+
+
+@pytest.fixture
+def far(tmp_path):
+    """Series of a study once more, 200 mm to the side."""
+
+    def write(folder, *planes):
+        for plane in planes:
+            series = rewritten(folder / plane, tmp_path / "far" / plane, SeriesInstanceUID=f"1.2.{plane[0]}")
+            for path in series.rglob("*.dcm"):
+                dataset = pydicom.dcmread(path)
+                x, y, z = dataset.ImagePositionPatient
+                dataset.ImagePositionPatient, dataset.SOPInstanceUID = [x + 200, y, z], generate_uid()
+                dataset.save_as(path)
+        return tmp_path / "far"
+
+    return write
+
+
+def test_two_joints_whose_headers_name_no_side_fail_and_a_volume_that_is_far_off_is_told(folder, far):
+    study = read_study([folder, far(folder, "1_sagittal")])
+    assert [len(study.stacks[plane]) for plane in tasks.PLANES] == [1, 1, 1]
+    checks = check_study(study, "knee")
+    assert failures(checks) == []
+    assert doubts(checks) == ["volumes that lie too far off to show this joint: 1"]
+    study = read_study([folder, far(folder, "2_coronal", "3_axial")])
+    assert failures(check_study(study, "knee")) == ["the volumes lie too far apart to show one joint"]
 
 
 def test_missing_plane_is_told_but_does_not_stop(folder):
