@@ -65,7 +65,7 @@ class Outcome:
 def golden_study(bundle: Bundle, joint: str) -> list[Path]:
     """The DICOM files of the golden study; none where the bundle carries none for this joint."""
     case = bundle.manifest.golden.get(joint)
-    return [bundle.folder / name for name in case.images] if case else []
+    return [bundle.unchanged(name) for name in case.images] if case else []
 
 
 def check_golden(

@@ -27,9 +27,13 @@ def labels():
 
 @pytest.fixture
 def bundle(tmp_path, labels):
-    content = save(labels)
-    (tmp_path / "labels.safetensors").write_bytes(content)
-    listed = {"labels.safetensors": File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))}
+    contents = {"labels.safetensors": save(labels), "golden/1.dcm": b"an image"}
+    (tmp_path / "golden").mkdir()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    listed = {
+        name: File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)) for name, content in contents.items()
+    }
     case = GoldenCase(images=("golden/1.dcm",), labels="labels.safetensors", probabilities=PROBABILITIES)
     manifest = Manifest(
         name="small", version="0.1.0", intended_use="Tests.", limits=(), trained=False, licence="Apache-2.0",
@@ -92,3 +96,12 @@ def test_labels_on_another_grid_are_another_result(bundle, labels):
 def test_bundle_without_a_case_for_the_joint_has_no_study(bundle):
     assert [path.name for path in golden_study(bundle, "knee")] == ["1.dcm"]
     assert golden_study(bundle, "ankle") == []
+
+
+def test_files_that_were_touched_since_the_verification_are_not_believed(bundle, labels):
+    for path in bundle.folder.rglob("*.*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError, match=r"labels\.safetensors.*content does not match its digest"):
+        check_golden(bundle, "knee", labels, PROBABILITIES, "fp32")
+    with pytest.raises(InputError, match=r"1\.dcm.*content does not match its digest"):
+        golden_study(bundle, "knee")

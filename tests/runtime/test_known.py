@@ -16,7 +16,7 @@ from orthokernels.export.bundle import finish
 from orthokernels.export.known import know
 
 from orthokernels.bundle.novelty_tables import read_tables
-from orthokernels.bundle.verify import verify
+from orthokernels.bundle.verify import _stamp, verify
 from orthokernels.errors import InputError
 from orthokernels.pipeline import run
 from orthokernels.tasks import PLANES
@@ -75,6 +75,9 @@ def test_a_table_that_is_missing_or_none_is_refused(drafted, vectors, tmp_path):
         verify(bundle)
     with pytest.raises(InputError, match="content does not match its digest"):
         read_tables(found, "knee")
+    stamps = {name: _stamp((bundle / name).stat()) for name in found.stamps}  # as if it had been signed like this
+    with pytest.raises(InputError, match="is no table of known studies"):
+        read_tables(replace(found, stamps=stamps), "knee")
     record = json.loads((bundle / "manifest.json").read_text())
     del record["files"]["novelty/knee.axial.safetensors"]
     (bundle / "manifest.json").write_text(json.dumps(record))
