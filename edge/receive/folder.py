@@ -8,7 +8,6 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from orthokernels.edge.config import Watch
@@ -65,8 +64,13 @@ class FolderWatcher:
         self._told = failed
         return taken
 
-    def _settled(self) -> Iterator[tuple[Path, float]]:
+    def _settled(self) -> list[tuple[Path, float]]:
         """Files that were not changed for long enough, and for how many seconds they were not."""
+        found = [(path, time.monotonic() - since) for path, (_, _, since) in self._look_through().items()]
+        return [(path, seconds) for path, seconds in found if seconds >= self._watch.seconds_unchanged]
+
+    def _look_through(self) -> dict[Path, tuple[int, int, float]]:
+        """All files that are there, as ``_seen``."""
         now, before, self._seen = time.monotonic(), self._seen, {}
         rejected = self._watch.folder / REJECTED
         for place, folders, names in os.walk(self._watch.folder):  # links to folders are not followed
@@ -83,8 +87,7 @@ class FolderWatcher:
                 if same != [found.st_mtime_ns, found.st_size]:
                     since = now
                 self._seen[path] = found.st_mtime_ns, found.st_size, since
-                if now - since >= self._watch.seconds_unchanged:
-                    yield path, now - since
+        return self._seen
 
     def _take(self, path: Path, seconds: float) -> bool:
         """Take a file in that was not changed for so long; False where it ends early and may not be whole yet."""
