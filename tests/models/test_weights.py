@@ -68,6 +68,12 @@ def refused(tmp_path, content, message, **kwargs):
     assert not (tmp_path / "out").exists()
 
 
+def test_table_in_place_of_a_checkpoint_is_one_sentence(tmp_path):
+    (tmp_path / "studies.csv").write_text("study,patient,joint\n")  # its first letter pops an empty stack
+    with pytest.raises(InputError, match=r"studies\.csv: not a readable PyTorch checkpoint"):
+        convert_checkpoint(tmp_path / "studies.csv", tmp_path / "out", plane="axial")
+
+
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, state):
     def wrap(state):
         return {"ema": {f"denoise_fn.{name}": tensor for name, tensor in state.items()}}
@@ -183,6 +189,8 @@ def test_unknown_weights_are_refused(tmp_path, monkeypatch):
         load_weights(str(tmp_path))
     with pytest.raises(InputError, match="whole number"):
         load_weights("random:x")
+    with pytest.raises(InputError, match=r"the seed must be less than 2\*\*63"):
+        load_weights(f"random:{2**63}")
 
 
 def test_random_weights_repeat_and_say_so():

@@ -105,7 +105,10 @@ def _open(target: Path, seeds: Sequence[int], recipe: Recipe) -> list[int]:
     """The seeds whose studies are not there yet, in a folder that is fit to take them."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"{target}: is not a folder. Give a new or an empty one.")
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written ({error.strerror}). Choose another place.") from error
     arguments = target / ARGUMENTS
     if arguments.is_file():
         found = _read_arguments(arguments)
