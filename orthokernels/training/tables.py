@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthokernels.tasks import PLANES
+from orthokernels.training.labels import HELD_OUT, PERHAPS_SEEN
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
@@ -71,8 +72,8 @@ def print_labels(rows: Sequence[Mapping[str, Any]], metric: str, baseline: str) 
     console.print(f"{rows[0]['task']}, {rows[0]['plane']}: {spelled(metric)} on the test patients")
     console.print(table)
     told = {
-        "held out": "the denoiser was pre-trained without them",
-        "perhaps seen": "the denoiser may have seen them in pre-training (its card does not say that it was trained on "
+        HELD_OUT: "the denoiser was pre-trained without them",
+        PERHAPS_SEEN: "the denoiser may have seen them in pre-training (its card does not say that it was trained on "
         "this split's training patients alone)",
     }
     gains = f"; + or -, against {baseline}" if baseline in methods else ""
