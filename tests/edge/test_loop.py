@@ -182,7 +182,7 @@ def test_study_that_ends_the_worker_twice_is_put_aside_and_the_next_goes_on(star
     states = {job.study_uid: job for job in finished(service, 2)}
     assert states["1.2.3"].state == "sent"
     assert states["1.2.4"].state == "dead"
-    told = {"crash": "SIGABRT", "hang": "longer than 4.0 seconds", "greedy": "more than 4096 MB of memory"}
+    told = {"crash": "SIGABRT", "hang": "longer than 4 seconds", "greedy": "more than 4096 MB of memory"}
     assert states["1.2.4"].reason.startswith("put aside after 2 attempts")
     assert told[behaviour] in states["1.2.4"].reason
 
