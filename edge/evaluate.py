@@ -35,7 +35,8 @@ class PipelineEvaluator:
     """Runs a bundle, which is verified, loaded and tried on its golden case once, at the start.
 
     Raises:
-        InputError: there is no bundle, it is not what its manifest says, or it gives something else than it should.
+        InputError: there is no bundle, it is not what its manifest says or what the configuration asks for, or it gives
+            something else than it should.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,6 +44,12 @@ class PipelineEvaluator:
             raise InputError("work.bundle: names no bundle, so there is no model. Make one: orthokernels export")
         self._bundle = verify(config.work.bundle, key=config.work.bundle_key)
         self._results = config.results
+        prepared = self._bundle.manifest.preparation
+        if config.results.preparation != prepared:
+            raise InputError(
+                f'results.preparation = "{config.results.preparation}": the bundle was trained and judged on studies '
+                f'prepared otherwise. Set results.preparation = "{prepared}", or take another bundle.'
+            )
         self._forms = config.forms()
         # Pictures are drawn and compressed by a process of their own: that takes a third of what follows the model.
         self._beside = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)

@@ -23,7 +23,7 @@ from orthokernels.bundle import manifest as records
 from orthokernels.bundle.manifest import MANIFEST, SIGNATURE, WEIGHTS, Form, Manifest
 from orthokernels.bundle.signature import sign
 from orthokernels.bundle.verify import Bundle, verify
-from orthokernels.data.prepare import SLAB
+from orthokernels.data.prepare import SLAB, Mode
 from orthokernels.errors import InputError
 from orthokernels.folders import place_of
 from orthokernels.models.orthodiffusion.untrained import save_random
@@ -61,6 +61,16 @@ class Draft:
     forms: dict[str, dict[Form, list[str]]] = field(default_factory=dict)
     known: dict[tuple[str, str], records.Known] = field(default_factory=dict)  # by joint and plane
     quantised: list[records.Quantisation] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Side of the square slices that the networks take, in pixels."""
+        return next(iter(self.weights.values())).size
+
+    @property
+    def preparation(self) -> Mode:
+        """Of every study that the bundle is calibrated with, judged by, and run on."""
+        return next(iter(self.weights.values())).preparation or "full"
 
     def add(self, name: str, form: Form, files: Sequence[Path]) -> None:
         """A graph's form, already in the folder."""
@@ -183,7 +193,8 @@ def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[
     }
     return Manifest(
         name=first.name, version=__version__, notice=first.notice, intended_use=INTENDED_USE, limits=limits,
-        trained=first.trained, licence=_licence(made), origin=_origin(made), size=first.size, depth=SLAB,
+        trained=first.trained, licence=_licence(made), origin=_origin(made), size=made.size, depth=SLAB,
+        preparation=made.preparation,
         structures={plane: _structures(own) for plane, own in _classes(first).items()},
         joints={joint: _joint(made, own) for joint, own in made.weights.items()},
         graphs=graphs, native=True,

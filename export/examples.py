@@ -10,9 +10,8 @@ import numpy as np
 
 from orthokernels.data.phantom.dataset import Recipe, write_studies
 from orthokernels.data.phantom.study import REVISION
-from orthokernels.data.prepare import SLAB, prepare, prepare_labels
+from orthokernels.data.prepare import SLAB, Mode, Prepared, prepare, prepare_labels
 from orthokernels.data.study import read_study
-from orthokernels.data.volume import Volume
 from orthokernels.models.study_model import Array
 from orthokernels.training.records import read_records
 from orthokernels.training.series import Record, load_labels, load_volume
@@ -46,7 +45,7 @@ def phantom_records(folder: Path, joint: str, size: int, seeds: Sequence[int], *
     return [record for record in read_records(own, joint) if record.study in wanted]
 
 
-def examples_of_records(records: Iterable[Record], size: int) -> Iterator[SeriesExample]:
+def examples_of_records(records: Iterable[Record], size: int, mode: Mode) -> Iterator[SeriesExample]:
     """Prepared series of a data set one by one, with their labels where they have some.
 
     Raises:
@@ -55,10 +54,10 @@ def examples_of_records(records: Iterable[Record], size: int) -> Iterator[Series
     for record in records:
         volume = load_volume(record)
         labels = load_labels(record, volume) if record.labelled else None
-        yield _example(record.study, record.plane, volume, size, labels)
+        yield _example(record.study, record.plane, prepare(volume, mode, size), labels)
 
 
-def examples_of_studies(folders: Iterable[Path], size: int) -> list[SeriesExample]:
+def examples_of_studies(folders: Iterable[Path], size: int, mode: Mode) -> list[SeriesExample]:
     """The volumes that ``run`` would choose from someone's own studies, DICOM or NIfTI, one folder each.
 
     Raises:
@@ -69,12 +68,11 @@ def examples_of_studies(folders: Iterable[Path], size: int) -> list[SeriesExampl
         study = read_study([folder])
         for plane in study.stacks:
             if (volume := study.load(plane)) is not None:
-                found.append(_example(str(folder), plane, volume, size, None))
+                found.append(_example(str(folder), plane, prepare(volume, mode, size), None))
     return found
 
 
-def _example(study: str, plane: str, volume: Volume, size: int, labels: np.ndarray | None) -> SeriesExample:
-    prepared = prepare(volume, "full", size)
+def _example(study: str, plane: str, prepared: Prepared, labels: np.ndarray | None) -> SeriesExample:
     starts = prepared.way_back.starts
     slabs = np.stack([prepared.slab(number)[0] for number in range(len(starts))])
     if labels is not None:

@@ -127,8 +127,8 @@ def _quantise(made: Draft, options: Options, tell: Progress) -> Vectors:
 
 def _calibration(made: Draft, options: Options, tell: Progress, trained: bool) -> tuple[Prepared, Streams]:
     """Prepared series by joint to calibrate with, and more that vectors are made of."""
-    size = next(iter(made.weights.values())).size
-    own = examples_of_studies(options.calibration, size) if options.calibration else []
+    size, mode = made.size, made.preparation
+    own = examples_of_studies(options.calibration, size, mode) if options.calibration else []
     calibration, more = {}, {}
     for number, joint in enumerate(made.weights):
         tell("Preparing studies", number, len(made.weights))
@@ -137,18 +137,19 @@ def _calibration(made: Draft, options: Options, tell: Progress, trained: bool) -
             continue
         first = CALIBRATION_SEED + CALIBRATION_STUDIES
         seeds = range(CALIBRATION_SEED, first)
-        calibration[joint] = list(examples_of_records(_phantoms(joint, size, seeds, options), size))
+        calibration[joint] = list(examples_of_records(_phantoms(joint, size, seeds, options), size, mode))
         # What untrained weights make of many studies tells no more than of a few.
         seeds = range(first, first + MORE_STUDIES * trained)
-        more[joint] = examples_of_records(_phantoms(joint, size, seeds, options), size)
+        more[joint] = examples_of_records(_phantoms(joint, size, seeds, options), size, mode)
     return calibration, more
 
 
 def _validation(made: Draft, options: Options) -> Prepared:
     """Prepared series by joint to judge each graph by."""
-    size, seeds = next(iter(made.weights.values())).size, range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_STUDIES)
+    size, mode = made.size, made.preparation
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_STUDIES)
     return {
-        joint: list(examples_of_records(_phantoms(joint, size, seeds, options), size)) for joint in made.weights
+        joint: list(examples_of_records(_phantoms(joint, size, seeds, options), size, mode)) for joint in made.weights
     }  # fmt: skip
 
 

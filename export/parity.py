@@ -39,7 +39,7 @@ from orthokernels.pipeline import probabilities_of, sigmoid
 from orthokernels.runtime.model import open_bundle
 from orthokernels.tasks import LABELS, PLANES, class_names
 from orthokernels.training.metrics import diagnosis_metrics, dice, mean_of
-from orthokernels.training.series import Record, load_labels, load_volume
+from orthokernels.training.series import IGNORED, Record, load_labels, load_volume
 
 REFERENCE = "reference"
 LARGEST_RELATIVE_ERROR = 1e-4  # of fp32
@@ -249,9 +249,12 @@ def sizes_of(bundle: Bundle) -> dict[str, dict[str, int]]:
 def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], record: Record, most: int | None) -> None:
     """One series through every contender, the reference first."""
     volume = load_volume(record)
-    prepared = prepare(volume, "full", models[REFERENCE].size)
+    reference = models[REFERENCE]
+    prepared = prepare(volume, reference.preparation or "full", reference.size)
     truth = load_labels(record, volume) if record.labelled else None
     planes: dict[str, PlaneModel] = {name: model.planes[record.plane] for name, model in models.items()}
+    if truth is not None:
+        truth[~prepared.way_back.covered()] = IGNORED  # what was not looked at counts neither way
     segments = truth is not None and planes[REFERENCE].classes is not None and most is None
     restorers = {name: Restorer(prepared.way_back) for name in planes} if segments else {}
     slabs: dict[str, list[Array]] = {name: [] for name in planes}
@@ -273,7 +276,6 @@ def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], reco
             runs[name].vectors.setdefault(record.study, {})[record.plane] = model.series_vector(slabs[name])
         if name in restorers and truth is not None and model.classes is not None:
             found = restorers[name].labels()
-            found[truth < 0] = 0  # what nobody labelled counts neither way
             runs[name].dice.setdefault(record.plane, []).append(dice(found, truth, model.classes))
 
 

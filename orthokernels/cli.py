@@ -85,8 +85,12 @@ def run(
     key: Key = None,
     planes: Annotated[str, typer.Option(help="Planes to run, separated by commas.")] = ",".join(tasks.PLANES),
     preparation: Annotated[
-        str, typer.Option(help="'full' covers every slice; 'published' the centre 16, as the publication does.")
-    ] = "full",
+        str | None,
+        typer.Option(
+            help="'full' covers every slice; 'published' the centre 16, as the publication does. By default what the "
+            "model's heads were trained on, or full."
+        ),
+    ] = None,
     joint: Annotated[str, typer.Option(help="knee, ankle or shoulder: which findings are scored.")] = "knee",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that features are computed with.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Noise draws that features are averaged over.")] = 1,
@@ -121,7 +125,7 @@ def run(
         raise InputError("--weights and --bundle are two models; pass one of them.")
     if key is not None and bundle is None:
         raise InputError("--key says who must have signed a bundle, and weights are not signed. Pass --bundle with it.")
-    if preparation not in ("full", "published"):
+    if preparation not in (None, "full", "published"):
         raise InputError(f"there is no preparation {preparation!r}; choose full or published.")
     verification = None
     if bundle is not None:
@@ -137,7 +141,7 @@ def run(
             weights=weights,
             bundle=verification,
             planes=[plane.strip() for plane in planes.split(",") if plane.strip()],
-            preparation="published" if preparation == "published" else "full",
+            preparation=preparation,  # type: ignore[arg-type]  # checked above
             joint=joint,
             seed=seed,
             draws=draws,

@@ -88,7 +88,7 @@ def run(
     bundle: Path | str | Verification | None = None,
     model: StudyModel | None = None,
     planes: Sequence[str] = tasks.PLANES,
-    preparation: Mode = "full",
+    preparation: Mode | None = None,
     joint: str = "knee",
     seed: int = 0,
     draws: int = 1,
@@ -111,7 +111,8 @@ def run(
             that has begun. Needs no PyTorch.
         model: that ``load_model`` gave before, for the same joint, instead of weights and bundle: for many studies.
         planes: which planes to run; those that the study lacks are skipped.
-        preparation: "full" covers every slice, "published" the centre 16 as the publication does.
+        preparation: "full" covers every slice, "published" the centre 16 as the publication does; None is what the
+            model's heads were trained on, or "full" where that is not known.
         joint: "knee", "ankle" or "shoulder": which labels are scored.
         seed: of the noise that features are computed with.
         draws: noise draws that features are averaged over.
@@ -154,6 +155,7 @@ def run(
             )
     elif model.joint != joint:
         raise InputError(f"the model is for the {model.joint}, not the {joint}.")
+    preparation = preparation or model.preparation or "full"
     for plane, own in runs.items():
         if plane not in model.planes:
             own.warnings.append(f"the weights have no {plane} denoiser")
@@ -464,6 +466,7 @@ def _result(
         left_out=tuple(study.left_out),
         warnings=(
             *_study_warnings(model, runs, sides, len(study.elsewhere)),
+            *_preparation_warnings(model, preparation),
             *_patient_warnings(model, patient, patient_data),
         ),
         versions=versions(),
@@ -484,6 +487,14 @@ def _study_warnings(model: StudyModel, runs: dict[str, _PlaneRun], sides: list[s
     for part in sorted(parts):
         if model.joint not in part.lower():
             yield f"the header says the body part is {part}, but the {model.joint} was asked for"
+
+
+def _preparation_warnings(model: StudyModel, preparation: Mode) -> Iterator[str]:
+    if model.preparation not in (None, preparation):
+        yield (
+            f"the heads were trained on studies of the {model.preparation} preparation, and this one was prepared as "
+            f"{preparation}: what they say of it was never tested"
+        )
 
 
 def _patient_warnings(model: StudyModel, patient: Patient | None, patient_data: PatientData | None) -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -216,6 +217,19 @@ def test_published_preparation_labels_sixteen_slices(tmp_path):
     labels, _ = made.label_maps["sagittal"]
     assert not labels[:, :, :2].any()
     assert not labels[:, :, 18:].any()
+
+
+def test_a_study_is_prepared_as_the_heads_were_trained_and_otherwise_says_so(tmp_path):
+    write_series(tmp_path, noise(0, slices=20))
+    weights = replace(toy_weights(["sagittal"]), preparation="published")
+    own = run(tmp_path, weights=weights).result
+    assert (own.preparation, own.planes[0].labelled_slices) == ("published", (2, 18))
+    assert not [warning for warning in own.warnings if "prepared as" in warning]
+    other = run(tmp_path, weights=weights, preparation="full").result
+    assert (other.preparation, other.planes[0].labelled_slices) == ("full", (0, 20))
+    (told,) = [warning for warning in other.warnings if "prepared as" in warning]
+    assert told.startswith("the heads were trained on studies of the published preparation")
+    assert run(tmp_path, weights=toy_weights(["sagittal"])).result.preparation == "full"
 
 
 def test_ankle_labels_are_scored_and_a_knee_header_is_told(study):

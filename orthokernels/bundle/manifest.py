@@ -192,7 +192,7 @@ class Manifest(_Record):
     Attributes:
         name, notice, trained: of the weights.
         size, depth: of the slabs that the networks take, in pixels and slices.
-        preparation: how a study becomes slabs; "full" covers every slice.
+        preparation: how a study becomes slabs, as when the heads were trained; "full" covers every slice.
         structures: of each plane's segmentation.
         minimum_versions: of the package and of the engines, by their names on the package index.
         golden: a case of each joint that the model is tried on before it is used elsewhere.

@@ -53,6 +53,12 @@ class WayBack:
     low: float
     high: float
 
+    def covered(self) -> np.ndarray:
+        """Which voxels lie in a prepared slice, native (I, J, K), bool."""
+        covered = np.zeros(self.shape, bool)
+        self.turn.apply(covered)[:, :, self.first : self.first + self.slices] = True
+        return covered
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from orthokernels.data.prepare import Mode
 from orthokernels.models.patient_data import LateFusionCard, PatientColumns
 
 Array = NDArray[np.float32]
@@ -81,6 +82,7 @@ class StudyModel(Protocol):
         form: in which arithmetic, as bundles name it: "fp32", "int8", ...
         bundle: digest of the manifest it came from; None for plain weights.
         size: side of the square slices that the networks take, in pixels.
+        preparation: of the studies that the heads were trained on; None where it is not known.
         fusion_name: how planes are fused, None without a fusion. "gating" reads the planes' logits, the others their
             vectors.
         thresholds: probability from which a label counts as present, where it is not 0.5.
@@ -106,6 +108,8 @@ class StudyModel(Protocol):
     def joint(self) -> str: ...
     @property
     def size(self) -> int: ...
+    @property
+    def preparation(self) -> Mode | None: ...
     @property
     def fusion_name(self) -> str | None: ...
     @property

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orthokernels.data.prepare import SIZE
+from orthokernels.data.prepare import SIZE, Mode
 from orthokernels.errors import InputError
 from orthokernels.folders import cache_folder
 from orthokernels.tasks import PLANES
@@ -72,6 +72,7 @@ class Settings(BaseModel):
     Attributes:
         notice: one sentence that says what these weights are; shown with everything made with them.
         size: side of the square slices that the networks were trained on, in pixels.
+        preparation: of the studies that the heads were trained on, and that a run therefore takes; None is not known.
         timestep, block: of each plane's features.
         points: the same for one task, "segmentation" or a joint, where it has its own: task, then plane.
         thresholds: probability from which a label counts as present: joint, then label.
@@ -83,6 +84,7 @@ class Settings(BaseModel):
     name: str = "unnamed"
     notice: str | None = None
     size: Annotated[int, Field(ge=16, le=2048)] = SIZE
+    preparation: Mode | None = None
     timestep: dict[str, Timestep] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
     block: dict[str, str] = dict.fromkeys(PLANES, PUBLISHED_BLOCK)
     points: dict[str, dict[str, FeaturePoint]] = {}

@@ -125,7 +125,7 @@ class GraphModel:
         self.digest, self.bundle = self._own.weights_digest, bundle.digest
         self.engine: str = engine
         self.form: str = form
-        self.joint, self.size = joint, manifest.size
+        self.joint, self.size, self.preparation = joint, manifest.size, manifest.preparation
         self.fusion_name = self._own.fusion_name if self._own.fusion is not None else None
         self.late_fusion = _late_fusion(bundle, self._own)
         self.thresholds = {finding.key: finding.threshold for finding in self._own.findings}

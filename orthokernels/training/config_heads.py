@@ -159,7 +159,8 @@ class EvaluateConfig(Section):
     """``orthokernels train evaluate``.
 
     Attributes:
-        data: how the test set is read; ``size`` is the weights' own, and nothing is cached.
+        data: how the test set is read; ``size`` is the weights' own, and so is ``preparation`` ("full" where it is not
+            known, unless it is given here); nothing is cached.
         split: which records are the test set: all, or those of a split that the data set names or that is drawn by
             ``data.validate_share``, ``data.test_share`` and ``data.split_seed``, which must be those of the training.
         seed, draws: of the features' noise, as ``orthokernels run``.
@@ -168,7 +169,7 @@ class EvaluateConfig(Section):
         surface_distance: also the 95th-percentile surface distance, which takes longest.
     """
 
-    data: DataConfig = DataConfig(preparation="full")
+    data: DataConfig = DataConfig()
     split: Literal["train", "validate", "test", "all"] = "all"
     seed: NotNegative = 0
     draws: Positive = 1

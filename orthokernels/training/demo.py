@@ -132,7 +132,7 @@ def judge_demo(
     found: dict[str, Evaluation] = {}
     for joint, own in weights.items():
         tell(f"evaluate {joint}")
-        chosen = EvaluateConfig.model_validate({"data": {"preparation": "full", "joint": joint}})
+        chosen = EvaluateConfig.model_validate({"data": {"joint": joint}})
         test = data_folder(out, joint, test=True)
         found[joint] = evaluate(test, own, chosen, out / "evaluation" / joint, device=device, silent=silent)
     card = model_card(

@@ -109,6 +109,7 @@ def write_heads(
         return settings.model_copy(
             update={
                 "points": {**settings.points, joint: points},
+                "preparation": config.data.preparation,
                 "thresholds": {**settings.thresholds, joint: dict(thresholds)},
             }
         )

@@ -58,9 +58,10 @@ def evaluate(
     Raises:
         InputError: data or weights can not be used, or nothing in the data can be scored with them.
     """
-    records = records_to_score(data, config)
     if isinstance(weights, str):
         weights = load_weights(weights, config.data.joint)
+    config = _prepared_for(weights, config)
+    records = records_to_score(data, config)
     with progress("Evaluating", 10, silent) as tell:
         outputs = run_records(
             records, weights, mode=config.data.preparation, seed=config.seed, draws=config.draws, device=device,
@@ -74,6 +75,23 @@ def evaluate(
     if out is not None:
         write_evaluation(out, result, outputs, findings, weights)
     return result
+
+
+def _prepared_for(weights: Weights, config: EvaluateConfig) -> EvaluateConfig:
+    """The settings with the weights' own preparation, unless they name one.
+
+    Raises:
+        InputError: they name another than the heads were trained on.
+    """
+    own = weights.preparation
+    named = config.data.preparation if "preparation" in config.data.model_fields_set else None
+    if own is not None and named not in (None, own):
+        raise InputError(
+            f"data.preparation = {named}: the heads of {weights.name} were trained on studies of the {own} "
+            "preparation. Leave it out."
+        )
+    data = config.data.model_copy(update={"preparation": named or own or "full"})
+    return config.model_copy(update={"data": data})
 
 
 def records_to_score(data: Path, config: EvaluateConfig) -> list[Record]:

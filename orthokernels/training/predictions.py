@@ -16,7 +16,7 @@ from orthokernels.models.orthodiffusion.inference import series_vector, slab_fea
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
 from orthokernels.tasks import PLANES
 from orthokernels.training.metrics import dice
-from orthokernels.training.series import Record, load_labels, load_volume
+from orthokernels.training.series import IGNORED, Record, load_labels, load_volume
 from orthokernels.training.surface_distance import surface_distance_95
 from orthokernels.training.triplets import Triplets, triplets
 
@@ -85,12 +85,13 @@ def run_series(
     if restorer is None or weights.segmentation is None:
         return SeriesOutput(record, vector, None, None), None
     found, truth = restorer.labels(), load_labels(record, volume)
-    found[truth < 0] = 0  # what nobody labelled counts neither way
+    known = (truth >= 0) & prepared.way_back.covered()  # what nobody labelled, or was not looked at, counts neither way
+    found[~known], truth[~known] = 0, IGNORED
     classes = weights.segmentation.classes
     distance = None
     if surface_distance:
         mm = spacing(volume.affine)
-        distance = tuple(surface_distance_95(found == c, truth == c, mm) for c in range(1, classes))
+        distance = tuple(surface_distance_95(found == c, truth == c, mm, known) for c in range(1, classes))
     return SeriesOutput(record, vector, tuple(dice(found, truth, classes)), distance), found
 
 

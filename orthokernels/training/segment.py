@@ -31,6 +31,7 @@ from orthokernels.training.segmentation_task import SegmentationNetwork, Segment
 from orthokernels.training.selection import Selection, labelled, select
 from orthokernels.training.weights_folder import (
     change_settings,
+    check_preparation,
     load_denoiser,
     need_denoisers,
     remove_module,
@@ -71,6 +72,7 @@ def segment(
         start_from(weights, out)
     processes.wait()
     need_denoisers(out, config.planes)
+    check_preparation(out, config.data.preparation)
     settings = load_settings(out)
     selection = select(data, config.data, settings.size, config.planes, labelled, processes, silent=silent)
     return {
@@ -227,6 +229,6 @@ def _write(
 
     def add(settings: Settings) -> Settings:
         points = {**settings.points, "segmentation": {**settings.points.get("segmentation", {}), plane: point}}
-        return settings.model_copy(update={"points": points})
+        return settings.model_copy(update={"points": points, "preparation": config.data.preparation})
 
     change_settings(out, add)

@@ -26,7 +26,13 @@ from orthokernels.training.metrics import auroc, mean_of
 from orthokernels.training.randomness import Stream, generator
 from orthokernels.training.selection import Selection, diagnosed, labelled, select
 from orthokernels.training.series import Record
-from orthokernels.training.weights_folder import change_settings, load_denoiser, need_denoisers, start_from
+from orthokernels.training.weights_folder import (
+    change_settings,
+    check_preparation,
+    load_denoiser,
+    need_denoisers,
+    start_from,
+)
 
 Rows = list[dict[str, Any]]
 METRIC = {"diagnosis": "macro_auroc", "segmentation": "mean_recall"}
@@ -55,6 +61,7 @@ def sweep(
     processes = processes or alone()
     start_from(weights, out)
     need_denoisers(out, config.planes)
+    check_preparation(out, config.data.preparation)
     settings, metric = load_settings(out), METRIC[config.task]
     usable = diagnosed if config.task == "diagnosis" else labelled
     selection = select(data, config.data, settings.size, config.planes, usable, processes, silent=silent)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orthokernels.data.prepare import Mode
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.unet import UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, load_encoder, load_module
@@ -138,6 +139,20 @@ def need_denoisers(folder: Path, planes: Sequence[str]) -> None:
     for plane in planes:
         if not (folder / f"{plane}.safetensors").is_file():
             raise InputError(f"{folder}: has no {plane} denoiser. Pre-train it: orthokernels train pretrain.")
+
+
+def check_preparation(folder: Path, preparation: Mode) -> None:
+    """Refuse to train heads on studies prepared otherwise than for those beside them: a run prepares a study once.
+
+    Raises:
+        InputError: the folder's heads are of another preparation.
+    """
+    own = load_settings(folder).preparation
+    if own not in (None, preparation):
+        raise InputError(
+            f"{folder}: its heads were trained on studies of data.preparation={own}, and a run prepares a study once "
+            f"for all of them. Set data.preparation={own}, or start from a folder with the denoisers alone."
+        )
 
 
 def change_settings(folder: Path, change: Callable[[Settings], Settings]) -> Settings:

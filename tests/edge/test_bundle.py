@@ -183,6 +183,14 @@ def test_worker_tries_its_model_before_it_works_and_ends_with_its_helper(bundle,
         worker.evaluate(Request(tuple(knee), tmp_path / "out"), lambda what, done, total: None, lambda: None)
 
 
+def test_a_bundle_of_another_preparation_than_the_configuration_s_is_refused(bundle, tmp_path):
+    from orthokernels.edge.evaluate import PipelineEvaluator
+
+    assert json.loads((bundle / "manifest.json").read_text())["preparation"] == "full"
+    with pytest.raises(InputError, match=r'results\.preparation = "published": .*Set results\.preparation = "full"'):
+        PipelineEvaluator(config(tmp_path, results={"preparation": "published"}, work={"bundle": bundle}))
+
+
 def test_model_that_gives_something_else_is_not_ready_and_evaluates_nothing(start, bundle, knee, tmp_path):
     import hashlib
 

@@ -16,12 +16,14 @@ pytest.importorskip("onnxscript")
 from orthokernels.export.chain import Recorder
 from orthokernels.export.make import CALIBRATION_STUDIES, Options, make_bundle
 
+from orthokernels.bundle.golden import golden_study
 from orthokernels.bundle.signature import make_keys
 from orthokernels.bundle.verify import verify
 from orthokernels.cli import main
 from orthokernels.errors import InputError
 from orthokernels.folders import umask
-from orthokernels.pipeline import load_model
+from orthokernels.models.weights_folder import load_settings
+from orthokernels.pipeline import load_model, run
 from tests.edge.kit import write_bundle
 from tests.runtime.bundles import write_weights
 
@@ -33,6 +35,8 @@ def weights_folder(tmp_path, **facts):
 
 def test_trained_weights_become_a_signed_bundle_without_the_forms_that_too_few_studies_judged(tmp_path):
     weights = weights_folder(tmp_path, trained=True, planes=("axial",))  # exporting a plane's graphs takes a while
+    settings = load_settings(weights).model_copy(update={"preparation": "published"})
+    (weights / "weights.json").write_text(settings.model_dump_json())
     key = tmp_path / "own.pem"
     signer = make_keys(key, tmp_path / "own.pub")
     options = Options(forms=("fp32", "fp16"), studies=2, key=key, phantoms=tmp_path / "phantoms", workers=1)
@@ -45,6 +49,12 @@ def test_trained_weights_become_a_signed_bundle_without_the_forms_that_too_few_s
     assert refused.form == "fp16"
     assert "2 studies, and 100 are asked for" in refused.reason
     assert {metric.form for metric in found.manifest.metrics} == {"fp32"}
+    assert found.manifest.preparation == "published"
+    golden = golden_study(found, "knee")
+    for engine in ("onnxruntime", "native"):
+        made_of_it = run(golden, bundle=tmp_path / "bundle", planes=("axial",), engine=engine).result
+        first, stop = made_of_it.planes[0].labelled_slices
+        assert (made_of_it.preparation, stop - first) == ("published", 16)
     assert made.parity is not None
     assert made.parity["bundle"] == found.digest
     assert "Left out" not in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()

@@ -289,10 +289,10 @@ def test_a_module_that_was_trained_on_another_one_is_refused(tmp_path):
 
 def test_settings_say_size_notice_and_the_point_of_each_task(tmp_path):
     points = {"segmentation": {"axial": FeaturePoint(timestep=30, block="mid_0")}}
-    small_folder(tmp_path, Settings(size=64, notice="Made for a test.", points=points))
+    small_folder(tmp_path, Settings(size=64, preparation="published", notice="Made for a test.", points=points))
     weights = load_weights(str(tmp_path))
     plane = weights.planes["axial"]
-    assert (weights.size, weights.notice) == (64, "Made for a test.")
+    assert (weights.size, weights.preparation, weights.notice) == (64, "published", "Made for a test.")
     assert (plane.timestep, plane.block) == (100, "mid_2")
     assert (plane.segmentation_point.timestep, plane.segmentation_point.block) == (30, "mid_0")
 

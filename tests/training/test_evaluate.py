@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 
 from orthokernels import pipeline, tasks
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.weights import load_weights
+from orthokernels.models.weights_folder import load_settings
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import DiagnoseConfig, EvaluateConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
@@ -21,10 +24,10 @@ from orthokernels.training.records import read_records
 from orthokernels.training.segment import segment
 from orthokernels.training.series import load_labels, load_volume
 from orthokernels.training.splits import load_splits
-from tests.training.toy import data_settings, write_studies, write_weights
+from tests.training.toy import data_settings, write_studies, write_volume, write_weights
 
 QUICK = HeadConfig(epochs=3, batch=8, learning_rate=1e-2)
-CONFIG = EvaluateConfig(data={"preparation": "full"}, bootstrap=50)
+CONFIG = EvaluateConfig(bootstrap=50)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,33 @@ def test_one_object_holds_every_figure_with_its_interval(studies, trained, tmp_p
             # Percentiles of the draws need not hold the figure itself, but both lie in its range.
             assert np.isfinite([value, *bounds]).all(), (name, plane, item)
             assert bounds[0] <= bounds[1]
+
+
+def test_studies_are_prepared_as_the_heads_were_trained(studies, trained):
+    assert load_settings(trained).preparation == "full"
+    other = EvaluateConfig(data={"preparation": "published"}, bootstrap=50)
+    with pytest.raises(InputError, match=r"data\.preparation = published: the heads of .* of the full preparation"):
+        evaluate(studies, str(trained), other)
+
+
+def test_slices_that_were_not_looked_at_count_neither_way(studies, trained, tmp_path):
+    """Twenty slices, of which the published preparation takes the centre 16: as if the others had no labels."""
+    (own, *_) = read_records(studies, "knee")
+    stored, labels = (
+        np.pad(np.asanyarray(nibabel.load(path).dataobj), ((0, 0), (0, 0), (2, 2)), mode="edge")
+        for path in (own.image, own.labels)
+    )
+    write_volume(tmp_path / "image.nii.gz", plane=own.plane, voxels=stored)
+    weights = load_weights(str(trained))
+    found = []
+    for outside in (1, 255):
+        labels[:, :, :2] = labels[:, :, -2:] = outside
+        write_volume(tmp_path / "labels.nii.gz", plane=own.plane, voxels=labels)
+        record = replace(own, image=tmp_path / "image.nii.gz", labels=tmp_path / "labels.nii.gz")
+        (output,) = run_records([record], weights, mode="published")
+        found.append((output.dice, output.distance))
+    assert found[0] == found[1]
+    assert any(value is not None for value in found[0][0])
 
 
 def test_tables_and_plots_are_written(studies, trained, tmp_path):

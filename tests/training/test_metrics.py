@@ -163,6 +163,20 @@ def test_shifted_box_is_as_far_as_its_shift():
     assert surface_distance_95(a, a, (1, 1, 1)) == 0
 
 
+def test_a_mask_that_ends_where_knowledge_ends_has_no_surface_there():
+    known = np.zeros((9, 9, 9), bool)
+    known[:, :, 3:6] = True
+    a, b = np.zeros((2, 9, 9, 9), bool)
+    a[2:7, 2:7, 1:8] = True
+    b[1:8, 1:8, 1:8] = True
+    assert surface_distance_95(a, b, (1, 1, 4), known) == pytest.approx(np.sqrt(2))  # at the edges of the larger
+    assert surface_distance_95(a & known, b & known, (1, 1, 4), known) == pytest.approx(np.sqrt(2))
+    whole = np.ones_like(a)
+    within = np.zeros_like(a)
+    within[4, 4, 4] = True
+    assert surface_distance_95(whole, whole, (1, 1, 1), within) is None  # nothing is known around it
+
+
 def test_no_surface_no_distance():
     a = np.zeros((4, 4, 4), bool)
     assert surface_distance_95(a, ~a, (1, 1, 1)) is None

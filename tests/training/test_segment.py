@@ -163,7 +163,7 @@ def test_frozen_encoder_writes_none_and_removes_an_earlier_one(studies, tmp_path
         ({"placed": 0.5}, r"placed was 0\.0, is 0\.5"),
         ({"loop": SHORT.model_copy(update={"clip_norm": 1.0})}, r"loop\.clip_norm was None, is 1\.0"),
         ({"masks_mirrored": True}, r"data\.masks_mirrored was False, is True"),
-        ({"preparation": "published"}, r"data\.preparation was full, is published"),
+        ({"preparation": "published"}, r"heads were trained on studies of data\.preparation=full"),
     ],
 )
 def test_a_run_of_other_settings_is_not_taken_up(studies, begun, tmp_path, change, message):

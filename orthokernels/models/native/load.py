@@ -87,6 +87,7 @@ class _Reading:
             digest=self.digest or self._digest(),
             trained=all(card.trained for card in self.cards.values()), notice=settings.notice, joint=self.joint,
             size=settings.size, thresholds=settings.thresholds.get(self.joint, {}), planes=found,
+            preparation=settings.preparation,
             fusion_name=fusion_name, fusion=fusion, late_fusion=late_fusion, late_fusion_state=late_fusion_state,
         )  # fmt: skip
 

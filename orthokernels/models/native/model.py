@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orthokernels import _native
+from orthokernels.data.prepare import Mode
 from orthokernels.models.native.fusion import Fusion, late_fusion
 from orthokernels.models.native.layers import Array, Linear, State, check_arguments
 from orthokernels.models.native.noising import noised
@@ -200,6 +201,7 @@ class NativeModel:
     size: int
     thresholds: Mapping[str, float]
     planes: Mapping[str, NativePlane]
+    preparation: Mode | None = None
     fusion_name: str | None = None
     fusion: Fusion | None = None
     late_fusion: LateFusionCard | None = None

@@ -103,6 +103,7 @@ class TorchModel:
         self.engine = "native" if native else "torch"
         self.name, self.trained, self.notice = weights.name, weights.trained, weights.notice
         self.joint, self.size, self.thresholds = weights.joint, weights.size, weights.thresholds
+        self.preparation = weights.preparation
         self.digest = weights.digest()
         self.fusion_name = weights.fusion_name if weights.fusion is not None else None
         self.late_fusion = weights.late_fusion_card

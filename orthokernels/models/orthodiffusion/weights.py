@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from orthokernels.data.prepare import SIZE
+from orthokernels.data.prepare import SIZE, Mode
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.patient_data import LateFusion
@@ -94,6 +94,7 @@ class Weights:
     fusion_name: str | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     size: int = SIZE
+    preparation: Mode | None = None
     notice: str | None = None
     late_fusion: LateFusion | None = None
     late_fusion_card: LateFusionCard | None = None
@@ -173,6 +174,7 @@ def _load_folder(folder: Path, name: str, joint: str, planes: tuple[str, ...]) -
             fusion_name=fusion_name,
             thresholds=settings.thresholds.get(joint, {}),
             size=settings.size,
+            preparation=settings.preparation,
             notice=settings.notice,
             late_fusion=late_fusion,
             late_fusion_card=late_fusion_card,
