@@ -10,8 +10,8 @@
 namespace orthokernels::bindings {
 namespace {
 
-void forward(const py::array& x0, const py::array& shares, py::array& noisy, const py::object& noise,
-             std::optional<std::int64_t> seed, std::int64_t step, std::int64_t threads) {
+void add_noise(const py::array& x0, const py::array& shares, py::array& noisy, const py::object& noise,
+               std::optional<std::int64_t> seed, std::int64_t step, std::int64_t threads) {
   cpu::NoisingTask task{};
   task.x0 = read("x0", x0, {kAny, kAny});
   task.samples = x0.shape(0);
@@ -33,7 +33,7 @@ void forward(const py::array& x0, const py::array& shares, py::array& noisy, con
 }  // namespace
 
 void add_add_noise(py::module_& module) {
-  module.def("add_noise", &forward, py::arg("x0"), py::arg("shares"), py::arg("noisy"), py::kw_only(),
+  module.def("add_noise", &add_noise, py::arg("x0"), py::arg("shares"), py::arg("noisy"), py::kw_only(),
              py::arg("noise") = py::none(), py::arg("seed") = py::none(), py::arg("step") = 0, py::arg("threads") = 1,
              "Noise x0 [samples, voxels], in whichever order they lie in memory.");
 }

@@ -12,9 +12,9 @@
 namespace orthokernels::bindings {
 namespace {
 
-void forward(const py::array& q, const py::array& k, const py::array& v, const std::vector<std::int64_t>& grid,
-             const std::vector<std::int64_t>& window, double scale, py::array& out, py::array& log_sum,
-             const py::object& bias, std::int64_t threads) {
+void attention3d(const py::array& q, const py::array& k, const py::array& v, const std::vector<std::int64_t>& grid,
+                 const std::vector<std::int64_t>& window, double scale, py::array& out, py::array& log_sum,
+                 const py::object& bias, std::int64_t threads) {
   cpu::AttentionTask task{};
   task.q = read("q", q, {kAny, kAny, kAny});
   task.heads = q.shape(0);
@@ -52,7 +52,7 @@ void forward(const py::array& q, const py::array& k, const py::array& v, const s
 }  // namespace
 
 void add_attention3d(py::module_& module) {
-  module.def("attention3d", &forward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("grid"), py::arg("window"),
+  module.def("attention3d", &attention3d, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("grid"), py::arg("window"),
              py::arg("scale"), py::arg("out"), py::arg("log_sum"), py::kw_only(), py::arg("bias") = py::none(),
              py::arg("threads") = 1,
              "Attend over q, k and v [heads, tokens, d] of a grid; bias [bias heads, 2 D - 1, 2 H - 1, 2 W - 1].");

@@ -9,8 +9,8 @@
 namespace orthokernels::bindings {
 namespace {
 
-void forward(const py::array& q, const py::array& k, const py::array& v, double scale, py::array& out,
-             py::array& looked_at, py::array& log_sum, std::int64_t threads) {
+void attention_pool(const py::array& q, const py::array& k, const py::array& v, double scale, py::array& out,
+                    py::array& looked_at, py::array& log_sum, std::int64_t threads) {
   cpu::PoolingTask task{};
   task.q = read("q", q, {kAny, kAny, kAny});
   task.heads = q.shape(0);
@@ -36,8 +36,8 @@ void forward(const py::array& q, const py::array& k, const py::array& v, double 
 }  // namespace
 
 void add_attention_pool(py::module_& module) {
-  module.def("attention_pool", &forward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("out"),
-             py::arg("looked_at"), py::arg("log_sum"), py::kw_only(), py::arg("threads") = 1,
+  module.def("attention_pool", &attention_pool, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"),
+             py::arg("out"), py::arg("looked_at"), py::arg("log_sum"), py::kw_only(), py::arg("threads") = 1,
              "Attend over q, k and v [heads, tokens, d] and average over the queries.");
 }
 

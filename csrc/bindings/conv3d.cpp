@@ -32,9 +32,9 @@ std::unique_ptr<Conv3d> make(const py::array& weight, std::int64_t stride, const
                                   isa, block);
 }
 
-void run(const Conv3d& conv, const py::array& x, py::array& y, const py::object& skip, const py::object& scale,
-         const py::object& shift, const py::object& bias, const py::object& residual, const py::object& moments,
-         std::int64_t threads) {
+void run_conv3d(const Conv3d& conv, const py::array& x, py::array& y, const py::object& skip, const py::object& scale,
+                const py::object& shift, const py::object& bias, const py::object& residual, const py::object& moments,
+                std::int64_t threads) {
   const cpu::Sides in = conv.in_sides(), out = conv.out_sides();
   const std::int64_t outputs = conv.out_channels();
   check("x", x, {in.depth, in.height, in.width, kAny});
@@ -89,7 +89,7 @@ void add_conv3d(py::module_& module) {
                      "A 3D convolution's weights, packed for one shape of volume and one algorithm; channels last.")
       .def(py::init(&make), py::arg("weight"), py::arg("stride"), py::arg("sides"), py::arg("algorithm"),
            py::arg("tiles") = 0)
-      .def("run", &run, py::arg("x"), py::arg("y"), py::kw_only(), py::arg("skip") = py::none(),
+      .def("run", &run_conv3d, py::arg("x"), py::arg("y"), py::kw_only(), py::arg("skip") = py::none(),
            py::arg("scale") = py::none(), py::arg("shift") = py::none(), py::arg("bias") = py::none(),
            py::arg("residual") = py::none(), py::arg("moments") = py::none(), py::arg("threads") = 1,
            "Convolve x [depth, height, width, channels] into y; silu(x scale + shift) where scale is given.")

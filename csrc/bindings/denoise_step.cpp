@@ -11,9 +11,9 @@
 namespace orthokernels::bindings {
 namespace {
 
-void forward(const py::array& x, const py::array& output, const py::array& coefficients, py::array& found,
-             const py::object& previous, const py::object& threshold, std::optional<std::int64_t> seed,
-             std::int64_t step, std::optional<double> clip, const py::object& x0, std::int64_t threads) {
+void denoise_step(const py::array& x, const py::array& output, const py::array& coefficients, py::array& found,
+                  const py::object& previous, const py::object& threshold, std::optional<std::int64_t> seed,
+                  std::int64_t step, std::optional<double> clip, const py::object& x0, std::int64_t threads) {
   cpu::StepTask task{};
   task.x = read("x", x, {kAny, kAny});
   task.samples = x.shape(0);
@@ -45,7 +45,7 @@ void forward(const py::array& x, const py::array& output, const py::array& coeff
 }  // namespace
 
 void add_denoise_step(py::module_& module) {
-  module.def("denoise_step", &forward, py::arg("x"), py::arg("output"), py::arg("coefficients"), py::arg("found"),
+  module.def("denoise_step", &denoise_step, py::arg("x"), py::arg("output"), py::arg("coefficients"), py::arg("found"),
              py::kw_only(), py::arg("previous") = py::none(), py::arg("threshold") = py::none(),
              py::arg("seed") = py::none(), py::arg("step") = 0, py::arg("clip") = py::none(),
              py::arg("x0") = py::none(), py::arg("threads") = 1,

@@ -59,9 +59,9 @@ class Workspace {
   cpu::Floats table_;
 };
 
-void forward(const py::array& x, py::array& y, py::array& mean, py::array& rstd, std::int64_t groups,
-             const py::object& skip, const py::object& weight, const py::object& bias, const py::object& shift,
-             const py::object& scale_shift, bool silu, double eps, bool channels_last, std::int64_t threads) {
+void group_norm_silu(const py::array& x, py::array& y, py::array& mean, py::array& rstd, std::int64_t groups,
+                     const py::object& skip, const py::object& weight, const py::object& bias, const py::object& shift,
+                     const py::object& scale_shift, bool silu, double eps, bool channels_last, std::int64_t threads) {
   const GroupNormShape shape = shape_from(x, skip, groups, channels_last);
   cpu::GroupNormTask task{};
   task.shape = shape;
@@ -82,11 +82,12 @@ void forward(const py::array& x, py::array& y, py::array& mean, py::array& rstd,
   kernels.forward(task);
 }
 
-void backward(const py::array& dy, const py::array& x, const py::array& mean, const py::array& rstd, py::array& dx,
-              py::array& dweight, py::array& dbias, py::array& dshift, py::array& dscale_shift, std::int64_t groups,
-              const py::object& skip, const py::object& dskip, const py::object& weight, const py::object& bias,
-              const py::object& shift, const py::object& scale_shift, bool silu, bool channels_last,
-              std::int64_t threads) {
+void group_norm_silu_backward(const py::array& dy, const py::array& x, const py::array& mean, const py::array& rstd,
+                              py::array& dx, py::array& dweight, py::array& dbias, py::array& dshift,
+                              py::array& dscale_shift, std::int64_t groups, const py::object& skip,
+                              const py::object& dskip, const py::object& weight, const py::object& bias,
+                              const py::object& shift, const py::object& scale_shift, bool silu, bool channels_last,
+                              std::int64_t threads) {
   const GroupNormShape shape = shape_from(x, skip, groups, channels_last);
   const std::int64_t all = shape.all_channels();
   cpu::GroupNormGradientTask task{};
@@ -117,17 +118,18 @@ void backward(const py::array& dy, const py::array& x, const py::array& mean, co
 }  // namespace
 
 void add_group_norm_silu(py::module_& module) {
-  module.def("group_norm_silu", &forward, py::arg("x"), py::arg("y"), py::arg("mean"), py::arg("rstd"),
+  module.def("group_norm_silu", &group_norm_silu, py::arg("x"), py::arg("y"), py::arg("mean"), py::arg("rstd"),
              py::arg("groups"), py::kw_only(), py::arg("skip") = py::none(), py::arg("weight") = py::none(),
              py::arg("bias") = py::none(), py::arg("shift") = py::none(), py::arg("scale_shift") = py::none(),
              py::arg("silu") = true, py::arg("eps") = 1e-5, py::arg("channels_last") = true, py::arg("threads") = 1,
              "Normalise x [samples, voxels, channels], or [samples, channels, voxels], and skip behind it, into y.");
-  module.def("group_norm_silu_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("mean"), py::arg("rstd"),
-             py::arg("dx"), py::arg("dweight"), py::arg("dbias"), py::arg("dshift"), py::arg("dscale_shift"),
-             py::arg("groups"), py::kw_only(), py::arg("skip") = py::none(), py::arg("dskip") = py::none(),
-             py::arg("weight") = py::none(), py::arg("bias") = py::none(), py::arg("shift") = py::none(),
-             py::arg("scale_shift") = py::none(), py::arg("silu") = true, py::arg("channels_last") = true,
-             py::arg("threads") = 1, "Gradients of group_norm_silu; those of weight and bias are each sample's own.");
+  module.def("group_norm_silu_backward", &group_norm_silu_backward, py::arg("dy"), py::arg("x"), py::arg("mean"),
+             py::arg("rstd"), py::arg("dx"), py::arg("dweight"), py::arg("dbias"), py::arg("dshift"),
+             py::arg("dscale_shift"), py::arg("groups"), py::kw_only(), py::arg("skip") = py::none(),
+             py::arg("dskip") = py::none(), py::arg("weight") = py::none(), py::arg("bias") = py::none(),
+             py::arg("shift") = py::none(), py::arg("scale_shift") = py::none(), py::arg("silu") = true,
+             py::arg("channels_last") = true, py::arg("threads") = 1,
+             "Gradients of group_norm_silu; those of weight and bias are each sample's own.");
 }
 
 }  // namespace orthokernels::bindings

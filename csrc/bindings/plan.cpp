@@ -172,7 +172,7 @@ std::vector<std::int64_t> shape_of(const Plan& plan, VolumeId id) {
   return {sides.depth, sides.height, sides.width, plan.channels(id)};
 }
 
-py::list run(Plan& plan, const std::vector<py::array>& inputs, std::int64_t threads) {
+py::list run_plan(Plan& plan, const std::vector<py::array>& inputs, std::int64_t threads) {
   if (!plan.finished()) refuse("plan", "finish() was not called.");
   if (!plan.packs()) refuse("plan", "it was made without weights.");
   if (inputs.size() != plan.inputs().size())
@@ -250,7 +250,7 @@ void add_plan(py::module_& module) {
         for (VolumeId id : outputs) check_volume(plan, "outputs", id);
         plan.finish(outputs);
       }, py::arg("outputs"))
-      .def("run", &run, py::arg("inputs"), py::arg("threads") = 1,
+      .def("run", &run_plan, py::arg("inputs"), py::arg("threads") = 1,
            "Run on arrays [depth, height, width, channels]; returns the outputs likewise.")
       .def("set_bias", [](Plan& plan, const std::string& layer, const py::array& bias) {
         const std::vector<float> values = values_of("bias", bias, {kAny});

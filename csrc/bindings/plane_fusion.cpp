@@ -37,9 +37,9 @@ void read_planes(const std::vector<py::object>& volumes, cpu::PlaneFusionTask& t
   if (!found) refuse("volumes", "no plane is given.");
 }
 
-void forward(const std::vector<py::object>& volumes, const py::array& gates,
-             const std::vector<std::vector<std::vector<double>>>& to_plane, py::array& out, py::array& weights,
-             bool channels_last, std::int64_t threads) {
+void plane_fusion(const std::vector<py::object>& volumes, const py::array& gates,
+                  const std::vector<std::vector<std::vector<double>>>& to_plane, py::array& out, py::array& weights,
+                  bool channels_last, std::int64_t threads) {
   cpu::PlaneFusionTask task{};
   task.channels_last = channels_last;
   read_planes(volumes, task);
@@ -72,7 +72,7 @@ void forward(const std::vector<py::object>& volumes, const py::array& gates,
 }  // namespace
 
 void add_plane_fusion(py::module_& module) {
-  module.def("plane_fusion", &forward, py::arg("volumes"), py::arg("gates"), py::arg("to_plane"), py::arg("out"),
+  module.def("plane_fusion", &plane_fusion, py::arg("volumes"), py::arg("gates"), py::arg("to_plane"), py::arg("out"),
              py::arg("weights"), py::kw_only(), py::arg("channels_last"), py::arg("threads") = 1,
              "Resample three planes' volumes, or None, onto the gates' grid and mix them; to_plane is [3, 3, 4].");
 }

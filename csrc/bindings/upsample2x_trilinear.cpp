@@ -28,7 +28,7 @@ void run(void (*kernel)(const cpu::DoublingTask&), cpu::DoublingTask& task) {
   kernel(task);
 }
 
-void forward(const py::array& x, py::array& y, std::int64_t threads) {
+void upsample2x_trilinear(const py::array& x, py::array& y, std::int64_t threads) {
   cpu::DoublingTask task{};
   task.shape = shape_from("x", x);
   task.from = read("x", x, small(task.shape));
@@ -38,7 +38,7 @@ void forward(const py::array& x, py::array& y, std::int64_t threads) {
   run(cpu::upsample2x_trilinear_for(cpu::best_isa()).forward, task);
 }
 
-void backward(const py::array& dy, py::array& dx, std::int64_t threads) {
+void upsample2x_trilinear_backward(const py::array& dy, py::array& dx, std::int64_t threads) {
   cpu::DoublingTask task{};
   task.shape = shape_from("dx", dx);
   task.from = read("dy", dy, large(task.shape));
@@ -51,10 +51,11 @@ void backward(const py::array& dy, py::array& dx, std::int64_t threads) {
 }  // namespace
 
 void add_upsample2x_trilinear(py::module_& module) {
-  module.def("upsample2x_trilinear", &forward, py::arg("x"), py::arg("y"), py::kw_only(), py::arg("threads") = 1,
+  module.def("upsample2x_trilinear", &upsample2x_trilinear, py::arg("x"), py::arg("y"), py::kw_only(),
+             py::arg("threads") = 1,
              "Double x [samples, depth, height, width, channels] into y; channels first are samples of one channel.");
-  module.def("upsample2x_trilinear_backward", &backward, py::arg("dy"), py::arg("dx"), py::kw_only(),
-             py::arg("threads") = 1, "The gradient of what was doubled.");
+  module.def("upsample2x_trilinear_backward", &upsample2x_trilinear_backward, py::arg("dy"), py::arg("dx"),
+             py::kw_only(), py::arg("threads") = 1, "The gradient of what was doubled.");
 }
 
 }  // namespace orthokernels::bindings
