@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from orthokernels.edge.database import Database
 
@@ -63,11 +64,12 @@ def of_subject(database: Database, subject: str) -> list[dict[str, str]]:
     return [dict(row) for row in rows]
 
 
-def latest(database: Database, event: str, actor: str) -> dict[str, str] | None:
-    """The latest entry of one kind by one actor: ``at`` and ``outcome``."""
+def latest(database: Database, event: str, actor: str) -> dict[str, Any] | None:
+    """The latest entry of one kind by one actor: ``number``, ``at`` and ``outcome``."""
     with database.read() as connection:
         row = connection.execute(
-            "SELECT at, outcome FROM audit WHERE actor = ? AND event = ? ORDER BY number DESC LIMIT 1", (actor, event)
+            "SELECT number, at, outcome FROM audit WHERE actor = ? AND event = ? ORDER BY number DESC LIMIT 1",
+            (actor, event),
         ).fetchone()
     return dict(row) if row else None
 

@@ -379,11 +379,11 @@ class Deliveries:
             if own["state"] == "dead" and own["destination"] not in self.destinations
         ]
 
-    def retriable(self, job: Job) -> bool:
-        """Whether a person's retry changes anything."""
-        states = [(own["state"], own["destination"]) for own in self.of(job.id)]
-        revived = any(state == "dead" and name in self.destinations for state, name in states)
-        return revived or job.state == "rejected" or (job.state == "dead" and not states)
+    def retriable(self, job_id: int, state: str) -> bool:
+        """Whether a person's retry of a job changes anything."""
+        states = [(own["state"], own["destination"]) for own in self.of(job_id)]
+        revived = any(own == "dead" and name in self.destinations for own, name in states)
+        return revived or state == "rejected" or (state == "dead" and not states)
 
     def discard(self, job: Job, actor: str) -> Job:
         """Give up on a dead job, or on a job's dead deliveries, by a person's decision; retention removes it in its

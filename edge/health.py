@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from orthokernels.edge import audit
 from orthokernels.edge.config import Destination
@@ -21,6 +22,7 @@ class Health:
         waiting, dead: jobs owed to it, and jobs that it did not take after the last try.
         next_try_at, last_success_at, last_failure_at: seconds since 1970, where there is one.
         last_failure: why.
+        state: what happened last, in one word: "unused", "failing" or "taking".
     """
 
     name: str
@@ -31,13 +33,7 @@ class Health:
     last_success_at: float | None
     last_failure_at: float | None
     last_failure: str | None
-
-    @property
-    def state(self) -> str:
-        """In one word, by what happened last."""
-        if self.last_success_at is None and self.last_failure_at is None:
-            return "unused"
-        return "failing" if (self.last_failure_at or 0.0) > (self.last_success_at or 0.0) else "taking"
+    state: str
 
 
 def destinations_health(database: Database, destinations: Sequence[Destination]) -> list[Health]:
@@ -67,8 +63,16 @@ def _health(database: Database, name: str, configured: bool, owed: Sequence[sqli
         last_success_at=_seconds(success),
         last_failure_at=_seconds(failure),
         last_failure=failure["outcome"] if failure else None,
+        state=_state(success, failure),
     )
 
 
-def _seconds(entry: dict[str, str] | None) -> float | None:
+def _state(success: dict[str, Any] | None, failure: dict[str, Any] | None) -> str:
+    """By the entries' numbers: the clock may have been put back between them."""
+    if success is None and failure is None:
+        return "unused"
+    return "failing" if success is None or (failure and failure["number"] > success["number"]) else "taking"
+
+
+def _seconds(entry: dict[str, Any] | None) -> float | None:
     return datetime.fromisoformat(entry["at"]).timestamp() if entry else None

@@ -43,6 +43,7 @@ class QueuePages:
             "notes": self._service.self_check.notes,
             "jobs": jobs,
             "identities": {job["id"]: identity(config, job["study"]) for job in jobs},
+            "retriable": {job["id"] for job in jobs if self._service.deliveries.retriable(job["id"], job["state"])},
             "health": destinations_health(store.database, config.destinations),
         }
 

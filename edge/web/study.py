@@ -76,7 +76,7 @@ class StudyPages:
             "rejected_days": config.retention.rejected_days,
             "deliveries": self._service.deliveries.of(job.id),
             "gone": self._service.deliveries.gone(job.id),
-            "retriable": self._service.deliveries.retriable(job),
+            "retriable": self._service.deliveries.retriable(job.id, job.state),
             "history": _history(self._service, job),
             "corrections": Corrections(store, joint).of(job),
             "wrong_labels": {kind: labels(kind, joint) for kind in ("structure", "finding")},

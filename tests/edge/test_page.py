@@ -311,6 +311,7 @@ def test_delivery_to_a_destination_that_was_taken_out_is_given_up_on_by_a_form_b
     page = get(service, "/study/1")[1]
     assert "be sent to archive, which the configuration no longer names: give up on it" in page
     assert "/study/1/retry" not in page
+    assert "/study/1/retry" not in get(service, "/")[1]
     question = page.partition("<details><summary")[2].partition("</details>")[0]
     assert "Give up on it</summary>" in question
     assert page.count('action="/study/1/discard"') == question.count('action="/study/1/discard"') == 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from orthokernels.edge import audit, notify
@@ -16,6 +17,7 @@ from orthokernels.edge.clock import pull_back
 from orthokernels.edge.config import DimseDestination, Settle
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
+from orthokernels.edge.health import destinations_health
 from orthokernels.edge.selfcheck import SelfCheck, clock_faults, disk_faults
 from orthokernels.edge.store import Image, Store
 
@@ -91,6 +93,20 @@ def test_clock_that_is_kept_in_time_is_not_told(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: wall() - 0.5)
     check.look()
     assert check.notes == ()
+
+
+def test_a_destination_does_as_it_did_last_whatever_the_clock_said(tmp_path, monkeypatch):
+    database = Database(tmp_path)
+    archive = DimseDestination(**archive_destination(1))
+    clock = SimpleNamespace()
+    monkeypatch.setattr(audit, "datetime", clock)
+    states = [destinations_health(database, [archive])[0].state]
+    for event, hour in (("not delivered", 9), ("delivered", 7), ("not delivered", 5)):
+        clock.now = lambda zone, hour=hour: datetime(2026, 11, 29, hour, tzinfo=zone)
+        with database.write() as connection:
+            audit.append(connection, event, "archive", "study")
+        states.append(destinations_health(database, [archive])[0].state)
+    assert states == ["unused", "failing", "taking", "failing"]
 
 
 def test_study_and_delivery_of_a_clock_that_was_ahead_go_on_once_it_is_put_right(tmp_path, monkeypatch):

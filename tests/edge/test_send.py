@@ -132,13 +132,13 @@ def test_retry_of_what_only_a_destination_that_is_gone_did_not_take_makes_nothin
     job = owed(deliveries, 1)
     deliveries.delivered(deliveries.due("a"))
     deliveries.refused(deliveries.due("b"), "it is down")
-    assert deliveries.retriable(deliveries.store.job(job.id))
+    assert deliveries.retriable(job.id, "dead")
     renamed = Deliveries(deliveries.store, config(tmp_path, destinations=to("a", "c")).destinations)
     dead = renamed.store.job(job.id)
     assert dead.state == "dead"
     assert renamed.retry(dead, "test") == dead
     assert renamed.store.jobs() == [dead]
-    assert (renamed.gone(job.id), renamed.retriable(dead)) == (["b"], False)
+    assert (renamed.gone(job.id), renamed.retriable(job.id, dead.state)) == (["b"], False)
     assert renamed.discard(dead, "test").state == "discarded"
     assert renamed.gone(job.id) == []
 
