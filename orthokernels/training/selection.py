@@ -32,9 +32,11 @@ class Selection:
         )
 
     def identity(self) -> dict[str, Any]:
-        """The training records, by a short name, and how they are prepared: a run's identity as far as data go."""
+        """The training records and what they are labelled as, by short names, and how they are prepared: a run's
+        identity as far as data go."""
         return {
             "training series": _name_of(self.train),
+            "training labels": _labels_of(self.train),
             "data.preparation": self.cache.mode,
             "data.size": self.cache.size,
         }
@@ -47,6 +49,18 @@ class Selection:
 def _name_of(records: Sequence[Record]) -> str:
     told = "\n".join(f"{r.study} {r.patient} {r.plane} {r.image.name}" for r in records)
     return f"{len(records)} ({hashlib.sha256(told.encode()).hexdigest()[:12]})"
+
+
+def _labels_of(records: Sequence[Record]) -> str:
+    """A short name for findings and label maps by their content; where the files lie, and when they changed, may
+    differ from machine to machine."""
+    told = hashlib.sha256()
+    for record in records:
+        masks = [number for number, _ in record.masks], record.masks_decreasing, record.masks_mirrored
+        told.update(repr((record.findings, masks)).encode())
+        for path in record.label_files():
+            told.update(hashlib.sha256(path.read_bytes()).digest())
+    return told.hexdigest()[:12]
 
 
 def labelled(record: Record) -> bool:

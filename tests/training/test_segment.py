@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,6 +173,20 @@ def test_a_run_of_other_settings_is_not_taken_up(studies, begun, tmp_path, chang
     shutil.copytree(begun[0], tmp_path / "out")
     with pytest.raises(InputError, match=message):
         segment(studies, tmp_path / "out", tmp_path / "out", config(begun[1], **{"loop": SHORT, **change}))
+
+
+def test_a_run_is_not_taken_up_on_other_labels_under_the_same_names(studies, tmp_path):
+    weights, data = (
+        write_weights(tmp_path / "weights", planes=("sagittal",)),
+        shutil.copytree(studies, tmp_path / "data"),
+    )
+    own = config(tmp_path / "cache", loop=SHORT, validate_series=1)
+    segment(data, weights, weights, own)
+    segment(shutil.copytree(data, tmp_path / "elsewhere"), weights, weights, own)  # the same content
+    for path in data.glob("*/sagittal_labels.nii.gz"):
+        write_volume(path, voxels=np.ones((32, 32, 16), np.uint8))
+    with pytest.raises(InputError, match="training labels was"):
+        segment(data, weights, weights, own)
 
 
 def test_a_head_beside_another_encoder_or_timestep_than_its_own_is_refused(begun, tmp_path):
