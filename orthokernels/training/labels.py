@@ -28,7 +28,7 @@ from orthokernels.training.randomness import Stream, generator
 from orthokernels.training.selection import Selection, diagnosed, labelled
 from orthokernels.training.series import Record
 from orthokernels.training.splits import fill, load_splits, patients_of, prepared_cache
-from orthokernels.training.weights_folder import make_folder, need_denoisers
+from orthokernels.training.weights_folder import folder_for_results, need_denoisers
 
 Rows = list[dict[str, Any]]
 HELD_OUT, PERHAPS_SEEN = "held out", "perhaps seen"  # test patients, from the denoiser and by it
@@ -67,11 +67,11 @@ def labels(
 
     processes = processes or alone()
     need_denoisers(weights, (config.plane,))
-    make_folder(out)
     settings = load_settings(weights)
     task = "segmentation" if config.task == "segmentation" else config.data.joint
     config = config.model_copy(update={"point": config.point or settings.point(task, config.plane)})
-    selection, seen = _selection(data, weights, config, settings.size, processes, silent)
+    with folder_for_results(out):
+        selection, seen = _selection(data, weights, config, settings.size, processes, silent)
     scores: dict[tuple[str, float], list[Any]] = {}
     for share in config.shares:
         for seed in config.seeds:

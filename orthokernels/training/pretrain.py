@@ -33,7 +33,7 @@ from orthokernels.training.loop import Run, Trained, train
 from orthokernels.training.randomness import Stream, seed_of, uniform_timesteps, unit_noise
 from orthokernels.training.series import Record
 from orthokernels.training.splits import fill, load_splits, patients_of, prepared_cache
-from orthokernels.training.weights_folder import change_settings, make_folder
+from orthokernels.training.weights_folder import change_settings, folder_for_results
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def pretrain(
         if plane not in PLANES:
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(PLANES)}.")
     _network(config)
-    make_folder(out)
-    splits = load_splits(source, config.data, tuple(config.planes))
+    with folder_for_results(out):
+        splits = load_splits(source, config.data, tuple(config.planes))
     return [_one_plane(plane, source, out, splits, config, processes, resume, silent) for plane in config.planes]
 
 

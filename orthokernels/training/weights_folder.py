@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,27 @@ def start_from(weights: Path, out: Path) -> None:
         raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
 
 
+@contextmanager
+def folder_for_results(out: Path) -> Iterator[None]:
+    """Make the folder that results go to before data are read, which takes longer; where they are refused, no empty
+    one is left.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    new = not out.exists()
+    make_folder(out)
+    try:
+        yield
+    except InputError:
+        if new:
+            with suppress(OSError):  # not empty
+                out.rmdir()
+        raise
+
+
 def make_folder(out: Path) -> None:
-    """Make the folder that results go to: before data are read, which takes longer.
+    """Make a folder.
 
     Raises:
         InputError: it can't be made.
