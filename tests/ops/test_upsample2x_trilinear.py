@@ -11,8 +11,8 @@ from orthokernels.ops.upsample2x_trilinear import reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-# Odd sides, one slice, one voxel, more voxels and more channels than a tile has.
-SHAPES = [(2, 3, 3, 5, 7), (1, 130, 1, 3, 2), (1, 1, 1, 1, 1), (1, 2, 5, 11, 13), (2, 64, 2, 2, 2)]
+# Odd sides, one slice, one voxel, more columns and more channels than a tile has, slices in several programs.
+SHAPES = [(2, 3, 3, 5, 7), (1, 130, 1, 3, 2), (1, 1, 1, 1, 1), (1, 2, 5, 11, 13), (2, 64, 2, 2, 2), (1, 1, 7, 1, 260)]
 
 
 def volume(shape, dtype=torch.float32, *, channels_last=False, seed=0) -> Tensor:

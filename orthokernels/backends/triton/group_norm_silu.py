@@ -30,7 +30,7 @@ from torch import Tensor
 
 from orthokernels.backends.triton.configuration import Configuration
 from orthokernels.backends.triton.tuning import Setting, setting
-from orthokernels.backends.triton.volumes import wrong_dtype
+from orthokernels.backends.triton.volumes import processors, wrong_dtype
 
 _TILE = 2048  # elements of a tile, 16 a thread
 _WARPS = 4
@@ -438,11 +438,6 @@ def chunks_of(others: int, L: int, tile: int, processors: int) -> tuple[int, int
     wanted = max(1, min(tiles, triton.cdiv(4 * processors, others)))
     chunk = triton.cdiv(tiles, wanted) * tile
     return chunk, triton.cdiv(L, chunk)
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device; a few where the kernels are interpreted."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def can_run(x: Tensor) -> str | None:

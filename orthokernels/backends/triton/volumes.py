@@ -16,6 +16,11 @@ def offset(i_n, o_c, d, h, w, C, D, H, W, CHANNELS_LAST: tl.constexpr):
     return (((i_n.to(tl.int64) * C + o_c) * D + d) * H + h) * W + w
 
 
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; a few where the kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def wrong_dtype(x: Tensor) -> str | None:
     """Why no kernel takes a tensor of this dtype, or None."""
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
