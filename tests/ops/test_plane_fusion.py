@@ -49,16 +49,16 @@ def made(dtype=torch.float32, *, channels=6, groups=3, missing=(), channels_last
     return volumes, torch.randn((2, 3, groups, *sides), generator=draw)
 
 
-def both_ways(function, volumes, gates, **options) -> list[Tensor]:
+def both_ways(function, volumes, gates, *, result=RESULT, **options) -> list[Tensor]:
     leaves = [None if v is None else v.detach().requires_grad_() for v in volumes]
     gate = gates.detach().requires_grad_()
-    out = function(leaves, AFFINES, gate, RESULT, **options)
+    out = function(leaves, AFFINES, gate, result, **options)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, [*(v for v in leaves if v is not None), gate], upstream)]
 
 
-def exactly(volumes, gates) -> list[Tensor]:
-    return both_ways(reference, [None if v is None else v.double() for v in volumes], gates.double())
+def exactly(volumes, gates, **options) -> list[Tensor]:
+    return both_ways(reference, [None if v is None else v.double() for v in volumes], gates.double(), **options)
 
 
 def test_resampling_is_pytorch_s_where_all_of_it_lies_inside():
@@ -88,6 +88,26 @@ def test_result_and_gradients_are_the_definition_s(missing, channels_last, backe
         assert (own - want).abs().max() <= 1e-4 * max(1.0, float(want.abs().max()))
 
 
+# Fine and half turned; and with axes in another order, thrice as fine along one.
+RESULTS = [
+    affine((1.1, 1.0, 0.9), angle=0.8, origin=(-4, -1, -2)),
+    affine((0.5, 2.0, 1.9), angle=-2.2, origin=(3, 2, -3), order=(2, 0, 1)),
+]
+
+
+@pytest.mark.parametrize("missing", [(1, 2), (0, 2), (0, 1)], ids=str)
+@pytest.mark.parametrize("result", RESULTS, ids=["fine", "turned"])
+def test_a_plane_s_gradient_finds_all_that_its_voxels_gave(result, missing):
+    volumes, gates = made(channels=2, groups=1, missing=missing, sides=(7, 6, 5))
+    own, exact = (
+        both_ways(plane_fusion, volumes, gates, result=result, backend="triton"),
+        exactly(volumes, gates, result=result),
+    )
+    assert exact[1].count_nonzero() > 20
+    for found, want in zip(own, exact, strict=True):
+        assert (found - want).abs().max() <= 1e-4 * max(1.0, float(want.abs().max()))
+
+
 def test_some_voxels_lie_in_every_plane_and_some_in_none():
     # Or the test above would be of less than it says.
     volumes, _ = made()
@@ -97,9 +117,12 @@ def test_some_voxels_lie_in_every_plane_and_some_in_none():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
-@pytest.mark.parametrize("channels", [1, 5])
-def test_one_channel_and_one_group_to_many(channels, backend):
-    volumes, gates = made(channels=channels, groups=1, missing=(0, 2), sides=(2, 3, 2))
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (5, 1), (10, 5)])
+def test_one_channel_and_one_group_to_many(channels, groups, channels_last, backend):
+    volumes, gates = made(
+        channels=channels, groups=groups, missing=(0, 2), channels_last=channels_last, sides=(2, 3, 2)
+    )
     for own, want in zip(
         both_ways(plane_fusion, volumes, gates, backend=backend), exactly(volumes, gates), strict=True
     ):
