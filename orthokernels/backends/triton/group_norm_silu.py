@@ -9,9 +9,9 @@ Bytes, of a volume of B bytes (all else is small):
 
 That is what they move; no time was taken on a GPU yet.
 
-Every pass is cut along L into chunks that are as many as fill the device, whatever N and the groups are. A chunk
-leaves its own numbers in its own place, and one small kernel adds them up in the order of the chunks: no atomics, two
-runs give the same bytes.
+Every pass is cut along L into chunks that are as many as fill the device, whatever N and the groups are; what is per
+channel is read and folded once a chunk. A chunk that is summed leaves its own numbers in its own place, and one small
+kernel adds them up in the order of the chunks: no atomics, two runs give the same bytes.
 
 Moments are taken per channel about a pivot, the mean of the chunk's first tile, and brought together by Chan, Golub and
 LeVeque's formula: sums of squares about zero lose the digits of a volume whose mean is a thousand deviations. The time
@@ -34,7 +34,7 @@ from orthokernels.backends.triton.volumes import processors, wrong_dtype
 
 _TILE = 2048  # elements of a tile, 16 a thread
 _WARPS = 4
-_BACKWARD_WARPS = 8  # with 4 it spills on sm_100
+_WALK = 8  # tiles, at most, for which a map reads its channels' parameters once
 
 
 @triton.jit
@@ -75,11 +75,11 @@ def _per_channel(p, i_n, o_c, C, ROW: tl.constexpr, OFFSET: tl.constexpr, GIVEN:
 
 
 @triton.jit
-def _map(
-    x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups,
+def _parameters(
+    i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups,
     AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
 ):  # fmt: skip
-    """xhat and z [BL, BC] of a tile, and the slope dz / dxhat [1, BC] and rstd [1, BC]."""
+    """Of channels, [1, BC]: what x is centred at, rstd, the slope dz / dxhat, and z where xhat is 0."""
     o_g = i_n * groups + o_c // (C // groups)
     mean = tl.load(p_mean + o_g, o_c < C, other=0.0)
     rstd = tl.load(p_rstd + o_g, o_c < C, other=0.0)
@@ -88,9 +88,16 @@ def _map(
     scale = 1.0 + _per_channel(p_film, i_n, o_c, C, 2, 0, FILM)
     offset = _per_channel(p_film, i_n, o_c, C, 2, 1, FILM)
     centre = mean - _per_channel(p_shift, i_n, o_c, C, 1, 0, SHIFT)
-    xhat = (x - centre[None, :]) * rstd[None, :]
-    slope = (weight * scale)[None, :]
-    return xhat, xhat * slope + (bias * scale + offset)[None, :], slope, rstd[None, :]
+    return centre[None, :], rstd[None, :], (weight * scale)[None, :], (bias * scale + offset)[None, :]
+
+
+@triton.jit
+def _sigmoid(z, EXACT: tl.constexpr):
+    """By the hardware's own approximations, good to about 2^-20, where what is stored has 11 bits or fewer."""
+    if EXACT:
+        return tl.sigmoid(z)
+    root = tl.rsqrt(1.0 + tl.exp2(z * -1.4426950408889634))
+    return root * root
 
 
 @triton.jit
@@ -163,28 +170,33 @@ def _entry(p_moments, p_shift, start, i_n, i_g, C, L, width, chunk, chunks, SHIF
 
 @triton.jit
 def _forward(
-    p_x, p_skip, p_y, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C1, C2, L, groups,
+    p_x, p_skip, p_y, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C1, C2, L, groups, chunk,
     CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
     SILU: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_n = tl.program_id(2)
     C = C1 + C2
-    o_l = tl.program_id(0) * BL + tl.arange(0, BL)
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = (o_l < L)[:, None] & (o_c < C)[None, :]
-    x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
-    _, z, _, _ = _map(
-        x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
-    )  # fmt: skip
-    y = z * tl.sigmoid(z) if SILU else z
-    tl.store(_places(p_y, i_n, o_c, o_l, C, L, CHANNELS_LAST), y.to(p_y.dtype.element_ty), mask)
+    centre, rstd, slope, offset = _parameters(
+        i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
+    )
+    slope *= rstd
+    begin = tl.program_id(0) * chunk
+    end = tl.minimum(begin + chunk, L)
+    for start in range(begin, end, BL):
+        o_l = start + tl.arange(0, BL)
+        mask = (o_l < end)[:, None] & (o_c < C)[None, :]
+        x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+        z = (x - centre) * slope + offset
+        y = z * _sigmoid(z, p_y.dtype.element_ty == tl.float32) if SILU else z
+        tl.store(_places(p_y, i_n, o_c, o_l, C, L, CHANNELS_LAST), y.to(p_y.dtype.element_ty), mask)
 
 
 @triton.jit
 def _dz(p_dy, z, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr):
     dy = tl.load(_places(p_dy, i_n, o_c, o_l, C, L, CHANNELS_LAST), mask, other=0.0).to(tl.float32)
     if SILU:
-        share = tl.sigmoid(z)
+        share = _sigmoid(z, p_dy.dtype.element_ty == tl.float32)
         dy = dy * share * (1.0 + z * (1.0 - share))
     return dy
 
@@ -199,6 +211,9 @@ def _sums(
     i_chunk, i_n = tl.program_id(0), tl.program_id(2)
     C = C1 + C2
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    centre, rstd, slope, offset = _parameters(
+        i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
+    )
     begin = i_chunk * chunk
     end = tl.minimum(begin + chunk, L)
     of_dz = tl.zeros((BL, BC), tl.float32)
@@ -208,10 +223,8 @@ def _sums(
         o_l = start + tl.arange(0, BL)
         mask = (o_l < end)[:, None] & (o_c < C)[None, :]
         x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
-        xhat, z, _, _ = _map(
-            x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
-        )  # fmt: skip
-        dz = _dz(p_dy, z, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST, SILU)  # 0 outside the mask, as dy is
+        xhat = (x - centre) * rstd
+        dz = _dz(p_dy, xhat * slope + offset, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST, SILU)  # 0 outside, as dy is
         of_dz += dz
         of_both += dz * xhat
         of_xhat += tl.where(mask, xhat, 0.0)
@@ -268,24 +281,28 @@ def _small_gradients(
 @triton.jit
 def _backward(
     p_x, p_skip, p_dy, p_dx, p_dskip, p_means, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C1, C2, L, groups,
-    CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, AFFINE: tl.constexpr, SHIFT: tl.constexpr, FILM: tl.constexpr,
-    SILU: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
+    chunk, CHANNELS_LAST: tl.constexpr, SKIP: tl.constexpr, AFFINE: tl.constexpr, SHIFT: tl.constexpr,
+    FILM: tl.constexpr, SILU: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_n = tl.program_id(2)
     C = C1 + C2
-    o_l = tl.program_id(0) * BL + tl.arange(0, BL)
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = (o_l < L)[:, None] & (o_c < C)[None, :]
-    x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
-    xhat, z, slope, rstd = _map(
-        x, i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
-    )  # fmt: skip
-    dz = _dz(p_dy, z, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST, SILU)
+    centre, rstd, slope, offset = _parameters(
+        i_n, o_c, p_mean, p_rstd, p_weight, p_bias, p_shift, p_film, C, groups, AFFINE, SHIFT, FILM
+    )
     place = p_means + (i_n * groups + o_c // (C // groups)) * 2
-    mean = tl.load(place, o_c < C, other=0.0)[None, :]
-    mean_both = tl.load(place + 1, o_c < C, other=0.0)[None, :]
-    dx = rstd * (dz * slope - mean - xhat * mean_both)
-    _store(p_dx, p_dskip, dx, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+    mean = tl.load(place, o_c < C, other=0.0)[None, :] * rstd
+    mean_both = tl.load(place + 1, o_c < C, other=0.0)[None, :] * rstd
+    begin = tl.program_id(0) * chunk
+    end = tl.minimum(begin + chunk, L)
+    for start in range(begin, end, BL):
+        o_l = start + tl.arange(0, BL)
+        mask = (o_l < end)[:, None] & (o_c < C)[None, :]
+        x = _load(p_x, p_skip, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
+        xhat = (x - centre) * rstd
+        dz = _dz(p_dy, xhat * slope + offset, i_n, o_c, o_l, C, L, mask, CHANNELS_LAST, SILU)
+        dx = dz * (slope * rstd) - (mean + xhat * mean_both)
+        _store(p_dx, p_dskip, dx, i_n, o_c, o_l, C1, C2, L, mask, CHANNELS_LAST, SKIP)
 
 
 def forward(
@@ -311,7 +328,7 @@ def forward(
     def run(cut: Setting) -> None:
         _run_forward(cut, x, skip, groups, weight, bias, shift, scale_shift, silu, eps, y, mean, rstd)
 
-    run(_cut("forward", x, skip, _WARPS, run))
+    run(_cut("forward", x, skip, run))
 
 
 def _run_forward(
@@ -331,8 +348,8 @@ def _run_forward(
         moments, shift if shift is not None else x, mean, rstd, at.C, at.L, groups, at.chunk, at.chunks, eps,
         SHIFT=shift is not None, BLOCK=1024, num_warps=_WARPS,
     )  # fmt: skip
-    _forward[(triton.cdiv(at.L, at.tile["BL"]), at.blocks, at.N)](
-        x, second, y, mean, rstd, *_or(x, weight, bias, shift, scale_shift), at.C1, at.C2, at.L, groups,
+    _forward[(triton.cdiv(at.L, at.walk), at.blocks, at.N)](
+        x, second, y, mean, rstd, *_or(x, weight, bias, shift, scale_shift), at.C1, at.C2, at.L, groups, at.walk,
         **flags, **given, SILU=silu, **at.tile, num_warps=cut["num_warps"],
     )  # fmt: skip
 
@@ -360,7 +377,7 @@ def backward(
     def run(cut: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _run_backward(cut, dy, x, skip, groups, weight, bias, shift, scale_shift, silu, mean, rstd, dx, dskip)
 
-    return run(_cut("backward", x, skip, _BACKWARD_WARPS, run))
+    return run(_cut("backward", x, skip, run))
 
 
 def _run_backward(
@@ -381,7 +398,7 @@ def _run_backward(
     per_channel = _or(x, weight, bias, shift, scale_shift)
     _sums[(at.chunks, at.blocks, at.N)](
         x, second, dy, sums, mean, rstd, *per_channel, at.C1, at.C2, at.L, groups, at.chunk, at.chunks,
-        **flags, **given, SILU=silu, **at.tile, num_warps=_WARPS,
+        **flags, **given, SILU=silu, **at.tile, num_warps=cut["num_warps"],
     )  # fmt: skip
     weight_, bias_, _, film = per_channel
     _small_gradients[(groups, at.N)](
@@ -389,16 +406,16 @@ def _run_backward(
         AFFINE=weight is not None, FILM=scale_shift is not None, BC=triton.next_power_of_2(at.C // groups),
         num_warps=_WARPS,
     )  # fmt: skip
-    _backward[(triton.cdiv(at.L, at.tile["BL"]), at.blocks, at.N)](
+    _backward[(triton.cdiv(at.L, at.walk), at.blocks, at.N)](
         x, second, dy, dx, dx if dskip is None else dskip, means, mean, rstd, *per_channel, at.C1, at.C2, at.L, groups,
-        **flags, **given, SILU=silu, **at.tile, num_warps=cut["num_warps"],
+        at.walk, **flags, **given, SILU=silu, **at.tile, num_warps=cut["num_warps"],
     )  # fmt: skip
     return small
 
 
-def _cut(what: str, x: Tensor, skip: Tensor | None, warps: int, run: Callable[[Setting], object]) -> Setting:
+def _cut(what: str, x: Tensor, skip: Tensor | None, run: Callable[[Setting], object]) -> Setting:
     """Elements of a tile and warps: the default, or what was found faster on this device."""
-    sizes = dict.fromkeys([(_TILE, warps), (1024, 4), (2048, 4), (2048, 8), (4096, 8), (8192, 8)])
+    sizes = (_TILE, _WARPS), (1024, 4), (2048, 8), (4096, 8), (8192, 8)
     candidates = [{"TILE": tile, "num_warps": own} for tile, own in sizes]
     kind = (what, *x.shape, 0 if skip is None else skip.shape[1], x.dtype, x.is_contiguous())
     return setting("group_norm_silu", kind, candidates, x.device, run)
@@ -410,7 +427,10 @@ def _or(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
 
 
 class _Shape:
-    """A volume's sizes, and how it is cut: ``tile`` of [BL, BC], ``blocks`` of channels, ``chunks`` of voxels."""
+    """A volume's sizes, and how it is cut: ``tile`` of [BL, BC], ``blocks`` of channels, ``chunks`` of voxels.
+
+    Where nothing is summed a program has ``walk`` voxels.
+    """
 
     def __init__(self, x: Tensor, skip: Tensor | None, tile: int) -> None:
         self.N, self.C1 = x.shape[:2]
@@ -421,6 +441,7 @@ class _Shape:
         self.tile = tile_of(self.C, self.L, self.channels_last, tile)
         self.blocks = triton.cdiv(self.C, self.tile["BC"])
         self.chunk, self.chunks = chunks_of(self.N * self.blocks, self.L, self.tile["BL"], processors(x.device))
+        self.walk = min(self.chunk, _WALK * self.tile["BL"])
 
 
 def tile_of(C: int, L: int, channels_last: bool, elements: int = _TILE) -> dict[str, int]:
@@ -457,11 +478,12 @@ def configurations() -> Iterator[Configuration]:
         moments = {"p_mean": "*fp32", "p_rstd": "*fp32"}
         small = dict.fromkeys(("p_weight", "p_bias", "p_shift", "p_film"), "*fp32")
         sizes, cut = {"C1": C1, "C2": C2, "L": L}, {"chunk": chunk, "chunks": chunks}
+        walk = {"chunk": _WALK * tile["BL"]}
         layout = {"CHANNELS_LAST": channels_last, "SKIP": skip}
         given = {"AFFINE": True, "SHIFT": True, "FILM": False, "SILU": True}
         yield _configuration(_moments, volumes, {"p_moments": "*fp32"}, sizes, cut, layout, tile)
         yield _configuration(
-            _forward, volumes, {"p_y": pointer}, moments, small, sizes, {"groups": groups}, layout, given, tile
+            _forward, volumes, {"p_y": pointer}, moments, small, sizes, {"groups": groups}, walk, layout, given, tile
         )
         yield _configuration(
             _sums, volumes, {"p_dy": pointer, "p_sums": "*fp32"}, moments, small, sizes, {"groups": groups}, cut,
@@ -469,7 +491,7 @@ def configurations() -> Iterator[Configuration]:
         )  # fmt: skip
         yield _configuration(
             _backward, volumes, {"p_dy": pointer, "p_dx": pointer, "p_dskip": pointer, "p_means": "*fp32"}, moments,
-            small, sizes, {"groups": groups}, layout, given, tile,
+            small, sizes, {"groups": groups}, walk, layout, given, tile,
         )  # fmt: skip
     sizes = {"C": C1, "L": L, "groups": groups}
     yield _configuration(
@@ -487,5 +509,4 @@ def configurations() -> Iterator[Configuration]:
 
 def _configuration(kernel: triton.JITFunction, *arguments: Mapping[str, object]) -> Configuration:
     joined = {name: value for part in arguments for name, value in part.items()}
-    warps = _BACKWARD_WARPS if kernel is _backward else _WARPS
-    return Configuration("group_norm_silu", kernel, {name: joined[name] for name in kernel.arg_names}, warps)
+    return Configuration("group_norm_silu", kernel, {name: joined[name] for name in kernel.arg_names}, _WARPS)
