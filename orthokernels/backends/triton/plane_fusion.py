@@ -27,6 +27,7 @@ from orthokernels.backends.triton.volumes import processors, wrong_dtype
 
 _WARPS = 4
 _LOADED = 2048  # bytes of a tile's channels, where they come last: a vector of 16 a thread
+_REGISTERS = 255  # of a thread of a volume's gradient: without a bound, Triton 3.6's assembler spills
 _BLOCKS = 4  # of channels, that a program of a volume's gradient has
 
 
@@ -386,7 +387,7 @@ def backward(
             _volume_gradient[(triton.cdiv(_voxels(gradient), tile["BV"]), blocks, N)](
                 dout, weights, there[n], back[n], gradient, n, *walk, *gradient.shape[2:], C, groups,
                 CHANNELS_LAST=channels_last, WHOLE=(C // groups) % tile["BC"] == 0, **tile,
-                num_warps=gradient_warps(channels_last),
+                num_warps=gradient_warps(channels_last), maxnreg=_REGISTERS,
             )  # fmt: skip
 
 
@@ -458,4 +459,5 @@ def configurations() -> Iterator[Configuration]:
         of_gradient = kernel is _volume_gradient
         named |= (gradient_tile_of if of_gradient else tile_of)(16, last, 4 if pointer == "*fp32" else 2)
         arguments = {name: named.get(name, pointer) for name in kernel.arg_names}
-        yield Configuration("plane_fusion", kernel, arguments, gradient_warps(last) if of_gradient else _WARPS)
+        warps, registers = (gradient_warps(last), _REGISTERS) if of_gradient else (_WARPS, None)
+        yield Configuration("plane_fusion", kernel, arguments, warps, registers=registers)
