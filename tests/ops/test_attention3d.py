@@ -27,12 +27,15 @@ CASES = [
     ((1, 2, 9), 130, None),
     ((1, 2, 5), 256, (1, 1, 3)),
 ]
-# The same with a bias, on smaller grids: its gradient has a program for each pair of a row and a row of the table.
+# The same with a bias, on smaller grids: its gradient has a program for each distance in depth and in blocks of rows.
+# In float32 a block has 32 tokens: the fifth grid has three blocks of two rows, the sixth four of a part of one.
 BIASED = [
     ((2, 3, 7), 16, None),
     ((2, 3, 5), 8, (2, 2, 4)),
     ((1, 3, 11), 20, (1, 2, 7)),
     ((1, 1, 1), 8, None),
+    ((1, 5, 9), 8, (1, 3, 4)),
+    ((1, 2, 35), 5, None),
     ((1, 2, 19), 5, (1, 1, 1)),
     ((2, 2, 6), 33, (1, 2, 6)),
     ((1, 2, 9), 130, None),

@@ -7,9 +7,11 @@ Queries go in blocks of consecutive tokens. Keys are walked plane by plane (all 
 seen), from the first row to the last that the block's windows reach. The bias of a pair is read from the table by the
 difference of two numbers, one of the query and one of the key.
 
-The gradient of the bias sums over all pairs at one distance. A program has one distance in depth and height: for
-each pair of rows at it the gradients of the scores are one small matrix product, and they add up in one tile, whose
-diagonals are the distances in width. So no two programs write one place, and no order of additions is left to chance.
+The gradient of the bias sums over all pairs at one distance. A program has one distance in depth and in blocks of rows:
+for each pair of blocks at it the gradients of the scores are made by two matrix products, and add up in one tile, each
+place of which is one distance. The bias is one tile too, and read once. Places of a tile at one distance in height are
+added up at the program's end, those in width, and neighbouring tiles', outside of the kernel. So no two programs write
+one place, and no order of additions is left to chance.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -240,25 +243,34 @@ def _key_gradients(
 def _bias_gradients(
     p_dout, p_q, p_k, p_v, p_bias, p_log_sum, p_met, p_part, gn, gh, gd, gt, qn, qh, qd, qt, kn, kh, kd, kt,
     vn, vh, vd, vt, N, heads, D, H, W, d, wd, wh, ww, scale,
-    WINDOW: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
+    WINDOW: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The bias's gradient at one distance in depth and height, from one block of a row's queries and one of keys.
+    """The bias's gradient at one distance in depth and in blocks of rows, from one block of columns to another.
 
-    Into [heads, 2 D - 1, 2 H - 1, blocks, blocks, 2 BW]: the sums of the tile's diagonals, the last place is unused.
+    A tile has BR rows of BW queries, and of keys. Into [heads, 2 D - 1, 2 blocks of rows - 1, blocks, blocks, 2 BR - 1,
+    BW, BW]: by the distance in rows within the tile, added up.
     """
     i_away, i_h, i_blocks = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    away_d, away_h = i_away // (2 * H - 1) - (D - 1), i_away % (2 * H - 1) - (H - 1)
-    blocks = tl.cdiv(W, BW)
-    w_q, w_k = i_blocks // blocks * BW + tl.arange(0, BW), i_blocks % blocks * BW + tl.arange(0, BW)
-    gradients = tl.zeros((BW, BW), tl.float32)
+    row_blocks, blocks = tl.cdiv(H, BR), tl.cdiv(W, BW)
+    away_d, away_b = i_away // (2 * row_blocks - 1) - (D - 1), i_away % (2 * row_blocks - 1) - (row_blocks - 1)
+    row, column = tl.arange(0, BR * BW) // BW, tl.arange(0, BR * BW) % BW
+    w_q, w_k = i_blocks // blocks * BW + column, i_blocks % blocks * BW + column
+    apart = row[:, None] - row[None, :]
+    away_h, away_w = away_b * BR + apart, w_q[:, None] - w_k[None, :]
+    m_away = (away_h > -H) & (away_h < H) & (away_w > -W) & (away_w < W)
+    place = i_h.to(tl.int64) * (2 * D - 1) + away_d + D - 1
+    table = p_bias + place * ((2 * H - 1) * (2 * W - 1)) + (away_h + H - 1) * (2 * W - 1) + away_w + W - 1
+    bias = tl.load(table, m_away, other=0.0).to(tl.float32)  # the same for all pairs of blocks
+    gradients = tl.zeros((BR * BW, BR * BW), tl.float32)
     for i_n in range(N):
         for q_d in range(tl.maximum(away_d, 0), D + tl.minimum(away_d, 0)):
-            for q_h in range(tl.maximum(away_h, 0), H + tl.minimum(away_h, 0)):
-                o_q, o_k = (q_d * H + q_h) * W + w_q, ((q_d - away_d) * H + q_h - away_h) * W + w_k
-                m_q, m_k = w_q < W, w_k < W
+            for q_b in range(tl.maximum(away_b, 0), row_blocks + tl.minimum(away_b, 0)):
+                h_q, h_k = q_b * BR + row, (q_b - away_b) * BR + row
+                o_q, o_k = (q_d * H + h_q) * W + w_q, ((q_d - away_d) * H + h_k) * W + w_k
+                m_q, m_k = (h_q < H) & (w_q < W), (h_k < H) & (w_k < W)
                 n = tl.full((), i_n, tl.int64)
-                products = tl.zeros((BW, BW), tl.float32)
-                met_values = tl.zeros((BW, BW), tl.float32)  # dout . v
+                products = tl.zeros((BR * BW, BR * BW), tl.float32)
+                met_values = tl.zeros((BR * BW, BR * BW), tl.float32)  # dout . v
                 for channel in range(0, d, BD):
                     o_d = channel + tl.arange(0, BD)
                     b_q = _tokens(p_q, qn, qh, qd, qt, n, i_h, o_q, o_d, m_q, d)
@@ -267,15 +279,21 @@ def _bias_gradients(
                     b_g = _tokens(p_dout, gn, gh, gd, gt, n, i_h, o_q, o_d, m_q, d)
                     b_v = _tokens(p_v, vn, vh, vd, vt, n, i_h, o_k, o_d, m_k, d)
                     met_values += tl.dot(b_g, tl.trans(b_v), input_precision="ieee")
-                row = (n * heads + i_h) * (D * H * W)
-                log_sum = tl.load(p_log_sum + row + o_q, m_q, other=0.0)
-                met = tl.load(p_met + row + o_q, m_q, other=0.0)
-                scores = _masked(products * scale, o_q, o_k, m_q, m_k, p_bias, i_h, D, H, W, wd, wh, ww, True, WINDOW)
-                gradients += tl.exp(scores - log_sum[:, None]) * (met_values - met[:, None])
-    place = p_part + ((i_h * tl.num_programs(0) + i_away).to(tl.int64) * (blocks * blocks) + i_blocks) * (2 * BW)
-    apart = tl.arange(0, BW)[:, None] - tl.arange(0, BW)[None, :] + BW - 1
-    for diagonal in range(2 * BW - 1):
-        tl.store(place + diagonal, tl.sum(tl.sum(tl.where(apart == diagonal, gradients, 0.0), 1), 0))
+                first = (n * heads + i_h) * (D * H * W)
+                log_sum = tl.load(p_log_sum + first + o_q, m_q, other=0.0)
+                met = tl.load(p_met + first + o_q, m_q, other=0.0)
+                m = m_q[:, None] & m_k[None, :]
+                if WINDOW:
+                    m &= _axis_seen(q_d + 0 * row, q_d - away_d + 0 * row, wd, D)
+                    m &= _axis_seen(h_q, h_k, wh, H) & _axis_seen(w_q, w_k, ww, W)
+                p = tl.where(m, tl.exp(products * scale + bias - log_sum[:, None]), 0.0)
+                gradients += p * (met_values - met[:, None])
+    place = (i_h * tl.num_programs(0) + i_away).to(tl.int64) * (blocks * blocks) + i_blocks
+    p_own = p_part + place * ((2 * BR - 1) * BW * BW)
+    o_w = tl.arange(0, BW)[:, None] * BW + tl.arange(0, BW)[None, :]
+    for i in range(2 * BR - 1):
+        own = tl.reshape(tl.where(apart == i - (BR - 1), gradients, 0.0), BR, BW, BR, BW)
+        tl.store(p_own + i * (BW * BW) + o_w, tl.sum(tl.sum(own, 2), 0))
 
 
 def forward(
@@ -322,14 +340,16 @@ def backward(
     if dbias is None:
         return
     D, H, W = grid
-    cut = row_tile_of(d)
-    width = cut["BW"]
-    blocks = triton.cdiv(W, width)
-    part = q.new_empty((heads, 2 * D - 1, 2 * H - 1, blocks, blocks, 2 * width), dtype=torch.float32)
-    _bias_gradients[((2 * D - 1) * (2 * H - 1), heads, blocks * blocks)](
+    cut = row_tile_of(d, W, single)
+    rows, width = cut["BR"], cut["BW"]
+    row_blocks, blocks = triton.cdiv(H, rows), triton.cdiv(W, width)
+    part = q.new_empty(
+        (heads, 2 * D - 1, 2 * row_blocks - 1, blocks, blocks, 2 * rows - 1, width, width), dtype=torch.float32
+    )
+    _bias_gradients[((2 * D - 1) * (2 * row_blocks - 1), heads, blocks * blocks)](
         *tensors, part, *strides, N, heads, *rest, WINDOW=window != grid, **cut
     )
-    dbias.copy_(_by_distance(part, W))
+    dbias.copy_(_by_distance(part, H, W))
 
 
 def _cut(
@@ -344,16 +364,24 @@ def _cut(
     return setting("attention3d", kind, candidates, q.device, run)
 
 
-def _by_distance(part: Tensor, W: int) -> Tensor:
-    """The tiles' diagonals [..., blocks, blocks, 2 BW], added up by distance, [..., 2 W - 1]."""
-    width, blocks = part.shape[-1] // 2, part.shape[-2]
+def _by_distance(part: Tensor, H: int, W: int) -> Tensor:
+    """The tiles, added up by distance in rows and columns: [heads, 2 D - 1, 2 H - 1, 2 W - 1]."""
+    blocks, width = part.shape[4], part.shape[-1]
+    # Column j of row i is put i further to the right, and is then at its distance, i - j + width - 1.
+    skewed = F.pad(part.flip(-1), (0, width)).flatten(-2)[..., :-width].unflatten(-1, (width, 2 * width - 1))
+    diagonals = skewed.sum(-2)  # [heads, 2 D - 1, 2 blocks of rows - 1, blocks, blocks, 2 rows - 1, 2 width - 1]
     reach = width * blocks  # distances from 1 - reach to reach - 1; those beyond W hold nothing
-    found = part.new_zeros((*part.shape[:-3], 2 * reach - 1))
+    found = part.new_zeros((*part.shape[:3], part.shape[5], 2 * reach - 1))
     for i in range(blocks):
         for j in range(blocks):
             first = (i - j) * width - (width - 1) + reach - 1
-            found[..., first : first + 2 * width - 1] += part[..., i, j, :-1]
-    return found[..., reach - W : reach + W - 1]
+            found[..., first : first + 2 * width - 1] += diagonals[:, :, :, i, j]
+    rows = (part.shape[5] + 1) // 2
+    high = rows * (part.shape[2] + 1) // 2
+    total = part.new_zeros((*part.shape[:2], 2 * high - 1, 2 * reach - 1))
+    for i in range(2 * rows - 1):  # within a tile; from one block of rows to the next it is rows further
+        total[:, :, i : 2 * high - 2 * rows + 1 + i : rows] += found[:, :, :, i]
+    return total[:, :, high - H : high + H - 1, reach - W : reach + W - 1]
 
 
 _WIDEST = 256  # channels of a head; a wider one's tiles don't fit into the registers
@@ -402,9 +430,14 @@ def tile_of(kernel: str, d: int, single: bool) -> Setting:
     }  # fmt: skip
 
 
-def row_tile_of(d: int) -> Setting:
-    """Sides of the square tile of a row's queries and keys, channels at once, and options of the launch."""
-    return {"BW": 16, "BD": min(_width(d), 32), "num_warps": 4, "num_stages": 3, "maxnreg": 168}
+def row_tile_of(d: int, W: int, single: bool) -> Setting:
+    """Rows and columns of the tile of queries, and of keys, channels at once, and options of the launch."""
+    tokens, channels, warps, stages = (32, 16, 8, 2) if single else (64, 32, 4, 1)
+    columns = min(triton.next_power_of_2(W), tokens)
+    return {
+        "BR": tokens // columns, "BW": columns, "BD": min(_width(d), channels),
+        "num_warps": warps, "num_stages": stages, "maxnreg": _ALL,
+    }  # fmt: skip
 
 
 def _width(d: int) -> int:
@@ -435,7 +468,7 @@ def configurations() -> Iterator[Configuration]:
                 cuts = {_attend: tile_of("attend", d, single), _query_gradients: tile_of("queries", d, single)}
                 cuts |= {_key_gradients: tile_of("keys", d, single)}
                 if bias:
-                    cuts[_bias_gradients] = row_tile_of(d)
+                    cuts[_bias_gradients] = row_tile_of(d, grid[2], single)
                 for kernel, cut in cuts.items():
                     own = {**named, **cut}
                     arguments = {name: own.get(name, pointer) for name in kernel.arg_names}
