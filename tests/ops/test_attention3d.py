@@ -142,6 +142,16 @@ def test_scores_of_hundreds_do_not_overflow(backend):
     torch.testing.assert_close(found.double(), want, rtol=0, atol=3e-4)
 
 
+def test_a_bias_s_gradient_has_the_same_bytes_head_by_head(monkeypatch):
+    from orthokernels.backends.triton import attention3d as kernels
+
+    parts = made((2, 3, 5), 8)
+    together = both_ways(attention3d, parts, (2, 3, 5), None, backend="triton")
+    monkeypatch.setattr(kernels, "_PART", 1)
+    apart = both_ways(attention3d, parts, (2, 3, 5), None, backend="triton")
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
 @pytest.mark.parametrize(("grid", "window", "bias"), SEVERAL[1::2], ids=str)
 def test_two_runs_give_the_same_bytes(grid, window, bias):
     runs = [both_ways(attention3d, made(grid, 8, bias=bias), grid, window, backend="triton") for _ in range(2)]

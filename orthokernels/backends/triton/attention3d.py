@@ -16,6 +16,7 @@ one place, and no order of additions is left to chance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -239,10 +240,10 @@ def _key_gradients(
     _store(p_dv, dv, un, uh, ud, ut, i_n, i_h, o_k, o_d, m_k, d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_head"])
 def _bias_gradients(
-    p_dout, p_q, p_k, p_v, p_bias, p_log_sum, p_met, p_part, gn, gh, gd, gt, qn, qh, qd, qt, kn, kh, kd, kt,
-    vn, vh, vd, vt, N, heads, D, H, W, d, wd, wh, ww, scale,
+    p_dout, p_q, p_k, p_v, p_bias, p_log_sum, p_met, p_part, first_head, gn, gh, gd, gt, qn, qh, qd, qt,
+    kn, kh, kd, kt, vn, vh, vd, vt, N, heads, D, H, W, d, wd, wh, ww, scale,
     WINDOW: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The bias's gradient at one distance in depth and in blocks of rows, from one block of columns to another.
@@ -250,7 +251,7 @@ def _bias_gradients(
     A tile has BR rows of BW queries, and of keys. Into [heads, 2 D - 1, 2 blocks of rows - 1, blocks, blocks, 2 BR - 1,
     BW, BW]: by the distance in rows within the tile, added up.
     """
-    i_away, i_h, i_blocks = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i_away, i_h, i_blocks = tl.program_id(0), first_head + tl.program_id(1), tl.program_id(2)
     row_blocks, blocks = tl.cdiv(H, BR), tl.cdiv(W, BW)
     away_d, away_b = i_away // (2 * row_blocks - 1) - (D - 1), i_away % (2 * row_blocks - 1) - (row_blocks - 1)
     row, column = tl.arange(0, BR * BW) // BW, tl.arange(0, BR * BW) % BW
@@ -288,7 +289,7 @@ def _bias_gradients(
                     m &= _axis_seen(h_q, h_k, wh, H) & _axis_seen(w_q, w_k, ww, W)
                 p = tl.where(m, tl.exp(products * scale + bias - log_sum[:, None]), 0.0)
                 gradients += p * (met_values - met[:, None])
-    place = (i_h * tl.num_programs(0) + i_away).to(tl.int64) * (blocks * blocks) + i_blocks
+    place = (tl.program_id(1) * tl.num_programs(0) + i_away).to(tl.int64) * (blocks * blocks) + i_blocks
     p_own = p_part + place * ((2 * BR - 1) * BW * BW)
     o_w = tl.arange(0, BW)[:, None] * BW + tl.arange(0, BW)[None, :]
     for i in range(2 * BR - 1):
@@ -343,13 +344,14 @@ def backward(
     cut = row_tile_of(d, W, single)
     rows, width = cut["BR"], cut["BW"]
     row_blocks, blocks = triton.cdiv(H, rows), triton.cdiv(W, width)
-    part = q.new_empty(
-        (heads, 2 * D - 1, 2 * row_blocks - 1, blocks, blocks, 2 * rows - 1, width, width), dtype=torch.float32
-    )
-    _bias_gradients[((2 * D - 1) * (2 * row_blocks - 1), heads, blocks * blocks)](
-        *tensors, part, *strides, N, heads, *rest, WINDOW=window != grid, **cut
-    )
-    dbias.copy_(_by_distance(part, H, W))
+    shape = 2 * D - 1, 2 * row_blocks - 1, blocks, blocks, 2 * rows - 1, width, width
+    at_once = max(1, _PART // (4 * math.prod(shape)))
+    for first in range(0, heads, at_once):
+        part = q.new_empty((min(at_once, heads - first), *shape), dtype=torch.float32)
+        _bias_gradients[(shape[0] * shape[1], part.shape[0], blocks * blocks)](
+            *tensors, part, first, *strides, N, heads, *rest, WINDOW=window != grid, **cut
+        )
+        dbias[first : first + part.shape[0]].copy_(_by_distance(part, H, W))
 
 
 def _cut(
@@ -383,6 +385,8 @@ def _by_distance(part: Tensor, H: int, W: int) -> Tensor:
         total[:, :, i : 2 * high - 2 * rows + 1 + i : rows] += found[:, :, :, i]
     return total[:, :, high - H : high + H - 1, reach - W : reach + W - 1]
 
+
+_PART = 2**25  # bytes of the bias's gradient by tile, for as many heads at once; adding them up takes four times that
 
 _WIDEST = 256  # channels of a head; a wider one's tiles don't fit into the registers
 
@@ -465,6 +469,7 @@ def configurations() -> Iterator[Configuration]:
                 named |= dict(zip(("wd", "wh", "ww"), window or grid, strict=True))
                 named |= dict(zip("DHW", grid, strict=True))
                 named |= {"N": 2, "heads": 8, "d": d, "scale": d**-0.5, "BIAS": bias, "WINDOW": window is not None}
+                named["first_head"] = 0
                 cuts = {_attend: tile_of("attend", d, single), _query_gradients: tile_of("queries", d, single)}
                 cuts |= {_key_gradients: tile_of("keys", d, single)}
                 if bias:
