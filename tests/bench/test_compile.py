@@ -31,7 +31,7 @@ def test_every_kernel_compiles_for_every_target_and_spills_nothing():
     assert {row["op"] for row in rows} == set(ops_of("triton"))
     assert {row["target"] for row in rows} == set(SHARED)
     assert all(row["registers"] > 0 and row["spilled"] == 0 and row["fault"] is None for row in rows)
-    # The bias's gradient is the same for heads of several sizes: compiled once for those that 16 divides, and for others.
+    # The bias gradient is the same for heads of several sizes: compiled once for those that 16 divides, and others.
     own = Counter((row["types"], row["target"]) for row in rows if row["kernel"] == "bias_gradients")
     assert set(own.values()) == {2}
 
