@@ -30,6 +30,12 @@ from tests.edge.kit import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _warnings_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Libraries that other tests load turn logging up or down for the whole process."""
+    caplog.set_level("WARNING", logger="orthokernels.edge")
+
+
 def needs(*tools: str) -> None:
     for tool in tools:
         try:

@@ -72,7 +72,6 @@ def test_one_start_with_a_clock_in_the_future_counts_until_the_next_entry(tmp_pa
 
 @pytest.mark.parametrize(("seconds", "how"), [(7200.0, "forward"), (-7200.0, "back")])
 def test_clock_that_is_moved_is_told_for_a_day(tmp_path, monkeypatch, caplog, seconds, how):
-    caplog.set_level("WARNING", logger="orthokernels.edge")  # another test's library may have turned logging off
     check = SelfCheck(tmp_path, Database(tmp_path))
     check.look()
     assert check.notes == ()
