@@ -61,7 +61,8 @@ def sweep(
     processes = processes or alone()
     start_from(weights, out)
     need_denoisers(out, config.planes)
-    check_preparation(out, config.data.preparation)
+    if config.write:
+        check_preparation(out, config.data.preparation)
     settings, metric = load_settings(out), METRIC[config.task]
     usable = diagnosed if config.task == "diagnosis" else labelled
     selection = select(data, config.data, settings.size, config.planes, usable, processes, silent=silent)
