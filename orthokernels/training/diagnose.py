@@ -37,7 +37,7 @@ from orthokernels.training.plane_heads import train_plane
 from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import check_preparation, need_denoisers, start_from
+from orthokernels.training.weights_folder import need_denoisers, start_from
 
 
 def diagnose(
@@ -70,10 +70,9 @@ def diagnose(
         )
     table = None if config.patient_data is None else read_patient_table(config.patient_data)
     if processes.first:
-        start_from(weights, out)
+        start_from(weights, out, config.data.preparation)
     processes.wait()
     need_denoisers(out, config.planes)
-    check_preparation(out, config.data.preparation)
     settings, joint = load_settings(out), config.data.joint
     selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
     sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}

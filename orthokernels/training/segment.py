@@ -31,7 +31,6 @@ from orthokernels.training.segmentation_task import SegmentationNetwork, Segment
 from orthokernels.training.selection import Selection, labelled, select
 from orthokernels.training.weights_folder import (
     change_settings,
-    check_preparation,
     load_denoiser,
     need_denoisers,
     remove_module,
@@ -69,10 +68,9 @@ def segment(
     """
     processes = processes or alone()
     if processes.first:
-        start_from(weights, out)
+        start_from(weights, out, config.data.preparation)
     processes.wait()
     need_denoisers(out, config.planes)
-    check_preparation(out, config.data.preparation)
     settings = load_settings(out)
     selection = select(data, config.data, settings.size, config.planes, labelled, processes, silent=silent)
     return {

@@ -28,7 +28,6 @@ from orthokernels.training.selection import Selection, diagnosed, labelled, sele
 from orthokernels.training.series import Record
 from orthokernels.training.weights_folder import (
     change_settings,
-    check_preparation,
     load_denoiser,
     need_denoisers,
     start_from,
@@ -59,10 +58,8 @@ def sweep(
     from orthokernels.training.plots import sweep_curves
 
     processes = processes or alone()
-    start_from(weights, out)
+    start_from(weights, out, config.data.preparation if config.write else None)
     need_denoisers(out, config.planes)
-    if config.write:
-        check_preparation(out, config.data.preparation)
     settings, metric = load_settings(out), METRIC[config.task]
     usable = diagnosed if config.task == "diagnosis" else labelled
     selection = select(data, config.data, settings.size, config.planes, usable, processes, silent=silent)

@@ -25,14 +25,21 @@ from orthokernels.models.weights_folder import (
 from orthokernels.tasks import PLANES
 
 
-def start_from(weights: Path, out: Path) -> None:
+def start_from(weights: Path, out: Path, preparation: Mode | None = None) -> None:
     """Make ``out`` hold what ``weights`` holds, unless it is the same folder; files that ``out`` has stay.
 
+    Args:
+        preparation: of the studies that heads in ``out`` are to be trained on; None where none are.
+
     Raises:
-        InputError: ``weights`` is no weights folder, or ``out`` can not be written or holds another denoiser.
+        InputError: ``weights`` is no weights folder, heads of either are of another preparation, or ``out`` can not be
+            written or holds another denoiser.
     """
     if not weights.is_dir():
         raise InputError(f"--weights {weights}: no such folder. Pre-train first: orthokernels train pretrain.")
+    if preparation is not None:
+        for folder in (weights, out):
+            _check_preparation(folder, preparation)
     make_folder(out)
     try:
         if out.resolve() == weights.resolve():
@@ -161,12 +168,8 @@ def need_denoisers(folder: Path, planes: Sequence[str]) -> None:
             raise InputError(f"{folder}: has no {plane} denoiser. Pre-train it: orthokernels train pretrain.")
 
 
-def check_preparation(folder: Path, preparation: Mode) -> None:
-    """Refuse to train heads on studies prepared otherwise than for those beside them: a run prepares a study once.
-
-    Raises:
-        InputError: the folder's heads are of another preparation.
-    """
+def _check_preparation(folder: Path, preparation: Mode) -> None:
+    """Refuse to train heads on studies prepared otherwise than for those beside them: a run prepares a study once."""
     own = load_settings(folder).preparation
     if own not in (None, preparation):
         raise InputError(

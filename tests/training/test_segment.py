@@ -175,6 +175,13 @@ def test_a_run_of_other_settings_is_not_taken_up(studies, begun, tmp_path, chang
         segment(studies, tmp_path / "out", tmp_path / "out", config(begun[1], **{"loop": SHORT, **change}))
 
 
+def test_heads_of_another_preparation_are_refused_before_anything_is_copied(studies, begun, tmp_path):
+    other = config(begun[1], loop=SHORT, data=data_settings(begun[1], preparation="published"))
+    with pytest.raises(InputError, match=r"heads were trained on studies of data\.preparation=full"):
+        segment(studies, begun[0], tmp_path / "new", other)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_is_not_taken_up_on_other_labels_under_the_same_names(studies, tmp_path):
     weights, data = (
         write_weights(tmp_path / "weights", planes=("sagittal",)),
