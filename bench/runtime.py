@@ -4,7 +4,9 @@
     orthokernels export bundle --weights random:0 --forms fp32 --out BUNDLE    # the published size, 16 x 256 x 256
     python -m orthokernels.bench.runtime --bundle BUNDLE --study STUDY --out bench/results/runtime --name full
 
-Each run is a process of its own that never sees PyTorch, one engine after the other, round by round. "Networks" is what
+Each run is a process of its own that never sees PyTorch, one engine after the other, round by round. With ``--python``
+it is that of an environment as an edge box has it (``pip install '.[openvino,onnxruntime]'`` of the same commit): there
+pydicom and others find fewer packages to load. "Networks" is what
 ``run`` counts as features and heads, an engine's opening of its graphs and the packing of weights included; "outside"
 is the rest of the process's time, Python's start and end included. One run before the first round is not counted: it
 fills the caches of files and of what was verified.
@@ -19,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,26 +47,30 @@ main()
 """
 
 
-def measure(bundle: Path, study: Path, contenders: Sequence[tuple[str, str]], rounds: int, threads: int) -> list[dict]:
-    """Seconds, shares and memory of each (engine, form), medians over the rounds.
+def measure(
+    run: Callable[[str, str], dict[str, Any]], contenders: Sequence[tuple[str, str]], rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Seconds, shares and memory of each (engine, form), medians over the rounds; and the versions that ran.
 
     Raises:
         InputError: a contender can not run the study.
     """
     found: dict[tuple[str, str], list[dict[str, float]]] = {own: [] for own in contenders}
-    _once(bundle, study, *contenders[0], threads)
+    versions = run(*contenders[0])["versions"]
     for _ in range(rounds):
         for own in contenders:
-            found[own].append(_once(bundle, study, *own, threads))
-    return [
-        {"engine": engine, "form": form, **{key: statistics.median(run[key] for run in runs) for key in runs[0]}}
+            found[own].append(_figures(run(*own)))
+    rows = [
+        {"engine": engine, "form": form, **{key: statistics.median(own[key] for own in runs) for key in runs[0]}}
         for (engine, form), runs in found.items()
     ]
+    return rows, versions
 
 
-def _once(bundle: Path, study: Path, engine: str, form: str, threads: int) -> dict[str, float]:
+def _once(python: str, bundle: Path, study: Path, threads: int, engine: str, form: str) -> dict[str, Any]:
+    """What one run tells of itself, with the ``whole`` seconds of its process and its ``peak_mb``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", _RUN, "run", str(study), "--bundle", str(bundle), "--engine", engine]
+        command = [python, "-c", _RUN, "run", str(study), "--bundle", str(bundle), "--engine", engine]
         command += ["--form", form, "--out", f"{folder}/out", "--json"]
         started = time.perf_counter()
         done = subprocess.run(
@@ -72,7 +79,11 @@ def _once(bundle: Path, study: Path, engine: str, form: str, threads: int) -> di
         seconds = time.perf_counter() - started
     if done.returncode:
         raise InputError(f"{engine} in {form}: {' '.join(done.stderr.strip().splitlines()[:-1][-1:])}")
-    told = json.loads(done.stdout)
+    return {**json.loads(done.stdout), "whole": seconds, "peak_mb": int(done.stderr.split()[-1]) * 1024 / 1e6}
+
+
+def _figures(told: dict[str, Any]) -> dict[str, float]:
+    seconds = told["whole"]
     stages = {"start": seconds - sum(told["seconds"].values()), **told["seconds"]}
     networks = sum(stages.get(stage, 0.0) for stage in NETWORKS)
     return {
@@ -80,7 +91,7 @@ def _once(bundle: Path, study: Path, engine: str, form: str, threads: int) -> di
         "networks": networks,
         "outside": 1 - networks / seconds,
         **{stage: stages.get(stage, 0.0) for stage in STAGES},
-        "peak_mb": int(done.stderr.split()[-1]) * 1024 / 1e6,
+        "peak_mb": told["peak_mb"],
     }
 
 
@@ -153,18 +164,21 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     name: Annotated[str, typer.Option(help="Of the files.")] = "runtime",
     what: Annotated[str, typer.Option(help="What the study is, for the table.")] = "A three-plane study",
+    python: Annotated[str, typer.Option(help="Interpreter of the environment that runs it.")] = sys.executable,
 ) -> None:
     """Measure whole studies from a bundle, engine beside engine."""
     manifest = verify(bundle).manifest
     contenders = [(own.partition(":")[0], own.partition(":")[2]) for own in forms.split(",")]
+    rows, versions = measure(partial(_once, python, bundle, study, threads), contenders, rounds)
     facts = {
         **circumstances(f"python -m orthokernels.bench.runtime --forms {forms} --rounds {rounds} --threads {threads}"),
+        "versions": versions,
         "weights": manifest.name,
         "bundle_mb": sum(file.bytes for file in manifest.files.values()) / 1e6,
         "study": what,
         "rounds": rounds,
         "threads": threads,
-        "rows": measure(bundle, study, contenders, rounds, threads),
+        "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")

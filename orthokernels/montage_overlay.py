@@ -11,6 +11,8 @@ from orthokernels.montage_layout import LegendEntry
 
 FILL = 0.25  # share of a structure's colour inside its contour
 _FINE = 3  # samples along each side of a pixel: edges of fills and contours are as smooth as that
+# What a pixel takes of a colour by how many of its samples are covered, in steps of 1/255.
+_SHARES = np.rint(np.arange(_FINE**2 + 1) * (255 / _FINE**2)).astype(np.float32) / np.float32(255)
 
 
 def with_structures(grey: np.ndarray, labels: np.ndarray, legend: Sequence[LegendEntry]) -> np.ndarray:
@@ -24,22 +26,27 @@ def with_structures(grey: np.ndarray, labels: np.ndarray, legend: Sequence[Legen
     Returns:
         Pixels (row, column, RGB), uint8.
     """
-    pixels = np.repeat(grey[:, :, np.newaxis], 3, axis=2).astype(np.float32)
+    # A colour at a time, so that what is mixed lies in a row.
+    planes = np.repeat(grey[np.newaxis], 3, axis=0).astype(np.float32)
     contours = []
     for entry in legend:
         mask = labels == entry.index
         if mask.any():
-            colour = np.array(entry.colour, np.float32)
             place, inside = _sampled(mask, grey.shape)
-            _mix(pixels[place], colour, _share(inside) * np.float32(FILL))
-            contours.append((place, colour, _share(_contour(inside))))
+            _mix(planes, place, entry.colour, _share(inside, _SHARES * np.float32(FILL)))
+            contours.append((place, entry.colour, _share(_contour(inside), _SHARES)))
     for place, colour, share in contours:
-        _mix(pixels[place], colour, share)
-    return np.rint(pixels).astype(np.uint8)
+        _mix(planes, place, colour, share)
+    return np.ascontiguousarray(np.rint(planes).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _mix(pixels: np.ndarray, colour: np.ndarray, share: np.ndarray) -> None:
-    pixels += (colour - pixels) * share[:, :, np.newaxis]
+def _mix(planes: np.ndarray, place: tuple[slice, slice], colour: tuple[int, int, int], share: np.ndarray) -> None:
+    change = np.empty_like(share)
+    for plane, level in zip(planes, colour, strict=True):
+        pixels = plane[place]
+        np.subtract(np.float32(level), pixels, out=change)
+        change *= share
+        pixels += change
 
 
 def _sampled(mask: np.ndarray, size: tuple[int, ...]) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -65,22 +72,37 @@ def _sampled(mask: np.ndarray, size: tuple[int, ...]) -> tuple[tuple[slice, slic
 
 def _contour(inside: np.ndarray) -> np.ndarray:
     """Samples within two of the border, on either side: a line of four thirds of a pixel. The picture's edge is one."""
-    grown = _neighbours(_neighbours(inside, np.logical_or, corners=False), np.logical_or, corners=True)
-    kept = _neighbours(_neighbours(inside, np.logical_and, corners=False), np.logical_and, corners=True)
-    return grown & ~kept
+    return _grown(inside, beyond=False) & _grown(~inside, beyond=True)
 
 
-def _neighbours(samples: np.ndarray, either: np.ufunc, *, corners: bool) -> np.ndarray:
-    """Each sample and its four neighbours, or all eight of them, by ``either``; beyond the picture is False."""
-    padded = np.pad(samples, 1)
-    along = either(either(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
-    if corners:
-        found = either(either(along[:-2], along[1:-1]), along[2:])
-    else:
-        found = either(either(padded[:-2, 1:-1], padded[2:, 1:-1]), along[1:-1])
-    return np.asarray(found)
+def _grown(samples: np.ndarray, *, beyond: bool) -> np.ndarray:
+    """Whether any of the 21 samples around each is set: of five by five all but the corners.
+
+    ``beyond`` the picture all are, or none.
+    """
+    rows, columns = samples.shape
+    step = columns + 4
+    framed = np.full((rows + 4, step), beyond)
+    framed[2:-2, 2:-2] = samples
+    # One row after the other in one line, where a neighbour is always as many samples away. What runs over a row's end
+    # lands in the frame.
+    line = framed.reshape(-1)
+    three, five = line.copy(), np.empty_like(line)
+    three[1:] |= line[:-1]
+    three[:-1] |= line[1:]
+    np.logical_or(three[:-2], three[2:], out=five[1:-1])
+    five[0] = five[-1] = beyond
+    found = line  # its samples are in three and five
+    np.logical_or(five[step:-step], five[2 * step :], out=found[step:-step])
+    found[step:-step] |= five[: -2 * step]
+    found[2 * step : -2 * step] |= three[: -4 * step]
+    found[2 * step : -2 * step] |= three[4 * step :]
+    return framed[2:-2, 2:-2]
 
 
-def _share(samples: np.ndarray) -> np.ndarray:
-    """How much of each pixel its samples cover, float32."""
-    return np.asarray(Image.fromarray(samples.astype(np.uint8) * 255).reduce(_FINE), np.float32) / np.float32(255)
+def _share(samples: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """``shares`` by how many samples of each pixel are set, float32 (row, column)."""
+    first, second, third = (samples.view(np.uint8)[n::_FINE] for n in range(_FINE))
+    rows = first + second + third
+    first, second, third = (rows[:, n::_FINE] for n in range(_FINE))
+    return shares.take(first + second + third)
