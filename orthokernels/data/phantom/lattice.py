@@ -22,12 +22,16 @@ from orthokernels.data.phantom.distance import WIDTH, compiled, merged
 from orthokernels.data.phantom.field import CLEAR, PART, X, Y, Z
 from orthokernels.data.phantom.sampling import (
     KNEE,
+    LABEL,
     MARGIN,
+    ROW,
+    SIGNAL,
+    STRENGTH,
     Scan,
     code_digest,
-    joint_point,
     parts_of_scene,
     prune_scene,
+    table_of,
     textured,
 )
 
@@ -246,13 +250,20 @@ def fill_block(parts: np.ndarray, i: int, j: int, k: int, side: int, part: int, 
 
 
 @compiled
+def label_of(part: int, table: np.ndarray) -> int:
+    """The label of a part in ``table_of`` a scan."""
+    return int(table[np.uint64(ROW * part + LABEL)])
+
+
+@compiled
 def mixture(
-    found: np.ndarray, x: float, y: float, z: float, scan: Scan, times: np.ndarray, votes: np.ndarray
-) -> tuple[float, int]:
+    found: np.ndarray, x: float, y: float, z: float, table: np.ndarray, noise: np.ndarray, times: np.ndarray,
+    votes: np.ndarray,
+) -> tuple[float, int]:  # fmt: skip
     """Signal and commonest label of a voxel at (x, y, z) with samples of the parts ``found``, which is changed.
 
-    Grain is taken at the voxel's centre, once for each part. ``times`` and ``votes`` are (256,) int64, zeros before and
-    after.
+    Grain is taken at the voxel's centre, once for each part. ``table`` and ``noise`` are as of ``textured``; ``times``
+    and ``votes`` are (256,) int64, zeros before and after.
     """
     samples, distinct = len(found), 0
     for n in range(samples):
@@ -264,42 +275,48 @@ def mixture(
     total, most, label = 0.0, 0, 0
     for n in range(distinct):
         part = found[n]
-        total += times[part] * textured(part, x, y, z, scan)
-        votes[scan.label[part]] += times[part]
+        total += times[part] * textured(part, x, y, z, table, noise)
+        votes[label_of(part, table)] += times[part]
         times[part] = 0
     for n in range(distinct):
-        of = scan.label[found[n]]
+        of = label_of(found[n], table)
         if votes[of] > most or (votes[of] == most and of < label):
             most, label = votes[of], of
     for n in range(distinct):
-        votes[scan.label[found[n]]] = 0
+        votes[label_of(found[n], table)] = 0
     return total / samples, label
 
 
 @merged
 def read_voxel(
-    i: int, j: int, k: int, parts: np.ndarray, plane: int, row: int, to_lattice: np.ndarray, scan: Scan,
-    spread: np.ndarray, found: np.ndarray, times: np.ndarray, votes: np.ndarray, voxels: np.ndarray, labels: np.ndarray,
+    i: int, j: int, k: int, parts: np.ndarray, plane: int, row: int, to_lattice: np.ndarray, to_joint: np.ndarray,
+    table: np.ndarray, noise: np.ndarray, spread: np.ndarray, found: np.ndarray, times: np.ndarray, votes: np.ndarray,
+    voxels: np.ndarray, labels: np.ndarray,
 ) -> None:  # fmt: skip
-    """One voxel from its readings of ``parts``, flat, whose planes and rows lie ``plane`` and ``row`` apart."""
+    """One voxel from its readings of ``parts``, flat, whose planes and rows lie ``plane`` and ``row`` apart.
+
+    What is short stays here: two voxels of five are air, and a call takes longer than they do.
+    """
     u, v, w = point_of(i, j, k, to_lattice)
-    x, y, z = joint_point(i, j, k, scan)
     # All indices are positive: the lattice begins outside of every series.
-    middle = int(parts[np.uint64(int(u) * plane + int(v) * row + int(w))])
-    if middle >= INNER:
-        voxels[i, j, k], labels[i, j, k] = textured(middle - INNER, x, y, z, scan), scan.label[middle - INNER]
-        return
+    part = int(parts[np.uint64(int(u) * plane + int(v) * row + int(w))]) - INNER
     alike = True
-    for n in range(len(spread)):
-        if 2 * n >= len(spread) and alike:
-            break
-        at = int(u + spread[n, 0]) * plane + int(v + spread[n, 1]) * row + int(w + spread[n, 2])
-        found[n] = parts[np.uint64(at)] & (INNER - 1)
-        alike &= found[n] == found[0]
+    if part < 0:
+        for n in range(len(spread)):
+            if 2 * n >= len(spread) and alike:
+                break
+            at = int(u + spread[n, 0]) * plane + int(v + spread[n, 1]) * row + int(w + spread[n, 2])
+            found[n] = parts[np.uint64(at)] & (INNER - 1)
+            alike &= found[n] == found[0]
+        part = found[0]
+    if alike and table[np.uint64(ROW * part + STRENGTH)] == 0.0:
+        voxels[i, j, k], labels[i, j, k] = table[np.uint64(ROW * part + SIGNAL)], label_of(part, table)
+        return
+    x, y, z = point_of(i, j, k, to_joint)
     if alike:
-        voxels[i, j, k], labels[i, j, k] = textured(found[0], x, y, z, scan), scan.label[found[0]]
+        voxels[i, j, k], labels[i, j, k] = textured(part, x, y, z, table, noise), label_of(part, table)
     else:
-        voxels[i, j, k], labels[i, j, k] = mixture(found, x, y, z, scan, times, votes)
+        voxels[i, j, k], labels[i, j, k] = mixture(found, x, y, z, table, noise, times, votes)
 
 
 def _compile(sources: str) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
@@ -330,8 +347,9 @@ def _compile(sources: str) -> tuple[Callable[..., int], Callable[..., int], Call
 
     @njit(_nrt=False, cache=True, nogil=True)  # type: ignore[call-overload]
     def read(
-        parts: np.ndarray, plane: int, row: int, to_lattice: np.ndarray, scan: Scan, spread: np.ndarray,
-        found: np.ndarray, times: np.ndarray, votes: np.ndarray, voxels: np.ndarray, labels: np.ndarray,
+        parts: np.ndarray, plane: int, row: int, to_lattice: np.ndarray, to_joint: np.ndarray, table: np.ndarray,
+        noise: np.ndarray, spread: np.ndarray, found: np.ndarray, times: np.ndarray, votes: np.ndarray,
+        voxels: np.ndarray, labels: np.ndarray,
     ) -> int:  # fmt: skip
         ni, nj, nk = voxels.shape
         for i0 in range(0, ni, _TILE):
@@ -340,8 +358,8 @@ def _compile(sources: str) -> tuple[Callable[..., int], Callable[..., int], Call
                     for i in range(i0, min(i0 + _TILE, ni)):
                         for j in range(j0, min(j0 + _TILE, nj)):
                             read_voxel(
-                                i, j, k, parts, plane, row, to_lattice, scan, spread, found, times, votes, voxels,
-                                labels,
+                                i, j, k, parts, plane, row, to_lattice, to_joint, table, noise, spread, found, times,
+                                votes, voxels, labels,
                             )  # fmt: skip
         return len(sources)
 
@@ -375,7 +393,10 @@ def read_grid(
     to_lattice[:3, 3] += 0.5  # so that cutting off decimals finds the nearest
     plane, row = lattice.parts.shape[1] * lattice.parts.shape[2], lattice.parts.shape[2]
     found, times, votes = np.zeros(len(spread), np.int64), np.zeros(256, np.int64), np.zeros(256, np.int64)
-    _read(lattice.parts.reshape(-1), plane, row, to_lattice, scan, spread, found, times, votes, voxels, labels)
+    _read(
+        lattice.parts.reshape(-1), plane, row, to_lattice, scan.to_joint, table_of(scan), scan.lattice.reshape(-1),
+        spread, found, times, votes, voxels, labels,
+    )  # fmt: skip
 
 
 def ask_grid(to_joint: np.ndarray, shape: tuple[int, int, int], joint: np.ndarray, anatomy: int) -> np.ndarray:
