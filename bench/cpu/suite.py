@@ -53,8 +53,9 @@ HALF_GIBIBYTE = 2**29
 LIMITS = ("ORTHOKERNELS_ISA", "ONEDNN_MAX_CPU_ISA")  # of our instruction set, and of PyTorch's and OpenVINO's
 # glibc's options of malloc, as malloc.h numbers them, and the largest threshold that it takes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD = -1, -3, 2**25
-SHORTEST = 0.02  # seconds of one measurement: shorter calls are repeated
+SHORTEST = 0.1  # seconds of one measurement: shorter calls are repeated, since others share the machine
 MOST_REPEATS = 200
+MORE_ROUNDS = 3  # so many times as many where a call takes less than that
 
 
 def run_suite(
@@ -64,7 +65,7 @@ def run_suite(
 
     Args:
         threads: of ours and of every peer.
-        rounds: counted, after one that warms up.
+        rounds: counted, after one that warms up; three times as many of calls that take less than a tenth of a second.
         tiny: a small volume and network, to try the machinery; says nothing about speed.
         peers: whom to measure beside ours; all of them where it is empty.
 
@@ -80,7 +81,7 @@ def run_suite(
     command += f" --peers {','.join(peers)}" if peers else ""
     rates = measured_rates(threads)
     cases = [
-        _measured(own, threads, rounds, rates, peers, warm=suite != "sampling")
+        _measured(own, threads, rounds, rates, peers, warm=suite != "sampling", shortest=0.0 if tiny else SHORTEST)
         for own in _subjects(suite, threads, tiny)
     ]
     return {
@@ -119,9 +120,10 @@ def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:
 
 
 def _measured(
-    subject: Subject, threads: int, rounds: int, rates: dict[str, float], asked: Sequence[str], *, warm: bool
-) -> dict[str, Any]:
-    """Every contender in turn, each round beginning with another."""
+    subject: Subject, threads: int, rounds: int, rates: dict[str, float], asked: Sequence[str], *, warm: bool,
+    shortest: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Every contender in turn, each round beginning with another; calls are repeated for ``shortest`` seconds."""
     left_out, peers = dict(subject.without), subject.peers
     unasked = {name for name in (PEERS if peers is None else peers) if asked and name not in asked}
     left_out |= dict.fromkeys(unasked, "not asked for")
@@ -135,7 +137,8 @@ def _measured(
     repeats = 1  # alike for all: of several calls in a row only the first meets fresh memory
     fastest = math.inf
     names = list(calls)
-    for number in range(rounds + warm):
+    number = 0
+    while number < rounds + warm:
         first = number % len(names)
         for name in (*names[first:], *names[:first]):
             # One result of each at a time: memory that the process never had takes longer to come than some ops.
@@ -148,7 +151,9 @@ def _measured(
             if number >= warm:
                 seconds[name].append(took)
         if number < warm:
-            repeats = min(math.ceil(SHORTEST / fastest), MOST_REPEATS)
+            repeats = min(max(math.ceil(shortest / fastest), 1), MOST_REPEATS)
+            rounds *= MORE_ROUNDS if repeats > 1 else 1
+        number += 1
     inexact = "torch_eager" if "torch_eager" in made else "orthokernels"
     reference = "float64" if subject.exact else inexact
     expected = _float64(subject.module, subject.inputs) if subject.exact else made[inexact]
