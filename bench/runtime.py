@@ -70,7 +70,7 @@ def measure(
 def _once(python: str, bundle: Path, study: Path, threads: int, engine: str, form: str) -> dict[str, Any]:
     """What one run tells of itself, with the ``whole`` seconds of its process and its ``peak_mb``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [python, "-c", _RUN, "run", str(study), "--bundle", str(bundle), "--engine", engine]
+        command = [python, "-P", "-c", _RUN, "run", str(study), "--bundle", str(bundle), "--engine", engine]
         command += ["--form", form, "--out", f"{folder}/out", "--json"]
         started = time.perf_counter()
         done = subprocess.run(
