@@ -78,6 +78,7 @@ def cpu(
     peers: Annotated[
         str, typer.Option(help="Whom to measure beside it, separated by commas, as torch_eager; by default all.")
     ] = "",
+    cases: Annotated[str, typer.Option(help="Of the sweep, those whose names hold this, as 'norm, 16 channels'.")] = "",
     as_json: Json = False,
 ) -> None:
     """Measure the native CPU engine beside PyTorch, ONNX Runtime and OpenVINO, interleaved."""
@@ -92,7 +93,9 @@ def cpu(
     for name in asked:
         if name not in PEERS:
             raise InputError(f"--peers {name}: there are {', '.join(PEERS)}.")
-    facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny, peers=asked)
+    if cases and suite != "sweep":
+        raise InputError(f"--cases {cases}: --suite {suite} has none to choose from. Leave it out, or measure sweep.")
+    facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny, peers=asked, cases=cases)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{suite}.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -249,17 +249,21 @@ class _Op(nn.Module):
         return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, activation=activation, eps=norm.eps)
 
 
-def sweep(threads: int, tiny: bool) -> Iterator[Subject]:
-    """The ops of a network, each over widths, planes and depths: volumes channels last, as ``accelerate`` has them."""
+def sweep(threads: int, tiny: bool, cases: str = "") -> Iterator[Subject]:
+    """The ops of a network, each over widths, planes and depths: volumes channels last, as ``accelerate`` has them.
+
+    Only the ``cases`` whose names hold these words.
+    """
     every = (TINY_WIDTHS, TINY_PLANES, TINY_DEPTHS) if tiny else (WIDTHS, PLANES, DEPTHS)
     for name in ("conv3d", "group_norm_silu", "group_norm", "upsample2x_trilinear"):
         for width, plane, depth in product(*every):
             sides = (depth, plane, plane)
-            if 4 * width * prod(sides) <= MOST_BYTES:
-                yield _swept(name, width, sides, threads)
+            told = f"{name}, {width} channels, {' x '.join(map(str, sides))}"
+            if cases in told and 4 * width * prod(sides) <= MOST_BYTES:
+                yield _swept(name, width, sides, threads, told)
 
 
-def _swept(name: str, width: int, sides: tuple[int, ...], threads: int) -> Subject:
+def _swept(name: str, width: int, sides: tuple[int, ...], threads: int, told: str) -> Subject:
     halved = 2 if name == "upsample2x_trilinear" else 1  # its result has the size
     module = _Op(name, width).eval()
     x = _normal(1, width, *(side // halved for side in sides))
@@ -270,7 +274,6 @@ def _swept(name: str, width: int, sides: tuple[int, ...], threads: int) -> Subje
         with torch.inference_mode():
             return np.asarray(module.accelerated(volume).numpy())
 
-    told = f"{name}, {width} channels, {' x '.join(map(str, sides))}"
     return Subject(told, call, module, (x,), exported=False, exact=False)
 
 

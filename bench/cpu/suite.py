@@ -46,6 +46,7 @@ from orthokernels.bench.record import circumstances, heading, percentiles
 from torch import nn
 
 from orthokernels import _native
+from orthokernels.errors import InputError
 
 Suite = Literal["features", "layer", "denoiser", "sampling", "finetuning", "heads", "sweep"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
@@ -59,7 +60,7 @@ MORE_ROUNDS = 3  # so many times as many where a call takes less than that
 
 
 def run_suite(
-    suite: Suite, *, threads: int, rounds: int, tiny: bool = False, peers: Sequence[str] = ()
+    suite: Suite, *, threads: int, rounds: int, tiny: bool = False, peers: Sequence[str] = (), cases: str = ""
 ) -> dict[str, Any]:
     """Measure one suite.
 
@@ -68,22 +69,29 @@ def run_suite(
         rounds: counted, after one that warms up; three times as many of calls that take less than a tenth of a second.
         tiny: a small volume and network, to try the machinery; says nothing about speed.
         peers: whom to measure beside ours; all of them where it is empty.
+        cases: of the sweep, those whose names hold this.
 
     Returns:
         ``seconds`` (median, 20th and 80th percentile) and ``ratios`` by name, the error of each against ``reference``,
         ``layers`` of ours, ``left_out`` with reasons, and the circumstances. A suite of several cases has these of each
         in ``cases``.
+
+    Raises:
+        InputError: no case's name holds ``cases``.
     """
     torch.manual_seed(0)
     keep_freed_memory()
     limits = "".join(f"{name}={os.environ[name]} " for name in LIMITS if name in os.environ)
     command = f"{limits}orthokernels bench cpu --suite {suite} --threads {threads} --rounds {rounds}" + " --tiny" * tiny
     command += f" --peers {','.join(peers)}" if peers else ""
+    command += f" --cases '{cases}'" if cases else ""
     rates = measured_rates(threads)
-    cases = [
+    found = [
         _measured(own, threads, rounds, rates, peers, warm=suite != "sampling", shortest=0.0 if tiny else SHORTEST)
-        for own in _subjects(suite, threads, tiny)
+        for own in _subjects(suite, threads, tiny, cases)
     ]
+    if not found:
+        raise InputError(f"--cases {cases}: no case's name holds it; one is 'conv3d, 16 channels, 8 x 128 x 128'.")
     return {
         **circumstances(command),
         "suite": suite,
@@ -92,7 +100,7 @@ def run_suite(
         "instruction_set": _native.instruction_set(),
         "rates": rates,
         "peak_resident_mb": peak_resident(suite, threads, tiny) if suite in ("features", "denoiser") else None,
-        **(cases[0] if suite not in ("heads", "sweep") else {"cases": cases}),
+        **(found[0] if suite not in ("heads", "sweep") else {"cases": found}),
     }
 
 
@@ -109,10 +117,12 @@ def keep_freed_memory() -> None:
         option(M_TRIM_THRESHOLD, 2 * HALF_GIBIBYTE)
 
 
-def _subjects(suite: Suite, threads: int, tiny: bool) -> Iterator[Subject]:
+def _subjects(suite: Suite, threads: int, tiny: bool, cases: str) -> Iterator[Subject]:
     """The suite's cases, each made when the one before it is measured."""
-    if suite in ("heads", "sweep"):
-        yield from {"heads": heads, "sweep": sweep}[suite](threads, tiny)
+    if suite == "sweep":
+        yield from sweep(threads, tiny, cases)
+    elif suite == "heads":
+        yield from heads(threads, tiny)
     elif suite in ("layer", "sampling", "finetuning"):
         yield {"layer": layer, "sampling": sampling, "finetuning": finetuning}[suite](threads, tiny)
     else:

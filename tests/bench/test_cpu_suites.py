@@ -13,6 +13,7 @@ from orthokernels.bench.cpu.suite import markdown, run_suite
 from typer.testing import CliRunner
 
 from orthokernels.cli import app
+from orthokernels.errors import InputError
 
 pytest.importorskip("orthokernels._native")
 
@@ -96,6 +97,16 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch):
     assert (tmp_path / "features.png").is_file()
     assert CliRunner().invoke(app, ["bench", "cpu", "--suite", "head"]).exit_code != 0
     assert CliRunner().invoke(app, ["bench", "cpu", "--peers", "eager"]).exit_code != 0
+    assert CliRunner().invoke(app, ["bench", "cpu", "--cases", "conv3d"]).exit_code != 0
+
+
+def test_a_sweep_may_be_of_some_cases(monkeypatch):
+    monkeypatch.setattr(peers, "PEERS", {})
+    facts = run_suite("sweep", threads=1, rounds=1, tiny=True, cases="group_norm,")
+    assert [case["name"] for case in facts["cases"]] == ["group_norm, 16 channels, 2 x 16 x 16"]
+    assert facts["command"].endswith("--cases 'group_norm,'")
+    with pytest.raises(InputError, match="no case's name holds it"):
+        run_suite("sweep", threads=1, rounds=1, tiny=True, cases="linear")
 
 
 def test_a_step_of_fine_tuning_learns_what_eager_s_does(plain_peers):
