@@ -2,11 +2,13 @@
 
 A form that does not hold the gate is tried again with graphs in fp32, those first that lose most where they were looked
 at: the diagnosis features, whose maxima and percentiles feel single voxels; then heads and fusion; then what segments.
+Where a plane's own head alone loses too much, that plane's go back, and the others' only if that is not enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from orthokernels.export.bundle import Draft, finish
@@ -17,6 +19,7 @@ from orthokernels.bundle.manifest import FORMS, Form, PlaneGraphs, Refusal
 from orthokernels.bundle.verify import verify
 from orthokernels.errors import InputError
 from orthokernels.progress import Progress
+from orthokernels.tasks import PLANES
 from orthokernels.training.records import Record
 
 # A plane's graphs in the order in which they go back; a joint's fusions go with its heads.
@@ -63,11 +66,15 @@ def _too_few(found: Mapping[str, Any]) -> bool:
 
 def _take_back(made: Draft, found: dict[str, Any], form: Form, records: Records, workers: int, tell: Progress) -> None:
     """Drop a form's graphs group by group until it holds the gate, or nothing of it is left to judge."""
-    for kinds in _ORDER:
+    for all_planes, kinds in product((False, True), _ORDER):
         failing = _failing(found, form)
         if _too_few(found) or not failing:
             return
-        graphs = {name for joint in failing for name in _graphs(made, joint, kinds)}
+        graphs = {
+            name
+            for joint, planes in failing.items()
+            for name in _graphs(made, joint, kinds, PLANES if all_planes else planes)
+        }
         taken = made.drop(form, graphs)
         if not taken:
             continue
@@ -78,17 +85,21 @@ def _take_back(made: Draft, found: dict[str, Any], form: Form, records: Records,
         _put_in(found, again, form)
 
 
-def _failing(found: Mapping[str, Any], form: Form) -> list[str]:
-    """Joints in which the form loses too much."""
-    used = found["forms"][form]["used"]
-    return list(dict.fromkeys(what.split(",")[0] for what, share in used.items() if share > 1))
+def _failing(found: Mapping[str, Any], form: Form) -> dict[str, set[str]]:
+    """Joints in which the form loses too much, and of which planes: of the one whose own head does, else of all."""
+    failing: dict[str, set[str]] = {}
+    for what, share in found["forms"][form]["used"].items():
+        if share > 1:
+            joint, plane = what.partition(",")[0], what.rpartition(" by ")[2].removesuffix(" head")
+            failing.setdefault(joint, set()).update({plane} if plane in PLANES else PLANES)
+    return failing
 
 
-def _graphs(made: Draft, joint: str, kinds: Sequence[str]) -> set[str]:
-    planes: Mapping[str, PlaneGraphs] = made.plan.planes[joint]
-    found = {name for own in planes.values() for kind in kinds if (name := getattr(own, kind)) is not None}
-    fusions = {own[joint] for own in (made.plan.fusion, made.plan.late_fusion) if joint in own}
-    return found | fusions if "head" in kinds else found
+def _graphs(made: Draft, joint: str, kinds: Sequence[str], planes: Collection[str] = PLANES) -> set[str]:
+    own: Mapping[str, PlaneGraphs] = made.plan.planes[joint]
+    found = {name for plane in own.keys() & planes for kind in kinds if (name := getattr(own[plane], kind)) is not None}
+    fusions = {one[joint] for one in (made.plan.fusion, made.plan.late_fusion) if joint in one}
+    return found | fusions if "head" in kinds and set(PLANES) <= set(planes) else found
 
 
 def _uses(made: Draft, joint: str, graphs: Sequence[str]) -> bool:

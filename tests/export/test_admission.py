@@ -52,6 +52,8 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
         checked, refused = admission.admit(made, records, workers=1, tell=lambda what, done, total: None)
         finish(made, refused=refused)
         folder.publish(None)
+    assert admission._graphs(made, "knee", ("head",)) == {*heads, "knee.fusion"}
+    assert admission._graphs(made, "knee", ("head",), {"axial"}) == {"axial.knee.head"}
     assert not refused
     assert checked.result["forms"]["int8_weights"]["admitted"]
     manifest = verify(tmp_path / "bundle").manifest
@@ -75,6 +77,19 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     assert checked.result["joints"]["knee"][parity.FEW]["studies"] == STUDIES
 
 
+def test_a_plane_whose_own_head_alone_loses_too_much_goes_back_without_the_others():
+    used = {
+        "knee, int8 openvino: AUROC": 0.9,
+        "knee, int8 openvino: AUROC by sagittal head": 2.5,
+        "knee, int8 openvino: AUROC by axial head": 0.7,
+        "ankle, int8 openvino: AUROC by coronal head": 1.5,
+        "ankle, int8 openvino: AUROC by patient data": 1.1,
+        "shoulder, int8 openvino: Dice": 1.3,
+    }
+    failing = admission._failing({"forms": {"int8": {"used": used}}}, "int8")
+    assert failing == {"knee": {"sagittal"}, "ankle": set(PLANES), "shoulder": set(PLANES)}
+
+
 def test_two_processes_find_what_one_does(tmp_path):
     (tmp_path / "weights").mkdir()
     planes = ("axial", "sagittal")  # exporting a plane's graphs takes a while
@@ -89,4 +104,4 @@ def test_two_processes_find_what_one_does(tmp_path):
     for name, own in one.result["joints"]["knee"].items():
         for output, error in own["errors"].items():
             other = two.result["joints"]["knee"][name]["errors"][output]
-            assert other["relative"] == pytest.approx(error["relative"], rel=0.5, abs=1e-7)  # threads may add otherwise
+            assert other["relative"] == pytest.approx(error["relative"], rel=0.5, abs=2e-6)  # threads may add otherwise
