@@ -170,8 +170,9 @@ def main(
     manifest = verify(bundle).manifest
     contenders = [(own.partition(":")[0], own.partition(":")[2]) for own in forms.split(",")]
     rows, versions = measure(partial(_once, python, bundle, study, threads), contenders, rounds)
+    command = f"python -m orthokernels.bench.runtime --forms {forms} --rounds {rounds} --threads {threads}"
     facts = {
-        **circumstances(f"python -m orthokernels.bench.runtime --forms {forms} --rounds {rounds} --threads {threads}"),
+        **circumstances(command + " --python PYTHON" * (python != sys.executable)),
         "versions": versions,
         "weights": manifest.name,
         "bundle_mb": sum(file.bytes for file in manifest.files.values()) / 1e6,
