@@ -1,0 +1,22 @@
+"""The bench of whole studies, on one engine of a small bundle."""
+
+import json
+
+import pytest
+from orthokernels.bench.runtime import STAGES, main
+
+
+def test_a_study_s_time_is_told_by_stage_and_adds_up(bundle, study, tmp_path):
+    main(bundle, study, tmp_path, forms="native:fp32", rounds=1, threads=1)
+    facts = json.loads((tmp_path / "runtime.json").read_text())
+    (row,) = facts["rows"]
+    assert (row["engine"], row["form"]) == ("native", "fp32")
+    assert sum(row[stage] for stage in STAGES) == pytest.approx(row["seconds"], abs=0.01)  # told to a millisecond each
+    assert row["networks"] == pytest.approx(row["features"] + row["heads"])
+    assert row["outside"] == pytest.approx(1 - row["networks"] / row["seconds"])
+    assert 0 < row["networks"] < row["seconds"]
+    assert 50 < row["peak_mb"] < 2_500
+    assert facts["versions"]["numpy"]
+    table = (tmp_path / "runtime.md").read_text()
+    assert f"| native | fp32 | {row['seconds']:.2f} |" in table
+    assert (tmp_path / "runtime.png").stat().st_size > 0
