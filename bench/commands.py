@@ -94,7 +94,7 @@ def cpu(
         if name not in PEERS:
             raise InputError(f"--peers {name}: there are {', '.join(PEERS)}.")
     if cases and suite != "sweep":
-        raise InputError(f"--cases {cases}: --suite {suite} has none to choose from. Leave it out, or measure sweep.")
+        raise InputError(f"--cases {cases}: only the sweep's can be chosen. Leave it out, or pass --suite sweep.")
     facts = run_suite(suite, threads=threads, rounds=rounds, tiny=tiny, peers=asked, cases=cases)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

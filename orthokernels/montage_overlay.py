@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from PIL import Image
@@ -102,7 +103,5 @@ def _grown(samples: np.ndarray, *, beyond: bool) -> np.ndarray:
 
 def _share(samples: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """``shares`` by how many samples of each pixel are set, float32 (row, column)."""
-    first, second, third = (samples.view(np.uint8)[n::_FINE] for n in range(_FINE))
-    rows = first + second + third
-    first, second, third = (rows[:, n::_FINE] for n in range(_FINE))
-    return shares.take(first + second + third)
+    rows = reduce(np.add, (samples.view(np.uint8)[n::_FINE] for n in range(_FINE)))
+    return shares.take(reduce(np.add, (rows[:, n::_FINE] for n in range(_FINE))))
