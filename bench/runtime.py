@@ -37,11 +37,12 @@ NETWORKS = ("features", "heads")
 STAGES = ("start", "read", "weights", "prepare", *NETWORKS, "restore", "findings", "report")
 MOST_OUTSIDE, MOST_SECONDS_TO_FIRST, MOST_MB = 0.15, 6.0, 2500.0
 
-# Its last word on standard error is the most memory it ever had, in KiB.
+# Its last word on standard error is the most memory it ever had, in MB.
 _RUN = """
-import atexit, resource, sys
+import atexit, sys
 sys.modules["torch"] = None
-atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr))
+from orthokernels.system import peak_memory_mb
+atexit.register(lambda: print(peak_memory_mb(), file=sys.stderr))
 from orthokernels.cli import main
 main()
 """
@@ -79,7 +80,7 @@ def _once(python: str, bundle: Path, study: Path, threads: int, engine: str, for
         seconds = time.perf_counter() - started
     if done.returncode:
         raise InputError(f"{engine} in {form}: {' '.join(done.stderr.strip().splitlines()[:-1][-1:])}")
-    return {**json.loads(done.stdout), "whole": seconds, "peak_mb": int(done.stderr.split()[-1]) * 1024 / 1e6}
+    return {**json.loads(done.stdout), "whole": seconds, "peak_mb": float(done.stderr.split()[-1])}
 
 
 def _figures(told: dict[str, Any]) -> dict[str, float]:
