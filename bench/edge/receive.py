@@ -3,8 +3,9 @@
     python -m orthokernels.bench.edge.receive [--out FILE]
 
 The sender's own time counts, as a scanner would see it; every image is on disk and in the database when it ends. Beside
-it stand a plain disk, which writes the same bytes, file and folder synced one by one, with nothing else; and the intake
-alone, which also syncs a row for each, with neither sender nor network.
+it, in turns, stand a plain disk, which writes the same bytes, file and folder synced one by one, with nothing else; the
+intake alone, which also syncs a row for each, with neither sender nor network; and, by the same sender, dcmtk's
+storescp, which syncs nothing, and, where it is installed, Orthanc as it is by default.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +41,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 IMAGES, SIDE = 160, 384
+_NO_DELAY = {"TCP_NODELAY": "1"}
 HELD_TO_SECONDS = 0.6
 
 
@@ -53,11 +58,20 @@ def main(
         facts: dict[str, Any] = {**circumstances("python -m orthokernels.bench.edge.receive"), "images": IMAGES}
         facts["megabytes"] = round(sum(path.stat().st_size for path in series.iterdir()) / 1e6, 1)
         facts["held_to_seconds"] = HELD_TO_SECONDS
-        facts["disk_alone"] = _told([_disk_alone(series, Path(folder, f"disk{n}")) for n in range(rounds)])
-        facts["intake_alone"] = _told([_intake_alone(series, Path(folder, f"intake{n}")) for n in range(rounds)])
-        for name, environment in (("no_delay", {"TCP_NODELAY": "1"}), ("delay", {})):
-            runs = [_received(series, Path(folder, f"{name}{n}"), port, environment) for n in range(rounds + 1)]
-            facts[name] = _told(runs[1:])
+        contenders: dict[str, Callable[[Path], float]] = {
+            "no_delay": lambda data: _received(series, data, port, _NO_DELAY),
+            "delay": lambda data: _received(series, data, port, {}),
+            "intake_alone": lambda data: _intake_alone(series, data),
+            "disk_alone": lambda data: _disk_alone(series, data),
+            "storescp": lambda data: _by_storescp(series, data, port),
+        }
+        if shutil.which("Orthanc"):
+            contenders["orthanc"] = lambda data: _by_orthanc(series, data, port)
+        found: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(rounds + 1):
+            for name, run in contenders.items():
+                found[name].append(run(Path(folder, f"{name}{number}")))
+        facts |= {name: _told(seconds[1:]) for name, seconds in found.items()}
     print(json.dumps(facts, indent=1))
     if out is not None:
         out.write_text(json.dumps(facts, indent=1) + "\n")
@@ -122,16 +136,54 @@ def _config(data: Path, port: int = 1) -> Config:
 def _received(series: Path, data: Path, port: int, environment: dict[str, str]) -> float:
     config = _config(data, port)
     with _receiving(config):
-        started = time.perf_counter()
-        subprocess.run(
-            [program("storescu"), "-aet", "MR1", "-aec", config.appliance.ae_title, "+sd", "127.0.0.1", str(port),
-             str(series)],
-            check=True, env={**os.environ, **environment},
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
+        seconds = _send(series, port, config.appliance.ae_title, environment)
     if len(list(data.rglob("images/*/*.dcm"))) != IMAGES:
         raise RuntimeError("images are missing")
     return seconds
+
+
+def _send(series: Path, port: int, called: str, environment: dict[str, str]) -> float:
+    command = [program("storescu"), "-aet", "MR1", "-aec", called, "+sd", "127.0.0.1", str(port), str(series)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, env={**os.environ, **environment})
+    return time.perf_counter() - started
+
+
+def _by_storescp(series: Path, data: Path, port: int) -> float:
+    data.mkdir()
+    with _running([program("storescp"), "-od", str(data), str(port)], port):
+        return _send(series, port, "STORESCP", _NO_DELAY)
+
+
+def _by_orthanc(series: Path, data: Path, port: int) -> float:
+    data.mkdir()
+    settings = {
+        "DicomPort": port, "DicomAet": "ORTHANC", "HttpServerEnabled": False,
+        "StorageDirectory": str(data), "IndexDirectory": str(data),
+    }  # fmt: skip
+    file = data.with_suffix(".json")
+    file.write_text(json.dumps(settings))
+    with _running(["Orthanc", str(file)], port):
+        return _send(series, port, "ORTHANC", _NO_DELAY)
+
+
+@contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    """Another receiver, once it listens."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env={**os.environ, **_NO_DELAY})
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} does not listen")
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @contextmanager
@@ -144,6 +196,9 @@ def _receiving(config: Config) -> Iterator[None]:
         yield
     finally:
         receiver.stop()
+        for thread in threading.enumerate():
+            if "AcceptorThread" in thread.name:  # an association, which ends in the database
+                thread.join()
         database.close()
 
 

@@ -1,9 +1,10 @@
 """Shorter ways through pynetdicom for what every image takes: its threads wake each other, and bytes are not copied.
 
 pynetdicom's two threads of an association look for work every millisecond or so; every fragment of an image is copied
-half a dozen times on its way; and the answer to a C-STORE, seven short elements, goes through pydicom's general encoder
-twice. Here the one thread wakes the other, fragments are views into what was read, and the answer is packed as it is.
-What the standard says of each is checked as before; everything else goes pynetdicom's own way.
+half a dozen times on its way; and a C-STORE's command and its answer, seven short elements each, go through pydicom's
+general decoder and encoder, twice. Here the one thread wakes the other, fragments are views into what was read, and the
+two commands are unpacked and packed as they are. What the standard says of each is checked as before; everything else,
+any command that is not plainly a C-STORE's among it, goes pynetdicom's own way.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from typing import Any
 
+from orthokernels.edge.receive.identity import is_uid
+from pydicom.uid import UID
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
@@ -30,7 +35,12 @@ _RECEIVED_P_DATA, _INVALID_PDU = "Evt10", "Evt19"  # PS3.8 table 9-10
 _WAITING_SECONDS = 0.05
 
 _LAST_OF_COMMAND = 0x03  # message control header (PS3.8 annex E.2)
-_C_STORE_RSP, _NO_DATA_SET = 0x8001, 0x0101  # PS3.7 tables 9.3-2 and E.1-1
+_C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101  # PS3.7 tables 9.3-1, 9.3-2 and E.1-1
+
+# A C-STORE's elements (PS3.7 table 9.3-1) in their order, but for those of a C-MOVE that it may be part of; None is a
+# UID, a number the bytes of an unsigned integer.
+_OF_STORE_REQUEST = {0x0000: 4, 0x0002: None, 0x0100: 2, 0x0110: 2, 0x0700: 2, 0x0800: 2, 0x1000: None}
+_PRIORITIES = (0, 1, 2)
 
 
 class PData:
@@ -69,20 +79,52 @@ class UpperLayer(DULServiceProvider):
         return PData(bytestream), _RECEIVED_P_DATA
 
 
+class StoreRequest(C_STORE_RQ):
+    """A C-STORE whose command set is known, and whose data set is to come."""
+
+    def __init__(self, context_id: int, request: C_STORE) -> None:
+        # Its base would make a pydicom data set of elements without values; whatever else it sets is here.
+        self.context_id = context_id
+        self.encoded_command_set = BytesIO()
+        self.data_set = BytesIO()
+        self._data_set_path = None
+        self._data_set_file = None
+        self._request = request
+
+    def message_to_primitive(self) -> C_STORE:
+        self._request.DataSet = self.data_set
+        self._request._context_id = self.context_id
+        return self._request
+
+
 class Messages(DIMSEServiceProvider):
-    """pynetdicom's, but waiting for messages instead of looking for them, and answering C-STORE by the short way."""
+    """pynetdicom's, but waiting for messages instead of looking for them, and taking C-STORE by the short way."""
 
     def get_msg(self, block: bool = False) -> Any:
+        """A C-STORE is served here: pynetdicom's thread would sleep a millisecond before it took the next one."""
         if block:
             return super().get_msg(block)
-        try:
-            return self.msg_queue.get(timeout=_WAITING_SECONDS)
-        except queue.Empty:
-            return None, None
+        while not self.assoc._kill:
+            try:
+                context_id, message = self.msg_queue.get(timeout=_WAITING_SECONDS)
+            except queue.Empty:
+                break
+            if context_id is None or not isinstance(message, C_STORE):
+                return context_id, message
+            self.assoc._serve_request(message, context_id)
+        return None, None
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """A message that can't be understood ends its association; pynetdicom's thread would end instead."""
         try:
+            values = primitive.presentation_data_value_list
+            if self.message is None and values and values[0][1][0] == _LAST_OF_COMMAND:
+                context_id, value = values[0]
+                request = store_request(value[1:])
+                if request is not None:
+                    self.message = StoreRequest(context_id, request)
+                    values = values[1:]
+                    primitive._presentation_data_value_list = values
             super().receive_primitive(primitive)
         except Exception:
             self.dul.event_queue.put(_INVALID_PDU)
@@ -95,6 +137,35 @@ class Messages(DIMSEServiceProvider):
         data = P_DATA()
         data.presentation_data_value_list = [[context_id, bytes([_LAST_OF_COMMAND]) + command]]  # type: ignore[list-item]
         self.dul.send_pdu(data)
+
+
+def store_request(command: bytes | memoryview) -> C_STORE | None:
+    """What a command set asks for, if it is that of a plain C-STORE, to the byte as the standard has it; None for any
+    other, for a data set's absence, and for elements that are missing, doubled, misplaced or of another length."""
+    found: dict[int, int | str] = {}
+    numbers = iter(_OF_STORE_REQUEST.items())
+    at = 0
+    while at < len(command):
+        expected, size = next(numbers, (-1, None))
+        if at + 8 > len(command):
+            return None
+        group, number, length = struct.unpack_from("<HHL", command, at)
+        value = bytes(command[at + 8 : at + 8 + length])
+        if (group, number) != (0x0000, expected) or len(value) != length or size not in (None, length):
+            return None
+        found[number] = value.decode("latin-1").removesuffix("\0") if size is None else int.from_bytes(value, "little")
+        at += 8 + length
+    if len(found) < len(_OF_STORE_REQUEST) or found[0x0000] != len(command) - 12:
+        return None
+    sop_class, sop_instance = str(found[0x0002]), str(found[0x1000])
+    if found[0x0100] != _C_STORE_RQ or found[0x0800] == _NO_DATA_SET or found[0x0700] not in _PRIORITIES:
+        return None
+    if not (is_uid(sop_class) and is_uid(sop_instance)):
+        return None
+    request = C_STORE()
+    request.MessageID, request.Priority = int(found[0x0110]), int(found[0x0700])
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(sop_class), UID(sop_instance)
+    return request
 
 
 def store_response(primitive: Any) -> bytes | None:
