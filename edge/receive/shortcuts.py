@@ -2,15 +2,16 @@
 
 pynetdicom's two threads of an association look for work every millisecond or so; every fragment of an image is copied
 half a dozen times on its way; and a C-STORE's command and its answer, seven short elements each, go through pydicom's
-general decoder and encoder, twice. Here the one thread wakes the other, fragments are views into what was read, and the
-two commands are unpacked and packed as they are. What the standard says of each is checked as before; everything else,
-any command that is not plainly a C-STORE's among it, goes pynetdicom's own way.
+general decoder and encoder, twice. Here the one thread wakes the other, and answers without it; fragments are views into
+what was read; and the two commands are unpacked and packed as they are. What the standard says of each is checked as
+before; everything else, any command that is not plainly a C-STORE's among it, goes pynetdicom's own way.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -24,12 +25,13 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 
 LOG = logging.getLogger("orthokernels.edge.receive")
 
 _P_DATA_TF = 0x04
-_RECEIVED_P_DATA, _INVALID_PDU = "Evt10", "Evt19"  # PS3.8 table 9-10
+_RECEIVED_P_DATA, _INVALID_PDU, _READY_FOR_DATA = "Evt10", "Evt19", "Sta6"  # PS3.8 table 9-10
 
 # How long an association's thread waits for a message before it looks whether it still has a reason to.
 _WAITING_SECONDS = 0.05
@@ -71,7 +73,27 @@ class PData:
 
 
 class UpperLayer(DULServiceProvider):
-    """pynetdicom's, but for data."""
+    """pynetdicom's, but for data. What is sent goes out whole, whichever thread sends it."""
+
+    _sending: threading.Lock
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Data go out at once while nothing waits to be sent; else, and over TLS, of which one thread may read while
+        another writes only with care, the upper layer's thread sends them."""
+        if (
+            isinstance(primitive, P_DATA)
+            and self.state_machine.current_state == _READY_FOR_DATA
+            and self.to_provider_queue.empty()
+            and self.socket is not None
+            and not isinstance(self.socket.socket, ssl.SSLSocket)
+        ):
+            self._send(P_DATA_TF(primitive))
+        else:
+            super().send_pdu(primitive)
+
+    def _send(self, pdu: Any) -> None:
+        with self._sending:
+            super()._send(pdu)
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
         if bytestream[0] != _P_DATA_TF:
@@ -218,6 +240,7 @@ def shorten(association: Any, wake_upper_layer: Callable[[], None]) -> None:
     """
     association.dul.__class__ = UpperLayer
     association.dimse.__class__ = Messages
+    association.dul._sending = threading.Lock()
     association.dul._run_loop_delay = 0.0  # it waits for data instead
     association.dul.to_provider_queue = WakingQueue(wake_upper_layer)
     messages = association.dimse.msg_queue
