@@ -2,9 +2,9 @@
 
 pynetdicom's two threads of an association look for work every millisecond or so; every fragment of an image is copied
 half a dozen times on its way; and a C-STORE's command and its answer, seven short elements each, go through pydicom's
-general decoder and encoder, twice. Here the one thread wakes the other, and answers without it; fragments are views into
-what was read; and the two commands are unpacked and packed as they are. What the standard says of each is checked as
-before; everything else, any command that is not plainly a C-STORE's among it, goes pynetdicom's own way.
+general decoder and encoder, twice. Here the one thread wakes the other, and answers without it; fragments are views
+into what was read; and the two commands are unpacked and packed as they are. What the standard says of each is checked
+as before; everything else, any command that is not plainly a C-STORE's among it, goes pynetdicom's own way.
 """
 
 from __future__ import annotations
