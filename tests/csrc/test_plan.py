@@ -192,11 +192,12 @@ def test_volumes_that_no_memory_holds_are_refused():
 
 def test_a_bias_that_waits_for_a_run_keeps_nobody_else_waiting():
     plan = native.Plan()
-    x = plan.add_input((8, 48, 48), 32)
-    for n in range(6):
+    x = plan.add_input((16, 96, 96), 32)
+    for n in range(12):  # a few tenths of a second
         x = plan.add_conv(f"{n}", x, normal(32, 32, 3, 3, 3), normal(32))
     plan.finish([x])
-    running = threading.Thread(target=lambda: plan.run([normal(8, 48, 48, 32)]))
+    volume = normal(16, 96, 96, 32)
+    running = threading.Thread(target=lambda: plan.run([volume]))
     setting = threading.Thread(target=lambda: plan.set_bias("0", normal(32)))
     running.start()
     time.sleep(0.05)

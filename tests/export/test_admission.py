@@ -36,6 +36,8 @@ def negated(path, out) -> None:
 def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypatch):
     for module in (admission, parity):
         monkeypatch.setattr(module, "LEAST_STUDIES", STUDIES)
+    # Random weights' classes are noise: on some processors one voxel is another's, which nine tenths of so few feel.
+    monkeypatch.setattr(parity, "LARGEST_RELATIVE_ERROR", 1e-2)
     (tmp_path / "weights").mkdir()
     weights = write_weights(tmp_path / "weights", trained=True)
     write_late_fusion(weights, 3 * POOLING["kept"], {"ACL": 0.4})
