@@ -37,6 +37,7 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     for module in (admission, parity):
         monkeypatch.setattr(module, "LEAST_STUDIES", STUDIES)
     # Random weights' classes are noise: on some processors one voxel is another's, which nine tenths of so few feel.
+    fp32_bound = parity.LARGEST_RELATIVE_ERROR
     monkeypatch.setattr(parity, "LARGEST_RELATIVE_ERROR", 1e-2)
     (tmp_path / "weights").mkdir()
     weights = write_weights(tmp_path / "weights", trained=True)
@@ -75,7 +76,9 @@ def test_heads_that_lose_too_much_go_back_and_the_form_stays(tmp_path, monkeypat
     outputs = {f"{plane} {of}" for plane in PLANES for of in ("logits", "vector", "head logits")}
     outputs |= {"study logits", "gate shares", "patient data logits", "patient data shares"}
     for name in ("fp32 openvino", parity.FEW):
-        assert checked.result["joints"]["knee"][name]["errors"].keys() == outputs
+        errors = checked.result["joints"]["knee"][name]["errors"]
+        assert errors.keys() == outputs
+        assert max(errors[f"{plane} logits"]["relative"] for plane in PLANES) <= fp32_bound  # maps count nothing
     assert checked.result["joints"]["knee"][parity.FEW]["studies"] == STUDIES
 
 
