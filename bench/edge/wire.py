@@ -57,23 +57,27 @@ def padded(uid: str) -> bytes:
     return uid.encode("latin-1") + b"\0" * (len(uid) % 2)
 
 
+def command_set(*elements: bytes) -> bytes:
+    """With its length before them."""
+    joined = b"".join(elements)
+    return element(0x0000, struct.pack("<L", len(joined))) + joined
+
+
 def echo_request(context: int, message: int = 1) -> bytes:
     """The PDU of a C-ECHO."""
-    elements = (
-        element(0x0002, padded("1.2.840.10008.1.1")) + element(0x0100, struct.pack("<H", 0x0030))
-        + element(0x0110, struct.pack("<H", message)) + element(0x0800, struct.pack("<H", 0x0101))
+    command = command_set(
+        element(0x0002, padded("1.2.840.10008.1.1")), element(0x0100, struct.pack("<H", 0x0030)),
+        element(0x0110, struct.pack("<H", message)), element(0x0800, struct.pack("<H", 0x0101)),
     )  # fmt: skip
-    command = element(0x0000, struct.pack("<L", len(elements))) + elements
     return pdu(P_DATA, value_item(context, command, command=True, last=True))
 
 
 def store_command(sop_class: str, sop_uid: str, message: int = 1) -> bytes:
-    elements = (
-        element(0x0002, padded(sop_class)) + element(0x0100, struct.pack("<H", 0x0001))
-        + element(0x0110, struct.pack("<H", message)) + element(0x0700, struct.pack("<H", 0))
-        + element(0x0800, struct.pack("<H", 0x0001)) + element(0x1000, padded(sop_uid))
+    return command_set(
+        element(0x0002, padded(sop_class)), element(0x0100, struct.pack("<H", 0x0001)),
+        element(0x0110, struct.pack("<H", message)), element(0x0700, struct.pack("<H", 0)),
+        element(0x0800, struct.pack("<H", 0x0001)), element(0x1000, padded(sop_uid)),
     )  # fmt: skip
-    return element(0x0000, struct.pack("<L", len(elements))) + elements
 
 
 def value_item(context: int, content: bytes, *, command: bool, last: bool) -> bytes:

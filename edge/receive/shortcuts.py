@@ -145,8 +145,7 @@ class Messages(DIMSEServiceProvider):
                 request = store_request(value[1:])
                 if request is not None:
                     self.message = StoreRequest(context_id, request)
-                    values = values[1:]
-                    primitive._presentation_data_value_list = values
+                    primitive._presentation_data_value_list = values[1:]
             super().receive_primitive(primitive)
         except Exception:
             self.dul.event_queue.put(_INVALID_PDU)

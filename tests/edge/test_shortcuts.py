@@ -1,16 +1,15 @@
 """The short ways of a C-STORE say what pynetdicom's own way says, or leave the message to it."""
 
-import io
 import random
 import struct
 
-import pydicom
 import pytest
 from orthokernels.bench.edge.wire import (
     ASSOCIATE_AC,
     P_DATA,
     Peer,
     associate_request,
+    command_set,
     element,
     padded,
     pdu,
@@ -18,6 +17,7 @@ from orthokernels.bench.edge.wire import (
     store_command,
     value_item,
 )
+from orthokernels.edge.receive.part10 import read_meta
 from orthokernels.edge.receive.shortcuts import store_request, store_response
 from pydicom.uid import MRImageStorage
 from pynetdicom import pdu_primitives
@@ -77,11 +77,6 @@ def test_a_changed_request_is_read_alike_or_left():
     assert 500 < short < 15_000  # of which some went either way
 
 
-def command(*elements: bytes) -> bytes:
-    joined = b"".join(elements)
-    return element(0x0000, struct.pack("<L", len(joined))) + joined
-
-
 def plain(**changes: bytes | None) -> bytes:
     parts = {
         "sop_class": element(0x0002, padded(MRImageStorage)),
@@ -91,7 +86,7 @@ def plain(**changes: bytes | None) -> bytes:
         "data_set": element(0x0800, struct.pack("<H", 1)),
         "sop_uid": element(0x1000, padded("1.2.3.4.56")),
     }
-    return command(*(part for part in {**parts, **changes}.values() if part is not None))
+    return command_set(*(part for part in {**parts, **changes}.values() if part is not None))
 
 
 @pytest.mark.parametrize(
@@ -138,12 +133,9 @@ def test_answer_is_what_pynetdicom_writes():
 @pytest.fixture
 def instance(study) -> tuple[bytes, str, str]:
     """An encoded data set, and its UIDs."""
-    image = pydicom.dcmread(study[0])
-    content = io.BytesIO()
     with open(study[0], "rb") as file:
-        content.write(file.read())
-    file_meta = image.file_meta.FileMetaInformationGroupLength + 128 + 4 + 12
-    return content.getvalue()[file_meta:], str(image.SOPClassUID), str(image.SOPInstanceUID)
+        meta = read_meta(file)
+        return file.read(), meta.sop_class, meta.sop_uid
 
 
 @pytest.mark.parametrize("way", ["one PDU", "command in two", "one by one", "command twice"])
