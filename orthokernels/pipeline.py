@@ -161,6 +161,7 @@ def run(
             own.warnings.append(f"the weights have no {plane} denoiser")
             continue
         _run_plane(plane, own, model.planes[plane], preparation, model.size, seed, draws, seconds, tell)
+    model.release()
     with _timed(seconds, "findings"):
         patient_data = _patient_data(model, runs, patient)
         if patient is not None and patient_data is not None and patient_data.used:

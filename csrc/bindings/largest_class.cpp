@@ -1,5 +1,8 @@
 #include "cpu/largest_class.h"
 
+#include <pybind11/stl.h>
+
+#include <utility>
 #include <vector>
 
 #include "bindings/arrays.h"
@@ -19,16 +22,27 @@ void check_axes(const char* name, const py::array& array, const py::dtype& type,
     if (array.strides(axis) % array.itemsize() != 0) refuse(name, "has elements that are not aligned to each other.");
 }
 
-void largest_class(const py::array& logits, py::array& labels, std::int64_t threads) {
+cpu::WeightedLogits weighted(const py::array& logits, float weight) {
   check_axes("logits", logits, py::dtype::of<float>(), 3);
-  check_axes("labels", labels, py::dtype::of<std::uint8_t>(), 2);
-  if (logits.shape(0) > 256) refuse("logits", "has more than 256 classes.");
+  if (logits.shape(0) > cpu::kMostClasses) refuse("logits", "has more than 256 classes.");
   if (reinterpret_cast<std::uintptr_t>(logits.data()) % alignof(float) != 0) refuse("logits", "is not aligned.");
+  return {static_cast<const float*>(logits.data()), stride(logits, 0), stride(logits, 1), stride(logits, 2), weight};
+}
+
+void largest_class(const std::vector<std::pair<py::array, float>>& logits, py::array& labels, std::int64_t threads) {
+  if (logits.empty()) refuse("logits", "has no slab.");
+  std::vector<cpu::WeightedLogits> slabs;
+  const py::array& first = logits[0].first;
+  for (const auto& [own, weight] : logits) {
+    slabs.push_back(weighted(own, weight));
+    for (int axis = 0; axis < 3; ++axis)
+      if (own.shape(axis) != first.shape(axis)) refuse("logits", "has slabs of different shapes.");
+  }
+  check_axes("labels", labels, py::dtype::of<std::uint8_t>(), 2);
   if (!labels.writeable()) refuse("labels", "is read-only.");
   cpu::LargestClassTask task{};
-  task.logits = static_cast<const float*>(logits.data());
-  task.classes = logits.shape(0), task.height = logits.shape(1), task.width = logits.shape(2);
-  task.class_stride = stride(logits, 0), task.height_stride = stride(logits, 1), task.width_stride = stride(logits, 2);
+  task.logits = slabs.data(), task.slabs = static_cast<std::int64_t>(slabs.size());
+  task.classes = first.shape(0), task.height = first.shape(1), task.width = first.shape(2);
   task.labels = static_cast<std::uint8_t*>(labels.mutable_data());
   task.rows = labels.shape(0), task.columns = labels.shape(1);
   task.row_stride = stride(labels, 0), task.column_stride = stride(labels, 1);
@@ -46,8 +60,9 @@ void largest_class(const py::array& logits, py::array& labels, std::int64_t thre
 void add_largest_class(py::module_& module) {
   module.def("largest_class", &largest_class, py::arg("logits"), py::arg("labels"), py::kw_only(),
              py::arg("threads") = 1,
-             "Write the class of the largest of logits [classes, height, width], sampled bilinearly at the pixels of "
-             "labels [rows, columns], uint8; ties go to the lower. Both may be views.");
+             "Write the class of the largest logit at the pixels of labels [rows, columns], uint8; ties go to the lower. "
+             "Logits are pairs of an array [classes, height, width], float32, and its weight, which are added and "
+             "sampled bilinearly. All may be views.");
 }
 
 }  // namespace orthokernels::bindings

@@ -23,12 +23,11 @@ std::vector<float> values_of(const char* name, const py::array& array, const std
   return std::vector<float>(values, values + array.size());
 }
 
-// A layer's weight, checked; a plan that packs none does not read it.
-std::vector<float> weight_of(const Plan& plan, const char* name, const py::array& array,
-                             const std::vector<std::int64_t>& shape) {
-  if (plan.packs()) return values_of(name, array, shape);
-  check(name, array, shape);
-  return {};
+// A layer's weight, checked, where it lies; a plan that packs none does not read it.
+const float* weight_of(const Plan& plan, const char* name, const py::array& array,
+                       const std::vector<std::int64_t>& shape) {
+  const float* weight = read(name, array, shape);
+  return plan.packs() ? weight : nullptr;
 }
 
 // (groups, weight, bias, eps), or None.
@@ -68,7 +67,7 @@ void check_same_sides(const Plan& plan, const char* name, VolumeId id, VolumeId 
     refuse(name, "is of another size than what it is put beside.");
 }
 
-// A layer's weights, which are its own copy, while other threads go on; with the plan itself too.
+// A layer's weights, while other threads go on; with the plan itself too.
 template <typename Layer>
 void pack(const Plan& plan, Layer& layer, VolumeId skip) {
   const cpu::Packing packing = plan.packing(layer.x, skip);
@@ -115,8 +114,8 @@ VolumeId add_conv_transpose(Plan& plan, std::string name, VolumeId x, const py::
   cpu::TransposedLayer layer;
   layer.name = std::move(name);
   layer.x = x;
-  layer.weight = weight_of(plan, "weight", weight, {kAny, plan.channels(x), 4, 4, 4});
-  layer.out = weight.shape(0);
+  layer.weight = weight_of(plan, "weight", weight, {plan.channels(x), kAny, 4, 4, 4});
+  layer.out = weight.shape(1);
   layer.bias = values_of("bias", bias, {layer.out});
   layer.relu = relu;
   const cpu::Sides in = plan.sides(x);
@@ -224,7 +223,8 @@ void add_plan(py::module_& module) {
       module, "PlanMemory", "What plans work in; those that share it wait for each other.")
       .def(py::init<>())
       .def("release", &cpu::PlanMemory::release, py::call_guard<py::gil_scoped_release>(),
-           "Give everything back, until the next run.");
+           "Give everything back, until the next run.")
+      .def_property_readonly("bytes", &cpu::PlanMemory::bytes, "Held, while no plan runs.");
   py::class_<Plan>(module, "Plan", "A network as a fixed list of layers on volumes of fixed shape.")
       .def(py::init([](std::shared_ptr<cpu::PlanMemory> memory, bool packs) {
              return std::make_unique<Plan>(cpu::best_isa(), std::move(memory), packs);
@@ -239,7 +239,7 @@ void add_plan(py::module_& module) {
            py::arg("norm") = py::none(), py::arg("activation") = "silu", py::arg("residual") = cpu::kNone,
            py::arg("tiles") = 0)
       .def("add_conv_transpose", &add_conv_transpose, py::arg("name"), py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::kw_only(), py::arg("relu"), "Of 4 x 4 x 4, stride 2 and padding 1; weight [out, in, 4, 4, 4].")
+           py::kw_only(), py::arg("relu"), "Of 4 x 4 x 4, stride 2 and padding 1; weight [in, out, 4, 4, 4].")
       .def("add_norm", &add_norm, py::arg("name"), py::arg("x"), py::kw_only(), py::arg("norm"), py::arg("activation"),
            py::arg("residual") = cpu::kNone)
       .def("add_attention", &add_attention, py::arg("name"), py::arg("x"), py::kw_only(), py::arg("norm"),

@@ -118,14 +118,17 @@ Piece piece_of(const ConvInput& input, std::int64_t first, std::int64_t last) {
   return piece;
 }
 
-Floats packed_in(const Panels& panels, const float* weight, std::int64_t taps) {
+// Of weights [out, in, taps], or [in, out, taps] where the inputs come first.
+Floats packed_in(const Panels& panels, const float* weight, std::int64_t taps, bool inputs_first) {
+  const std::int64_t out_step = inputs_first ? taps : panels.in * taps;
+  const std::int64_t in_step = inputs_first ? panels.out * taps : taps;
   Floats packed(static_cast<std::size_t>(up(panels.out, panels.lanes) * panels.lanes * panels.in * taps));
   std::fill_n(packed.data(), packed.size(), 0.0f);
 #pragma omp parallel for schedule(static)
   for (std::int64_t k = 0; k < panels.out; ++k)
     for (std::int64_t c = 0; c < panels.in; ++c)
       for (std::int64_t tap = 0; tap < taps; ++tap)
-        packed.data()[panels.place(k, c, taps, tap)] = weight[(k * panels.in + c) * taps + tap];
+        packed.data()[panels.place(k, c, taps, tap)] = weight[k * out_step + c * in_step + tap];
   return packed;
 }
 
@@ -136,7 +139,7 @@ bool lanes_divide(Isa isa, std::int64_t out, std::int64_t in, std::int64_t skip)
 }  // namespace
 
 Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa) {
-  return packed_in({out, in, lanes_of(isa), columns_of(isa)}, weight, taps);
+  return packed_in({out, in, lanes_of(isa), columns_of(isa)}, weight, taps, true);
 }
 
 Isa winograd_isa(Isa isa, std::int64_t out, std::int64_t in, std::int64_t skip) {
@@ -168,7 +171,7 @@ Conv3d::Conv3d(const float* weight, std::int64_t out, std::int64_t in, int kerne
     const std::int64_t taps = static_cast<std::int64_t>(kernel) * kernel * kernel;
     const bool plain = sums_lanes(out, in);
     const Panels panels{out, in, plain ? 1 : lanes_of(isa_), plain ? 1 : columns_of(isa_)};
-    if (weight != nullptr) weights_ = packed_in(panels, weight, taps);
+    if (weight != nullptr) weights_ = packed_in(panels, weight, taps, false);
     return;
   }
   const std::int64_t places = places_of(algorithm);

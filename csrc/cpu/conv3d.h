@@ -90,8 +90,8 @@ ORTHOKERNELS_TABLES(ConvKernels, conv3d)
 // Whether the direct algorithm's lanes are input channels; weights are [out][taps][in] then, and not packed.
 [[gnu::always_inline]] inline bool sums_lanes(std::int64_t out, std::int64_t in) { return out <= 2 && in >= 16; }
 
-// Weights [out, in, taps] as the direct algorithms read them: panels of output channels, in them the taps, in them the
-// input channels; lanes beyond the outputs are zero.
+// Weights [in, out, taps] as the transposed convolution reads them: panels of output channels, in them the taps, in them
+// the input channels; lanes beyond the outputs are zero. So the direct algorithm has its own.
 Floats packed_taps(const float* weight, std::int64_t out, std::int64_t in, std::int64_t taps, Isa isa);
 
 // Whose kernels run Winograd's algorithms, whose lanes must divide all channels: those of the instruction set, or

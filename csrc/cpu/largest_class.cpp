@@ -20,15 +20,31 @@ Place place_of(std::int64_t output, std::int64_t outputs, std::int64_t samples) 
   return {lower, lower + 1, position - static_cast<double>(lower)};
 }
 
+// Every class at one pixel of row h: the slabs' logits, weighted and added in their order, into [classes].
+void add_up(const LargestClassTask& task, std::int64_t h, std::int64_t w, float* sums) {
+  for (std::int64_t slab = 0; slab < task.slabs; ++slab) {
+    const WeightedLogits& own = task.logits[slab];
+    const float* values = own.values + h * own.height_stride + w * own.width_stride;
+    for (std::int64_t c = 0; c < task.classes; ++c) {
+      const float weighted = values[c * own.class_stride] * own.weight;
+      sums[c] = slab == 0 ? weighted : sums[c] + weighted;
+    }
+  }
+}
+
 // Row h of every class, sampled at the columns: [classes][columns].
 void sample_row(const LargestClassTask& task, std::int64_t h, double* row) {
+  float sums[2][kMostClasses];
+  std::int64_t summed[2] = {-1, -1};
   for (std::int64_t j = 0; j < task.columns; ++j) {
     const Place w = place_of(j, task.columns, task.width);
-    const float* left = task.logits + h * task.height_stride + w.lower * task.width_stride;
-    const float* right = task.logits + h * task.height_stride + w.upper * task.width_stride;
+    const std::int64_t wanted[2] = {w.lower, w.upper};
+    for (const std::int64_t own : wanted)  // neighbours have different parity, so neither overwrites the other
+      if (summed[own % 2] != own) add_up(task, h, summed[own % 2] = own, sums[own % 2]);
+    const float *left = sums[w.lower % 2], *right = sums[w.upper % 2];
     for (std::int64_t c = 0; c < task.classes; ++c)
-      row[c * task.columns + j] = static_cast<double>(left[c * task.class_stride]) * (1.0 - w.weight) +
-                                  static_cast<double>(right[c * task.class_stride]) * w.weight;
+      row[c * task.columns + j] =
+          static_cast<double>(left[c]) * (1.0 - w.weight) + static_cast<double>(right[c]) * w.weight;
   }
 }
 

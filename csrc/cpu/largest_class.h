@@ -1,6 +1,6 @@
-// The class with the largest logit at every pixel of a finer or coarser grid, the logits sampled bilinearly at OpenCV's
-// positions, for data/restore.py. Logits are float32, sums float64 and never fused, so that every
-// instruction set finds the same classes.
+// The class with the largest logit at every pixel of a finer or coarser grid, for data/restore.py: several slabs' logits
+// are weighted and added, and sampled bilinearly at OpenCV's positions. Logits and what they add up to are float32,
+// samples float64, nothing is fused, so that every instruction set finds the same classes.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,20 @@
 
 namespace orthokernels::cpu {
 
-// Strides count elements. Labels are [rows][columns], strided; logits are [classes][height][width], strided.
+constexpr std::int64_t kMostClasses = 256;  // that a label of 8 bits can name
+
+// One slab's logits, [classes][height][width], and what they count.
+struct WeightedLogits {
+  const float* values;
+  std::int64_t class_stride, height_stride, width_stride;
+  float weight;
+};
+
+// Strides count elements. Labels are [rows][columns], strided.
 struct LargestClassTask {
-  const float* logits;
-  std::int64_t classes, height, width, class_stride, height_stride, width_stride;
+  const WeightedLogits* logits;
+  std::int64_t slabs;  // at least one
+  std::int64_t classes, height, width;
   std::uint8_t* labels;
   std::int64_t rows, columns, row_stride, column_stride;
   double* workspace;  // largest_class_workspace() doubles

@@ -182,19 +182,13 @@ Packing Plan::packing(VolumeId x, VolumeId skip) const {
 }
 
 void ConvLayer::pack(const Packing& packing) {
-  const std::int64_t taps = kernel * kernel * kernel;
-  if (packing.packs && static_cast<std::int64_t>(weight.size()) != out * packing.channels * taps)
-    throw std::invalid_argument(name + ": the weight does not fit its input's channels");
-  packed.emplace(packing.packs ? weight.data() : nullptr, out, packing.channels, static_cast<int>(kernel),
+  packed.emplace(packing.packs ? weight : nullptr, out, packing.channels, static_cast<int>(kernel),
                  static_cast<int>(stride), packing.sides, algorithm, packing.isa, tiles,
                  normalised_apart() ? 0 : packing.skip_channels);
 }
 
 void TransposedLayer::pack(const Packing& packing) {
-  if (!packing.packs) return;
-  if (static_cast<std::int64_t>(weight.size()) != out * packing.channels * kTransposedTaps)
-    throw std::invalid_argument(name + ": the weight does not fit its input's channels");
-  packed = packed_taps(weight.data(), out, packing.channels, kTransposedTaps, packing.isa);
+  if (packing.packs) packed = packed_taps(weight, out, packing.channels, kTransposedTaps, packing.isa);
 }
 
 VolumeId Plan::add_conv(ConvLayer layer) {
@@ -256,10 +250,10 @@ VolumeId Plan::add_attention(AttentionLayer layer) {
   ConvLayer qkv, projection;
   qkv.name = layer.name + ".qkv";
   qkv.x = parts.add_normalised(layer.name + ".norm", layer.x, kNone, kNone, std::move(layer.norm), Activation::none);
-  qkv.weight = std::move(layer.qkv_weight);
+  qkv.weight = layer.qkv_weight;
   qkv.bias = std::move(layer.qkv_bias);
   qkv.out = 3 * channels;
-  projection.weight = std::move(layer.out_weight);
+  projection.weight = layer.out_weight;
   projection.bias = std::move(layer.out_bias);
   projection.out = channels;
   for (ConvLayer* conv : {&qkv, &projection}) conv->kernel = conv->stride = 1, conv->algorithm = Algorithm::direct;

@@ -23,6 +23,7 @@ struct PlanMemory {
   std::mutex running;
   Floats arena, workspace;
 
+  std::int64_t bytes() const { return static_cast<std::int64_t>((arena.size() + workspace.size()) * sizeof(float)); }
   // Gives everything back, until the next run.
   void release() {
     const std::lock_guard<std::mutex> not_while_running(running);
@@ -38,6 +39,8 @@ struct Norm {
   float eps;
 };
 
+// Layers' weights are read where they lie until the layer is added, and packed then; a plan that packs none takes null.
+
 // What a layer's weights are packed for.
 struct Packing {
   Isa isa;
@@ -51,7 +54,8 @@ struct ConvLayer {
   VolumeId x, skip = kNone, residual = kNone;  // skip is read as if concatenated behind x
   std::unique_ptr<Norm> norm;
   Activation activation = Activation::silu;  // behind the normalisation
-  std::vector<float> weight, bias;           // [out, in, kernel, kernel, kernel], [out]
+  const float* weight = nullptr;             // [out, in, kernel, kernel, kernel]
+  std::vector<float> bias;                   // [out]
   std::int64_t out, kernel, stride;
   Algorithm algorithm;
   int tiles = 0;
@@ -68,7 +72,8 @@ struct ConvLayer {
 struct TransposedLayer {
   std::string name;
   VolumeId x;
-  std::vector<float> weight, bias;  // [out, in, 4, 4, 4], [out]
+  const float* weight = nullptr;  // [in, out, 4, 4, 4]
+  std::vector<float> bias;        // [out]
   std::int64_t out;
   bool relu;
   Floats packed;  // of the weight
@@ -89,7 +94,8 @@ struct AttentionLayer {
   std::string name;
   VolumeId x;
   std::unique_ptr<Norm> norm;
-  std::vector<float> qkv_weight, qkv_bias, out_weight, out_bias;  // [3 C, C], [3 C], [C, C], [C]
+  const float *qkv_weight = nullptr, *out_weight = nullptr;  // [3 C, C], [C, C]
+  std::vector<float> qkv_bias, out_bias;                     // [3 C], [C]
   std::int64_t heads;
   bool heads_first;
 };
@@ -108,7 +114,7 @@ struct LayerFacts {
 class Plan {
  public:
   // Without memory to share it has its own. A plan that packs no weights costs next to nothing: it tells whether layers
-  // fit each other, takes them with empty weights, and can not be run.
+  // fit each other, takes them without weights, and can not be run.
   explicit Plan(Isa isa, std::shared_ptr<PlanMemory> memory = nullptr, bool packs = true);
   ~Plan();
 

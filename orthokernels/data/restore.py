@@ -24,7 +24,8 @@ class Restorer:
         self._way_back, self._threads = way_back, threads
         self._labels = np.zeros(way_back.shape, np.uint8)
         self._view = way_back.turn.apply(self._labels)
-        self._open: dict[int, np.ndarray] = {}  # network slice -> weighted logits (C, H, W), until it is complete
+        # Network slice -> logits (C, H, W) of each slab so far and their weights, until it is complete.
+        self._open: dict[int, list[tuple[np.ndarray, float]]] = {}
         self._next = 0
 
     def add(self, logits: np.ndarray) -> None:
@@ -35,17 +36,19 @@ class Restorer:
         if logits.shape[1:] != (SLAB, self._way_back.size, self._way_back.size):
             raise ValueError(f"logits have shape {logits.shape}; expected (C, {SLAB}, size, size)")
         start = starts[self._next]
-        for depth in range(SLAB):
-            weight = np.float32(min(depth + 1, SLAB - depth))
-            weighted = logits[:, depth] * weight
-            known = self._open.get(start + depth)
-            self._open[start + depth] = weighted if known is None else known + weighted
         self._next += 1
         covered = starts[self._next] if self._next < len(starts) else self._way_back.slices
-        for index in [k for k in self._open if k < covered]:
-            # Sampled bilinearly at the native pixels, at OpenCV's positions; ties go to the lower class.
-            labels = self._view[:, :, self._way_back.first + index]
-            _native.largest_class(self._open.pop(index), labels, threads=self._threads)
+        for depth in range(SLAB):
+            index, weight = start + depth, float(min(depth + 1, SLAB - depth))
+            parts = self._open.pop(index, [])
+            if index < covered:
+                self._label(index, [*parts, (logits[:, depth], weight)])
+            else:  # a copy, since the slab's memory is the caller's
+                self._open[index] = [*parts, (logits[:, depth].copy(order="K"), weight)]
+
+    def _label(self, index: int, parts: list[tuple[np.ndarray, float]]) -> None:
+        """Sample a slice bilinearly at the native pixels, at OpenCV's positions; ties go to the lower class."""
+        _native.largest_class(parts, self._view[:, :, self._way_back.first + index], threads=self._threads)
 
     def labels(self) -> np.ndarray:
         """The label map, axes and shape of the native volume, uint8; zero outside the prepared slices."""

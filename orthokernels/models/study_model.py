@@ -70,7 +70,10 @@ class PlaneModel(Protocol):
         """The single-plane head's logits, [labels], of a series' vector."""
 
     def release(self) -> None:
-        """Let go of memory that only ``features`` and ``heads`` need; they may be asked again, at the cost of time."""
+        """Let go of memory that this plane's ``features`` and ``heads`` alone need.
+
+        They may be asked again, at the cost of time. What planes share stays with the ``StudyModel``.
+        """
 
 
 class StudyModel(Protocol):
@@ -118,6 +121,9 @@ class StudyModel(Protocol):
     def planes(self) -> Mapping[str, PlaneModel]: ...
     @property
     def late_fusion(self) -> LateFusionCard | None: ...
+
+    def release(self) -> None:
+        """Let go of all memory that ``features`` and ``heads`` need, once no plane is left to be looked at."""
 
     def fuse(self, planes: Array) -> tuple[Array, Array | None]:
         """Logits of a study, and the share of each plane in each label where the fusion gates.

@@ -133,6 +133,10 @@ class GraphModel:
             plane: GraphPlane(self._graphs, graphs) for plane, graphs in self._own.planes.items() if plane in planes
         }
 
+    def release(self) -> None:
+        for plane in self.planes.values():
+            plane.release()
+
     def fuse(self, planes: Array) -> tuple[Array, Array | None]:
         assert self._own.fusion is not None
         if self.fusion_name == "gating":

@@ -80,6 +80,8 @@ def tune(
                 del models[choice], taken[choice]
             else:
                 taken[choice] += seconds
+        for model in models.values():
+            model.release()
     if not taken:
         raise InputError(f"{bundle.folder}: no engine here can run it. {found[-1].reason if found else ''}")
     done = sorted((Timing(own.engine, own.form, seconds) for own, seconds in taken.items()), key=_by_seconds)
@@ -121,8 +123,6 @@ def _time(rows: dict[Choice, PlaneModel], size: int, depth: int, rounds: int) ->
                 failed[choice] = error
                 continue
             taken[choice].append(time.perf_counter() - started)
-    for model in rows.values():
-        model.release()
     medians = {choice: statistics.median(own[1:]) for choice, own in taken.items() if choice not in failed}
     return {**failed, **medians}
 

@@ -169,7 +169,7 @@ class Cases:
 
         yield decode, {
             "memory": memory, "volumes": [first, second], "threads": self.side(3), "relu": bool(self.side(2) - 1),
-            "activation": str(self.rng.choice(["none", "silu", "relu"])), "up": self.normal(12, channels, 4, 4, 4),
+            "activation": str(self.rng.choice(["none", "silu", "relu"])), "up": self.normal(channels, 12, 4, 4, 4),
             "up_bias": self.normal(12), "beside": self.normal(out, channels, 3, 3, 3), "bias": self.normal(out),
             "norm": norm(channels), "behind": norm(12), "last": norm(out),
         }, lambda done: None  # fmt: skip

@@ -47,7 +47,7 @@ def test_labels_are_the_definition_s_at_any_number_of_threads(case):
     logits, expected = made(case), definition(made(case), case[1])
     for threads in (1, 2, 3, 7):
         labels = np.full(case[1], 255, np.uint8)
-        native.largest_class(logits, labels, threads=threads)
+        native.largest_class([(logits, 1.0)], labels, threads=threads)
         np.testing.assert_array_equal(labels, expected)
 
 
@@ -56,7 +56,7 @@ def test_views_of_any_order_are_read_and_written_where_they_lie():
     logits, expected = made(case), definition(made(case), case[1])
     last = np.ascontiguousarray(logits.transpose(1, 2, 0)).transpose(2, 0, 1)
     volume = np.zeros((130, 5, 110), np.uint8)
-    native.largest_class(last, volume[::-1, 2].T)
+    native.largest_class([(last, 1.0)], volume[::-1, 2].T)
     np.testing.assert_array_equal(volume[::-1, 2].T, expected)
     assert not volume[:, [0, 1, 3, 4]].any()
 
@@ -66,7 +66,7 @@ def test_every_instruction_set_gives_the_same_labels(instruction_set):
     code = (
         "import numpy as np, sys\nfrom orthokernels import _native\n"
         "logits = np.random.default_rng(0).standard_normal((12, 64, 64), dtype=np.float32)\n"
-        "labels = np.empty((190, 170), np.uint8)\n_native.largest_class(logits, labels)\n"
+        "labels = np.empty((190, 170), np.uint8)\n_native.largest_class([(logits, 1.0)], labels)\n"
         "sys.stdout.buffer.write(labels.tobytes())"
     )
     done = subprocess.run(
@@ -76,21 +76,35 @@ def test_every_instruction_set_gives_the_same_labels(instruction_set):
         pytest.skip(f"{instruction_set} can not run here")
     logits = np.random.default_rng(0).standard_normal((12, 64, 64), dtype=np.float32)
     labels = np.empty((190, 170), np.uint8)
-    native.largest_class(logits, labels)
+    native.largest_class([(logits, 1.0)], labels)
     assert done.stdout == labels.tobytes()
+
+
+def test_slabs_are_weighted_and_added_in_float32_in_their_order():
+    rng = np.random.default_rng(5)
+    slabs = [(rng.standard_normal((12, 40, 30), dtype=np.float32), weight) for weight in (3.0, 2.0, 0.1)]
+    slabs[1] = (np.ascontiguousarray(slabs[1][0].transpose(1, 2, 0)).transpose(2, 0, 1), 2.0)
+    total = slabs[0][0] * np.float32(3) + slabs[1][0] * np.float32(2)
+    total += slabs[2][0] * np.float32(0.1)
+    for shape in ((90, 70), (40, 30), (11, 7)):
+        labels = np.full(shape, 255, np.uint8)
+        native.largest_class(slabs, labels, threads=2)
+        np.testing.assert_array_equal(labels, definition(total, shape))
 
 
 def test_bad_input_gets_a_sentence():
     logits, labels = np.zeros((3, 4, 4), np.float32), np.zeros((5, 5), np.uint8)
     frozen = labels.copy()
     frozen.flags.writeable = False
-    for arguments, told in [
-        ((logits.astype(np.float64), labels), "logits: must be float32"),
-        ((logits[0], labels), "logits: must have 3 axes"),
-        ((logits[:0], labels), "logits: is empty"),
-        ((np.zeros((257, 1, 1), np.float32), labels), "logits: has more than 256 classes"),
-        ((logits, labels.astype(np.int16)), "labels: must be uint8"),
-        ((logits, frozen), "labels: is read-only"),
+    for slabs, target, told in [
+        ([], labels, "logits: has no slab"),
+        ([logits.astype(np.float64)], labels, "logits: must be float32"),
+        ([logits[0]], labels, "logits: must have 3 axes"),
+        ([logits[:0]], labels, "logits: is empty"),
+        ([logits, logits[:, 1:]], labels, "logits: has slabs of different shapes"),
+        ([np.zeros((257, 1, 1), np.float32)], labels, "logits: has more than 256 classes"),
+        ([logits], labels.astype(np.int16), "labels: must be uint8"),
+        ([logits], frozen, "labels: is read-only"),
     ]:
         with pytest.raises(ValueError, match=told):
-            native.largest_class(*arguments)
+            native.largest_class([(own, 1.0) for own in slabs], target)

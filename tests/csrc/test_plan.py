@@ -38,9 +38,7 @@ def relative(found, expected) -> float:
 def test_a_transposed_convolution_is_its_definition(sides, out, channels, relu):
     x, weight, bias = normal(*sides, channels), normal(channels, out, 4, 4, 4), normal(out)
     plan = native.Plan()
-    y = plan.add_conv_transpose(
-        "up", plan.add_input(sides, channels), np.ascontiguousarray(weight.swapaxes(0, 1)), bias, relu=relu
-    )
+    y = plan.add_conv_transpose("up", plan.add_input(sides, channels), weight, bias, relu=relu)
     plan.finish([y])
     runs = [plan.run([x], threads)[0] for threads in (1, 3)]
     expected = F.conv_transpose3d(
@@ -251,7 +249,7 @@ def test_a_layer_s_floor_is_what_its_operations_or_bytes_take():
 
 def test_operations_beyond_64_bits_are_told():
     plan = native.Plan(packs=False)
-    weight = np.zeros((2**11, 2**12, 4, 4, 4), np.float32)  # nobody reads it: no page of it comes
+    weight = np.zeros((2**12, 2**11, 4, 4, 4), np.float32)  # nobody reads it: no page of it comes
     plan.add_conv_transpose("up", plan.add_input((2**12, 2**12, 2**13), 2**12), weight, normal(2**11), relu=False)
     (row,) = plan.describe()
     assert row["operations"] == 2.0 * 8 * 2**23 * 2**40
@@ -261,7 +259,7 @@ def test_a_plan_without_weights_tells_what_fits_and_can_not_be_run():
     plan, norm = native.Plan(packs=False), (4, normal(16), normal(16), 1e-5)
     x = plan.add_input((4, 6, 6), 16)
     y = plan.add_conv("conv", x, normal(32, 16, 3, 3, 3), normal(32), 1, "F(2,2,2)", norm=norm)
-    y = plan.add_conv_transpose("up", y, normal(8, 32, 4, 4, 4), normal(8), relu=True)
+    y = plan.add_conv_transpose("up", y, normal(32, 8, 4, 4, 4), normal(8), relu=True)
     with pytest.raises(ValueError, match="weight: shape"):
         plan.add_conv("next", y, normal(32, 16, 3, 3, 3), normal(32))
     plan.finish([y])
@@ -275,12 +273,12 @@ def test_bad_input_gets_a_sentence():
     plan = native.Plan()
     x, other = plan.add_input((2, 3, 4), 8), plan.add_input((2, 3, 5), 8)
     norm = (4, normal(8), normal(8), 1e-5)
-    weight, bias = normal(5, 8, 4, 4, 4), normal(5)
+    weight, bias = normal(8, 5, 4, 4, 4), normal(5)
     up, alone = plan.add_conv_transpose, plan.add_norm
     for call, told in [
         (lambda: up("up", 7, weight, bias, relu=True), "x: 7; the plan has no such volume"),
-        (lambda: up("up", x, weight[:, :7].copy(), bias, relu=True), r"must be \(any, 8, 4, 4, 4\)"),
-        (lambda: up("up", x, weight[..., :3].copy(), bias, relu=True), r"weight: shape \(5, 8, 4, 4, 3\)"),
+        (lambda: up("up", x, weight[:7].copy(), bias, relu=True), r"must be \(8, any, 4, 4, 4\)"),
+        (lambda: up("up", x, weight[..., :3].copy(), bias, relu=True), r"weight: shape \(8, 5, 4, 4, 3\)"),
         (lambda: up("up", x, weight, normal(4), relu=True), r"bias: shape \(4\); must be \(5\)"),
         (lambda: up("up", x, weight.astype(np.float64), bias, relu=True), "weight: type float64"),
         (lambda: alone("norm", x, norm=None, activation="silu"), "norm: is missing"),

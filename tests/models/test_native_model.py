@@ -147,7 +147,12 @@ def test_any_number_of_threads_and_any_run_gives_the_same_bytes(folder):
 def test_what_is_let_go_is_made_anew(folder):
     model = load_native(folder, "knee", threads=1)
     before = everything(model)
+    memory = model.planes["axial"].engine.memory
     model.planes["axial"].release()
+    assert memory.bytes > 0, "the next plane works in it"
+    assert everything(model) == before
+    model.release()
+    assert memory.bytes == 0
     assert everything(model) == before
 
 

@@ -170,7 +170,6 @@ class NativePlane:
             network.release()
         if self.segmentation is not None:
             self.segmentation.release()
-        self.engine.memory.release()
 
     def _passes(self) -> dict[tuple[Network, int], tuple[str, ...]]:
         """The networks and timesteps that are read, with the maps."""
@@ -209,6 +208,11 @@ class NativeModel:
     engine: str = "native"
     form: str = "fp32"
     bundle: str | None = None
+
+    def release(self) -> None:
+        for plane in self.planes.values():
+            plane.release()
+            plane.engine.memory.release()  # one for all of them
 
     def fuse(self, planes: Array) -> tuple[Array, Array | None]:
         assert self.fusion is not None

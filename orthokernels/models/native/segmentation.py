@@ -106,9 +106,9 @@ class PublishedHead(_Planned):
 
 
 def _doubled(builder: Builder, layer: str, x: int) -> int:
-    """A transposed convolution and ReLU; PyTorch keeps its weight as [in, out, 4, 4, 4]."""
-    weight = np.ascontiguousarray(builder.tensor(f"{layer}.weight").swapaxes(0, 1))
-    return builder.plan.add_conv_transpose(layer, x, weight, builder.tensor(f"{layer}.bias"), relu=True)
+    """A transposed convolution and ReLU."""
+    weight, bias = builder.tensor(f"{layer}.weight"), builder.tensor(f"{layer}.bias")
+    return builder.plan.add_conv_transpose(layer, x, weight, bias, relu=True)
 
 
 def _residual_block(builder: Builder, layer: str, x: int) -> int:

@@ -111,6 +111,9 @@ class TorchModel:
             plane: TorchPlane(own, device, _native(own) if native else None) for plane, own in weights.planes.items()
         }
 
+    def release(self) -> None:
+        """Nothing, as a plane's."""
+
     @torch.inference_mode()
     def fuse(self, planes: Array) -> tuple[Array, Array | None]:
         assert self.weights.fusion is not None
