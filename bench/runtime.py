@@ -10,6 +10,9 @@ pydicom and others find fewer packages to load. "Networks" is what
 ``run`` counts as features and heads, an engine's opening of its graphs and the packing of weights included; "outside"
 is the rest of the process's time, Python's start and end included. One run before the first round is not counted: it
 fills the caches of files and of what was verified.
+
+Each engine has two rows. "A command" is ``orthokernels run``. "The next one" is what a study takes in a process that
+has the model and has run a study already, as the appliance's workers do.
 """
 
 from __future__ import annotations
@@ -37,50 +40,71 @@ NETWORKS = ("features", "heads")
 STAGES = ("start", "read", "weights", "prepare", *NETWORKS, "restore", "findings", "report")
 MOST_OUTSIDE, MOST_SECONDS_TO_FIRST, MOST_MB = 0.15, 6.0, 2500.0
 
-# Its last word on standard error is the most memory it ever had, in MB.
-_RUN = """
+# Each one's last word on standard error is the most memory it ever had, in MB.
+_START = """
 import atexit, sys
 sys.modules["torch"] = None
 from orthokernels.system import peak_memory_mb
 atexit.register(lambda: print(peak_memory_mb(), file=sys.stderr))
+"""
+_COMMAND = f"""{_START}
 from orthokernels.cli import main
 main()
 """
+_NEXT = f"""{_START}
+import json, time
+from orthokernels.pipeline import load_model, run
+study, bundle, engine, form, out = sys.argv[1:]
+model = load_model(bundle=bundle, engine=engine, form=form)
+run(study, out + "/first", model=model)
+started = time.perf_counter()
+result = run(study, out + "/next", model=model).result
+print(json.dumps({{**result.model_dump(mode="json"), "whole": time.perf_counter() - started}}))
+"""
+A_COMMAND, THE_NEXT = "a command", "the next one"
+Contender = tuple[str, str, str]  # engine, form, and which study
 
 
 def measure(
-    run: Callable[[str, str], dict[str, Any]], contenders: Sequence[tuple[str, str]], rounds: int
+    run: Callable[[str, str, str], dict[str, Any]], contenders: Sequence[Contender], rounds: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Seconds, shares and memory of each (engine, form), medians over the rounds; and the versions that ran.
+    """Seconds, shares and memory of each contender, medians over the rounds; and the versions that ran.
 
     Raises:
         InputError: a contender can not run the study.
     """
-    found: dict[tuple[str, str], list[dict[str, float]]] = {own: [] for own in contenders}
+    found: dict[Contender, list[dict[str, float]]] = {own: [] for own in contenders}
     versions = run(*contenders[0])["versions"]
     for _ in range(rounds):
         for own in contenders:
             found[own].append(_figures(run(*own)))
     rows = [
-        {"engine": engine, "form": form, **{key: statistics.median(own[key] for own in runs) for key in runs[0]}}
-        for (engine, form), runs in found.items()
+        {
+            **{"engine": engine, "form": form, "study": study},
+            **{key: statistics.median(own[key] for own in runs) for key in runs[0]},
+        }
+        for (engine, form, study), runs in found.items()
     ]
     return rows, versions
 
 
-def _once(python: str, bundle: Path, study: Path, threads: int, engine: str, form: str) -> dict[str, Any]:
-    """What one run tells of itself, with the ``whole`` seconds of its process and its ``peak_mb``."""
+def _once(python: str, bundle: Path, study: Path, threads: int, engine: str, form: str, which: str) -> dict[str, Any]:
+    """What one run tells of itself, with its ``whole`` seconds and its process's ``peak_mb``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [python, "-P", "-c", _RUN, "run", str(study), "--bundle", str(bundle), "--engine", engine]
-        command += ["--form", form, "--out", f"{folder}/out", "--json"]
+        if which == A_COMMAND:
+            arguments = [_COMMAND, "run", str(study), "--bundle", str(bundle), "--engine", engine]
+            arguments += ["--form", form, "--out", f"{folder}/out", "--json"]
+        else:
+            arguments = [_NEXT, str(study), str(bundle), engine, form, folder]
         started = time.perf_counter()
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
-        )
+            [python, "-P", "-c", *arguments],
+            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
         seconds = time.perf_counter() - started
     if done.returncode:
         raise InputError(f"{engine} in {form}: {' '.join(done.stderr.strip().splitlines()[:-1][-1:])}")
-    return {**json.loads(done.stdout), "whole": seconds, "peak_mb": float(done.stderr.split()[-1])}
+    return {"whole": seconds, **json.loads(done.stdout), "peak_mb": float(done.stderr.split()[-1])}
 
 
 def _figures(told: dict[str, Any]) -> dict[str, float]:
@@ -104,23 +128,25 @@ def table(facts: dict[str, Any]) -> str:
         f"medians of {facts['rounds']} rounds. Held to: at most {MOST_OUTSIDE:.0%} outside the networks, "
         f"{MOST_SECONDS_TO_FIRST:g} s to the first study, {MOST_MB:g} MB.",
         "",
-        "| engine | form | whole, s | networks, s | outside | outside, s | peak memory, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| engine | form | study | whole, s | networks, s | outside | outside, s | peak memory, MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for own in facts["rows"]:
+        name = f"{own['engine']} | {own['form']} | {own['study']}"
         lines.append(
-            f"| {own['engine']} | {own['form']} | {own['seconds']:.2f} | {own['networks']:.2f} | {own['outside']:.0%} "
+            f"| {name} | {own['seconds']:.2f} | {own['networks']:.2f} | {own['outside']:.0%} "
             f"| {own['seconds'] - own['networks']:.2f} | {own['peak_mb']:.0f} |"
         )
     lines += [
         "",
         "Where the time goes, in seconds (weights: waiting for the bundle's verification, and reading the weights):",
         "",
-        f"| engine | form | {' | '.join(STAGES)} |",
-        f"|---|---|{'---|' * len(STAGES)}",
+        f"| engine | form | study | {' | '.join(STAGES)} |",
+        f"|---|---|---|{'---|' * len(STAGES)}",
     ]
     for own in facts["rows"]:
-        lines.append(f"| {own['engine']} | {own['form']} | {' | '.join(f'{own[stage]:.2f}' for stage in STAGES)} |")
+        seconds = " | ".join(f"{own[stage]:.2f}" for stage in STAGES)
+        lines.append(f"| {own['engine']} | {own['form']} | {own['study']} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +156,7 @@ def plot(facts: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 0.5 * len(facts["rows"]) + 1.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    names = [f"{own['engine']}, {own['form']}" for own in facts["rows"]]
+    names = [f"{own['engine']}, {own['form']}, {own['study']}" for own in facts["rows"]]
     done = [0.0] * len(names)
     for label, (stages, colour) in _BARS.items():
         seconds = [sum(own[stage] for stage in stages) for own in facts["rows"]]
@@ -169,7 +195,8 @@ def main(
 ) -> None:
     """Measure whole studies from a bundle, engine beside engine."""
     manifest = verify(bundle).manifest
-    contenders = [(own.partition(":")[0], own.partition(":")[2]) for own in forms.split(",")]
+    pairs = [(own.partition(":")[0], own.partition(":")[2]) for own in forms.split(",")]
+    contenders = [(*own, which) for own in pairs for which in (A_COMMAND, THE_NEXT)]
     rows, versions = measure(partial(_once, python, bundle, study, threads), contenders, rounds)
     command = f"python -m orthokernels.bench.runtime --forms {forms} --rounds {rounds} --threads {threads}"
     facts = {
