@@ -267,7 +267,14 @@ def _load_volumes(study: Study, paths: Sequence[Path | str]) -> dict[str, _Plane
         competitors = len(competing) - 1
         volume = study.load(plane)
         if volume is not None:
-            runs[plane] = _PlaneRun(volume, chosen_because(volume, competitors), warnings=list(volume.warnings))
+            because = chosen_because(volume, competitors, others_elsewhere=study.others_elsewhere(plane))
+            warnings = list(volume.warnings)
+            if competitors and volume.source.kind == "NIfTI":
+                warnings.append(
+                    f"NIfTI does not say whose a volume is: all {len(competing)} of this plane were taken for one "
+                    "patient's"
+                )
+            runs[plane] = _PlaneRun(volume, because, warnings=warnings)
     if not runs:
         last = study.left_out[-1]
         reason = last.reason if str(paths[0]) in last.reason else f"{last.what}: {last.reason}"

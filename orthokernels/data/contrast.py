@@ -20,18 +20,17 @@ _FLUID_NAME = re.compile(r"(?<![a-z])(pd\w*|t2\w*|stir|tirm|dess|ir)(?![a-z])", 
 
 
 def fat_suppressed(source: Source) -> bool:
-    """Whether fat is dark: by scan options or inversion time, else by the description."""
+    """Whether fat is known to be dark: by scan options or inversion time, else by the description."""
     if _is_stir(source) or _FAT_SUPPRESSED_OPTION.search(source.scan_options.upper()):
         return True
     return bool(_FAT_SUPPRESSED_NAME.search(source.description))
 
 
 def fluid_sensitive(source: Source) -> bool:
-    """Whether fluid is bright: by echo, repetition and inversion time of a spin echo, else by the description."""
+    """Whether fluid is known to be bright: by the times of a spin echo, else by the description."""
     if _is_stir(source):
         return True
-    timed = source.echo_time is not None and source.repetition_time is not None
-    if timed and source.sequence in {"", "SE", "RM SE", "SE RM"}:
+    if _timed(source) and source.sequence in {"", "SE", "RM SE", "SE RM"}:
         assert source.echo_time is not None
         assert source.repetition_time is not None
         return source.repetition_time >= _LONG_TR and source.echo_time >= _FLUID_ECHO
@@ -39,10 +38,17 @@ def fluid_sensitive(source: Source) -> bool:
 
 
 def contrast_name(source: Source) -> str:
-    """In words, for the report."""
-    fluid = "fluid-sensitive" if fluid_sensitive(source) else "not fluid-sensitive"
-    fat = "fat-suppressed" if fat_suppressed(source) else "not fat-suppressed"
-    return f"{fluid}, {fat}"
+    """In words, for the report; "unknown" where neither times nor names tell anything, as of most NIfTI files."""
+    fluid, fat = fluid_sensitive(source), fat_suppressed(source)
+    if not (fluid or fat or _timed(source) or source.scan_options):
+        return "unknown"
+    return (
+        f"{'fluid-sensitive' if fluid else 'not fluid-sensitive'}, {'fat-suppressed' if fat else 'not fat-suppressed'}"
+    )
+
+
+def _timed(source: Source) -> bool:
+    return source.echo_time is not None and source.repetition_time is not None
 
 
 def _is_stir(source: Source) -> bool:

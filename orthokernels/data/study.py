@@ -57,15 +57,18 @@ class Study:
         chosen: Volume | None = None
         for stack in self.stacks.get(plane, []):
             if chosen is not None:
-                self.left_out.append(
-                    LeftOut(describe(stack), f"ranks below the chosen {plane} volume, {describe(chosen)}")
-                )
+                reason = f"ranks below the chosen {plane} volume, {describe(chosen)}"
+                self.left_out.append(LeftOut(_named(stack), reason))
                 continue
             try:
                 chosen = stack.load()
             except InputError as error:
-                self.left_out.append(LeftOut(describe(stack), str(error)))
+                self.left_out.append(LeftOut(_named(stack), str(error)))
         return chosen
+
+    def others_elsewhere(self, plane: str) -> bool:
+        """Whether volumes of ``plane`` show another side or place."""
+        return any(plane_of(stack.affine, stack.source.kind)[0] == plane for stack in self.elsewhere)
 
 
 def describe(stack: Stack | Volume) -> str:
@@ -76,10 +79,17 @@ def describe(stack: Stack | Volume) -> str:
     return f"{name} ({' x '.join(str(side) for side in stack.shape)})"
 
 
-def chosen_because(volume: Volume, competitors: int) -> str:
-    """Why this volume stands for its plane."""
+def _named(stack: Stack) -> str:
+    """What was left out: a NIfTI file has no number that tells it from others, so it is named in full."""
+    if isinstance(stack, nifti.NiftiStack):
+        return f"{stack.path} ({' x '.join(str(side) for side in stack.shape)})"
+    return describe(stack)
+
+
+def chosen_because(volume: Volume, competitors: int, *, others_elsewhere: bool = False) -> str:
+    """Why this volume stands for its plane; ``others_elsewhere`` whether others show another side or place."""
     if competitors == 0:
-        return "the only usable volume of this plane"
+        return f"the only usable volume of this plane{' that shows this side and place' if others_elsewhere else ''}"
     return f"best of {competitors + 1} volumes ({contrast_name(volume.source)}); rule: {CHOICE_RULE}"
 
 
@@ -97,7 +107,7 @@ def read_study(paths: Sequence[Path | str], planes: Iterable[str] = PLANES) -> S
     for stack in stacks:
         plane, reason = _placed(stack, ranked)
         if plane is None:
-            left_out.append(LeftOut(describe(stack), reason))
+            left_out.append(LeftOut(_named(stack), reason))
         else:
             ranked[plane].append(stack)
             usable.append(stack)
@@ -107,8 +117,10 @@ def read_study(paths: Sequence[Path | str], planes: Iterable[str] = PLANES) -> S
         raise InputError(_nothing_usable(paths, left_out))
     together, elsewhere = _of_one_joint(ranked)
     for stack in elsewhere:
-        left_out.append(LeftOut(describe(stack), "it shows another side or place than the volumes that were chosen"))
-    return Study(together, left_out, _one_study(usable, paths), elsewhere)
+        left_out.append(LeftOut(_named(stack), "it shows another side or place than the volumes that were chosen"))
+    study_hash = _one_study(usable, paths)
+    _refuse_several_folders(ranked, paths)
+    return Study(together, left_out, study_hash, elsewhere)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -233,6 +245,19 @@ def _one_study(stacks: Sequence[Stack], paths: Sequence[Path | str]) -> str:
             f"{examples[1]}). Pass one study at a time."
         )
     return next(iter(studies), None) or hash_of(" ".join(sorted(str(s.source.paths[0].name) for s in stacks)))
+
+
+def _refuse_several_folders(ranked: dict[str, list[Stack]], paths: Sequence[Path | str]) -> None:
+    """NIfTI does not say whose a volume is: where folders each have one of the same plane, they may be patients."""
+    for plane, competing in ranked.items():
+        files = [stack.path for stack in competing if isinstance(stack, nifti.NiftiStack)]
+        folders = sorted({str(file.parent) for file in files})
+        if len(folders) > 1:
+            raise InputError(
+                f"{', '.join(map(str, paths))}: {len(folders)} folders hold a {plane} NIfTI volume ({folders[0]}, "
+                f"{folders[1]}{', ...' if len(folders) > 2 else ''}), and NIfTI does not say whose it is. Pass one "
+                "study's folder, or its files."
+            )
 
 
 def _nothing_usable(paths: Sequence[Path | str], left_out: Sequence[LeftOut]) -> str:

@@ -148,7 +148,8 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
         )
     orientation = _direction_cosines([float(v) for v in orientation], path)
     between_rows, between_columns = (float(v) for v in spacing)
-    if not (between_rows > 0 and between_columns > 0 and np.isfinite([*map(float, position)]).all()):
+    place = tuple(float(v) for v in position)
+    if not (between_rows > 0 and between_columns > 0 and len(place) == 3 and np.isfinite(place).all()):
         raise InputError(f"{path}: pixel spacing or position is no valid number of mm. Export the file again.")
     image_type = groups.get("MRImageFrameTypeSequence", "FrameType", "ImageType") or ()
     return Frame(
@@ -156,7 +157,7 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
         index=index,
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
-        position=tuple(float(v) for v in position),
+        position=place,
         orientation=orientation,
         pixel_spacing=(between_rows, between_columns),
         slope=float(groups.get("PixelValueTransformationSequence", "RescaleSlope") or 1.0),
