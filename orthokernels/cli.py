@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -42,7 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 
 def main() -> None:
-    """Entry point: errors in the input end with one sentence and exit code 2."""
+    """Entry point: errors in the input end with one sentence and exit code 2; SIGTERM leaves nothing half-made."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except InputError as error:
@@ -54,10 +56,10 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
-    """Text from outside, with rich's markup switched off."""
+    """Text from outside, with rich's markup and a terminal's commands switched off."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape("".join(own if own.isprintable() else f"\\x{ord(own):02x}" for own in text))
 
 
 @app.callback(invoke_without_command=True)

@@ -156,12 +156,14 @@ def run(
     elif model.joint != joint:
         raise InputError(f"the model is for the {model.joint}, not the {joint}.")
     preparation = preparation or model.preparation or "full"
-    for plane, own in runs.items():
-        if plane not in model.planes:
-            own.warnings.append(f"the weights have no {plane} denoiser")
-            continue
-        _run_plane(plane, own, model.planes[plane], preparation, model.size, seed, draws, seconds, tell)
-    model.release()
+    try:
+        for plane, own in runs.items():
+            if plane in model.planes:
+                _run_plane(plane, own, model.planes[plane], preparation, model.size, seed, draws, seconds, tell)
+            else:
+                own.warnings.append(f"the weights have no {plane} denoiser")
+    finally:
+        model.release()
     with _timed(seconds, "findings"):
         patient_data = _patient_data(model, runs, patient)
         if patient is not None and patient_data is not None and patient_data.used:
@@ -195,6 +197,8 @@ def _check_options(
     engine: Engine,
     form: Form | None,
 ) -> None:
+    if not planes:
+        raise InputError(f"no plane was named; choose from {', '.join(tasks.PLANES)}.")
     for plane in planes:
         if plane not in tasks.PLANES:
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")

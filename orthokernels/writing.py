@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,10 @@ from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
 from orthokernels.system import threads
 
 FINDINGS, REPORT = "findings.json", "report.html"
+# And what file managers leave beside it.
+_OF_A_RESULT = re.compile(
+    r"findings\.json|report\.html|montage_\w+\.png|segmentation_\w+\.nii\.gz|\.DS_Store|Thumbs\.db"
+)
 
 
 class OutputFolder:
@@ -32,19 +37,31 @@ class OutputFolder:
     """
 
     def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
-        self.path = place_of(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {path}: is a file. Name a folder.")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not overwrite:
-                raise InputError(f"--out {path}: is not empty. Name a new folder, or pass --overwrite.")
-            if not (self.path / FINDINGS).is_file():
-                raise InputError(f"--out {path}: holds no earlier result, so it is not overwritten. Name a new folder.")
+        self._overwrite = overwrite
         try:
+            self.path = place_of(path)
+            self._check_place()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._temporary_folder().rmdir()
         except OSError as error:
             raise InputError(f"--out {path}: can't be written ({error.strerror}). Name another folder.") from error
+
+    def _check_place(self) -> None:
+        """Whether nothing would be lost by putting a result there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path}: is a file. Name a folder.")
+        names = [own.name for own in self.path.iterdir()] if self.path.is_dir() else []
+        if names and not self._overwrite:
+            raise InputError(f"--out {self.path}: is not empty. Name a new folder, or pass --overwrite.")
+        if names and FINDINGS not in names:
+            raise InputError(
+                f"--out {self.path}: holds no earlier result, so it is not overwritten. Name a new folder."
+            )
+        if foreign := sorted(name for name in names if not _OF_A_RESULT.fullmatch(name)):
+            raise InputError(
+                f"--out {self.path}: holds {foreign[0]}, which is no part of a result and would be lost. Name a new "
+                "folder, or move it away."
+            )
 
     def write(
         self,
@@ -55,8 +72,9 @@ class OutputFolder:
     ) -> StudyResult:
         """Write everything beside the target, then rename. Returns the result with file names and times filled in."""
         started = time.perf_counter()
-        folder = self._temporary_folder()
+        folder = None
         try:
+            folder = self._temporary_folder()
             with ThreadPoolExecutor(threads()) as pool:  # compressing and resizing need no Python meanwhile
                 written = [
                     pool.submit(self._write_plane, folder, result, p, arrays[p.plane], label_maps)
@@ -75,7 +93,8 @@ class OutputFolder:
         except OSError as error:
             raise InputError(f"--out {self.path}: writing failed ({error.strerror}); nothing was kept.") from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
         return result
 
     def _temporary_folder(self) -> Path:
@@ -99,6 +118,7 @@ class OutputFolder:
         return plane
 
     def _move_into_place(self, folder: Path) -> None:
+        self._check_place()  # something may have come meanwhile
         if self.path.is_dir() and any(self.path.iterdir()):
             earlier = self._temporary_folder()
             os.replace(self.path, earlier)

@@ -19,7 +19,7 @@ from orthokernels import tasks
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, SegmentationHead, UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
-from orthokernels.pipeline import run
+from orthokernels.pipeline import load_model, run
 from orthokernels.result import StudyResult
 from tests.data.series import noise, write_series
 from tests.runtime.bundles import write_weights
@@ -247,9 +247,86 @@ def test_output_folder_is_not_overwritten_unasked(study, tmp_path):
             run(study, out, weights=toy_weights(), overwrite=overwrite)
     assert [p.name for p in out.iterdir()] == ["precious.txt"]
     (out / "findings.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds precious\.txt, which is no part of a result and would be lost"):
+        run(study / "axial", out, weights=toy_weights(["axial"]), overwrite=True)
+    assert (out / "precious.txt").read_text() == "mine"
+    (out / "precious.txt").unlink()
     run(study / "axial", out, weights=toy_weights(["axial"]), overwrite=True)
-    assert not (out / "precious.txt").exists()
     assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_into_the_output_folder_during_the_run_stays(study, tmp_path, overwrite):
+    out = tmp_path / "out"
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what == "Writing the report":
+            out.mkdir()
+            (out / "other.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="holds no earlier result" if overwrite else "is not empty"):
+        run(study / "axial", out, weights=toy_weights(["axial"]), overwrite=overwrite, progress=tell)
+    assert (out / "other.txt").read_text() == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == {"study", "out"}
+
+
+def test_an_output_folder_whose_parent_goes_during_the_run_is_one_sentence(study, tmp_path):
+    def tell(what: str, done: int, total: int) -> None:
+        if what == "Writing the report":
+            (tmp_path / "gone").rmdir()
+
+    with pytest.raises(InputError, match=r"writing failed \(No such file or directory\); nothing was kept"):
+        run(study / "axial", tmp_path / "gone" / "out", weights=toy_weights(["axial"]), progress=tell)
+
+
+def test_a_name_too_long_for_a_folder_is_one_sentence(study, tmp_path):
+    with pytest.raises(InputError, match="can't be written"):
+        run(study / "axial", tmp_path / ("x" * 300), weights=toy_weights(["axial"]))
+
+
+def test_a_file_whose_name_is_no_utf_8_is_left_out_and_the_result_written(study, tmp_path):
+    (study / os.fsdecode(b"Bef\xfcnd.txt")).write_text("no image")
+    run(study, tmp_path / "out", weights=toy_weights(["axial"]), planes=["axial"])
+    told = json.loads((tmp_path / "out" / "findings.json").read_text())["left_out"]
+    assert any(own["what"].endswith("Bef\\xfcnd.txt") for own in told)
+
+
+def test_sigterm_leaves_nothing_half_made(study, tmp_path):
+    code = (
+        "import os, signal\nfrom orthokernels import cli, writing\n"
+        "writing.html = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\ncli.main()"
+    )
+    small = write_weights(tmp_path / "small", planes=("axial",))
+    arguments = ["run", str(study / "axial"), "--weights", str(small), "--out", str(tmp_path / "out"), "--quiet"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert {p.name for p in tmp_path.iterdir()} == {"study", "small"}
+
+
+def test_memory_is_let_go_where_a_plane_can_not_be_run(study, tmp_path):
+    made = load_model(str(write_weights(tmp_path / "small")), engine="native")
+
+    class Fails:
+        def __getattr__(self, name: str):
+            if name == "features":
+                raise InputError("it can not")
+            return getattr(made.planes["axial"], name)
+
+    with pytest.raises(InputError, match="it can not"):
+        run(study, model=replace(made, planes={**made.planes, "axial": Fails()}))
+    assert made.planes["axial"].engine.memory.bytes == 0
+
+
+def test_a_terminal_s_commands_in_a_header_are_not_obeyed(study, tmp_path):
+    for file in (study / "axial").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesDescription = "AX \x1b[31mRED\x07"
+        dataset.save_as(file)
+    small = write_weights(tmp_path / "small", planes=("axial",))
+    done = orthokernels("run", study / "axial", "--weights", small, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "\\x1b[31mRED" in done.stdout
 
 
 def test_failed_run_leaves_nothing_behind(study, tmp_path):
@@ -312,6 +389,7 @@ def test_plain_lines_without_a_terminal_and_silence_when_quiet(study, tmp_path):
         (["{data}/study", "--out", "{out}", "--weights", "random:x"], "whole number"),
         (["{data}/study", "--out", "{out}", "--weights", "nowhere"], "no such folder"),
         (["{data}/study", "--out", "{out}", "--planes", "oblique"], "there is no plane 'oblique'"),
+        (["{data}/study", "--out", "{out}", "--planes", ",,"], "no plane was named"),
         (["{data}/study", "--out", "{out}", "--preparation", "half"], "there is no preparation 'half'"),
         (["{data}/study", "--out", "{out}", "--joint", "hip"], "there is no joint 'hip'"),
         (["{data}/study", "--out", "{out}", "--device", "warp"], "device 'warp' can't be used"),

@@ -112,7 +112,7 @@ def _source(path: Path) -> Source:
         return 1000.0 * value if isinstance(value, int | float) else None
 
     return Source(
-        description=str(facts.get("SeriesDescription") or stem),
+        description=str(facts.get("SeriesDescription") or stem.encode("utf-8", "replace").decode()),
         series_hash=hash_of(path.name),
         study_hash="",
         kind="NIfTI",

@@ -82,7 +82,7 @@ def describe(stack: Stack | Volume) -> str:
 def _named(stack: Stack) -> str:
     """What was left out: a NIfTI file has no number that tells it from others, so it is named in full."""
     if isinstance(stack, nifti.NiftiStack):
-        return f"{stack.path} ({' x '.join(str(side) for side in stack.shape)})"
+        return _writable(f"{stack.path} ({' x '.join(str(side) for side in stack.shape)})")
     return describe(stack)
 
 
@@ -170,7 +170,12 @@ def _stacks(files: Iterable[Path], left_out: list[LeftOut]) -> list[Stack]:
 
 
 def _file_left_out(path: Path, message: str) -> LeftOut:
-    return LeftOut(str(path), message.removeprefix(f"{path}: "))
+    return LeftOut(_writable(str(path)), _writable(message.removeprefix(f"{path}: ")))
+
+
+def _writable(text: str) -> str:
+    """Text with a file's name in it, of whose bytes those that are no UTF-8 are shown as such."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
@@ -254,8 +259,8 @@ def _refuse_several_folders(ranked: dict[str, list[Stack]], paths: Sequence[Path
         folders = sorted({str(file.parent) for file in files})
         if len(folders) > 1:
             raise InputError(
-                f"{', '.join(map(str, paths))}: {len(folders)} folders hold a {plane} NIfTI volume ({folders[0]}, "
-                f"{folders[1]}{', ...' if len(folders) > 2 else ''}), and NIfTI does not say whose it is. Pass one "
+                f"{', '.join(map(str, paths))}: {len(folders)} folders hold {plane} NIfTI volumes ({folders[0]}, "
+                f"{folders[1]}{', ...' if len(folders) > 2 else ''}), and NIfTI does not say whose they are. Pass one "
                 "study's folder, or its files."
             )
 

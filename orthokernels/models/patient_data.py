@@ -7,6 +7,7 @@ What "0" and "1" stand for is the training table's own business, as in the publi
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,8 @@ def read_patient(path: Path) -> Patient:
         InputError: there is no such file, or it does not describe a patient.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise InputError(f"--patient {path}: is not a regular file. Give a JSON file.")
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
@@ -78,7 +81,7 @@ def read_patient(path: Path) -> Patient:
     if len(content) > _LARGEST_FILE:
         raise InputError(f"--patient {path}: is larger than {_LARGEST_FILE // 1024} KiB, so it is not one patient.")
     try:
-        found = Patient.model_validate_json(content)
+        found = Patient.model_validate_json(content.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise InputError(f"--patient {path}: {_fault(error)}") from error
     if not found.known():

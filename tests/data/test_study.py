@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from orthokernels.data.contrast import contrast_name
 from orthokernels.data.geometry import plane_of
 from orthokernels.data.study import read_study
 from orthokernels.errors import InputError
@@ -97,6 +98,16 @@ def test_side_decides_where_places_do_not(tmp_path):
     study = read_study([tmp_path])
     assert [plane for plane, stacks in study.stacks.items() if stacks] == ["coronal", "axial"]
     assert [stack.source.laterality for stack in study.elsewhere] == ["L"]
+
+
+def test_a_series_whose_slices_name_both_sides_has_none(tmp_path):
+    for number, file in enumerate(write_series(tmp_path, noise(4))):
+        dataset = pydicom.dcmread(file)
+        dataset.Laterality = "RL"[number % 2]
+        dataset.save_as(file)
+    volume = read_study([tmp_path]).load("sagittal")
+    assert volume.source.laterality is None
+    assert "its slices name both sides (L, R), so its side is left open" in volume.warnings
 
 
 def test_two_stacks_of_one_series_are_told_apart(tmp_path):
@@ -268,6 +279,30 @@ def test_side_file_of_dcm2niix_decides_the_contrast(tmp_path):
         '{"EchoTime": 0.035, "RepetitionTime": 3.0, "ScanningSequence": "SE", "ScanOptions": "FS"}'
     )
     assert read_study([tmp_path]).load("axial").source.paths[0].name == "b.nii.gz"
+
+
+def test_nifti_of_several_folders_that_compete_for_a_plane_may_be_several_patients(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        nifti(tmp_path / name / "axial.nii.gz", voxels)
+    with pytest.raises(
+        InputError, match=r"3 folders hold axial NIfTI volumes \(.*one, .*three, \.\.\.\), and NIfTI does"
+    ):
+        read_study([tmp_path])
+    assert read_study([tmp_path / "two"]).load("axial").source.paths[0].parent.name == "two"
+
+
+def test_a_nifti_file_that_was_left_out_is_named(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    for name in ("a", "b"):
+        nifti(tmp_path / f"{name}.nii.gz", voxels)
+    study = read_study([tmp_path])
+    chosen = study.load("axial")
+    (other,) = study.left_out
+    rest = "b" if chosen.source.description == "a" else "a"
+    assert other.what == f"{tmp_path / rest}.nii.gz (20 x 22 x 17)"
+    assert contrast_name(chosen.source) == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,12 @@ def _stack(frames: Sequence[Frame], leftovers: int, name: str) -> DicomStack:
     if len(run) > 2:
         _check_straight(run)
     paths = tuple(dict.fromkeys(frame.path for frame in run))
-    return DicomStack(run, replace(run[0].source, description=name, paths=paths), tuple(notes))
+    source = replace(run[0].source, description=name, paths=paths)
+    sides = sorted({frame.source.laterality for frame in run if frame.source.laterality})
+    if len(sides) > 1:
+        notes.append(f"its slices name both sides ({', '.join(sides)}), so its side is left open")
+        source = replace(source, laterality=None)
+    return DicomStack(run, source, tuple(notes))
 
 
 def _longest_even_run(distances: np.ndarray) -> tuple[int, int]:
