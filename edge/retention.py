@@ -11,6 +11,7 @@ from pathlib import Path
 from orthokernels.edge import audit, viewing
 from orthokernels.edge.config import Disk, Retention
 from orthokernels.edge.durable import name_of
+from orthokernels.edge.receive.intake import used_share
 from orthokernels.edge.states import DELIVERED, State
 from orthokernels.edge.store import Job, Store
 
@@ -63,7 +64,7 @@ class Cleaner:
 
     def _full(self) -> bool:
         usage = shutil.disk_usage(self._data)
-        return usage.total - usage.free > self._disk.clean_above * usage.total
+        return used_share(usage) > self._disk.clean_above
 
     def _candidates(self, now: float) -> list[tuple[Job, bool]]:
         """Finished jobs, oldest first, of which no destination is owed anything, or may be again, and whether each had

@@ -9,7 +9,7 @@ from typing import Any
 
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
-from orthokernels.edge.receive.intake import no_room
+from orthokernels.edge.receive.intake import no_room, used_share
 from orthokernels.edge.states import STATES, WAITING
 from orthokernels.edge.store import Store
 
@@ -39,7 +39,7 @@ def summary(config: Config, database: Database) -> dict[str, Any]:
         "segmentations": segmentations,
         "set_aside": aside,
         "disk_free_bytes": usage.free,
-        "disk_used": round(1 - usage.free / usage.total, 3),
+        "disk_used": round(used_share(usage), 3),
         "refuses_because": _refuses_because(config, sum(counted.get(state, 0) for state in WAITING)),
     }
 

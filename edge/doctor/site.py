@@ -115,6 +115,7 @@ def look_at_disk(config: Config) -> Iterator[Look]:
         writable = os.access(above, os.W_OK | os.X_OK)
         told = f"{data}: is not there yet" + ("" if writable else f", and {above} can't be written by this user")
         yield Look("data folder", "note" if writable else "failed", told, "The service makes it when it first starts.")
+        yield _room(above, config)
         return
     mode, owner = stat.S_IMODE(data.stat().st_mode), data.stat().st_uid
     if mode & 0o077:
@@ -127,11 +128,16 @@ def look_at_disk(config: Config) -> Iterator[Look]:
     faults = list(disk_faults(data))
     seen = "; ".join(faults) or "a file was written, synced and read back"
     yield Look("disk", "failed" if faults else "ok", seen, "Look at the disk, and at who owns the folder.")
-    usage = shutil.disk_usage(data)
+    yield _room(data, config)
+
+
+def _room(folder: Path, config: Config) -> Look:
+    """Whether the disk that a folder is on has room for images."""
+    usage = shutil.disk_usage(folder)
     free = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f}"
-    refuses = no_room(data, config.disk)
+    refuses = no_room(folder, config.disk)
     remedy = "Free some, lower disk.keep_free_bytes, or raise disk.refuse_above."
-    yield Look("room", "failed" if refuses else "ok", f"{free}; {refuses}" if refuses else free, remedy)
+    return Look("room", "failed" if refuses else "ok", f"{free}; {refuses}" if refuses else free, remedy)
 
 
 def look_at_watched_folder(config: Config) -> Iterator[Look]:

@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Protocol
 
 from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, Disk
@@ -164,12 +165,26 @@ class Intake:
             )
 
 
+class DiskUsage(Protocol):
+    """What ``shutil.disk_usage`` tells, in bytes."""
+
+    @property
+    def used(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+
+
+def used_share(usage: DiskUsage, coming: int = 0) -> float:
+    """Of the disk, what is used and ``coming``, as ``df`` counts it: what root alone may fill is nobody's."""
+    return (usage.used + coming) / (usage.used + usage.free)
+
+
 def no_room(data: Path, disk: Disk, size: int = 0) -> str | None:
     """Why nothing of ``size`` bytes may be taken in now, or None."""
     usage = shutil.disk_usage(data)
     if usage.free - size < disk.keep_free_bytes:
         return f"the disk has {usage.free >> 20} MB left, and {disk.keep_free_bytes >> 20} MB are kept free"
-    if usage.total - usage.free + size > disk.refuse_above * usage.total:
+    if used_share(usage, size) > disk.refuse_above:
         return f"the disk is fuller than {disk.refuse_above:.0%}"
     return None
 

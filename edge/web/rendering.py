@@ -55,8 +55,8 @@ def ago(at: float, now: float) -> str:
 
 
 def moment(at: float) -> str:
-    """A moment on the appliance's own clock."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    """A moment on the appliance's own clock, with its zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
 
 
 def seconds(length: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -124,7 +124,8 @@ class SegmentConfig(Section):
         head_channels: width of the multiscale head at each level, finest first; None is its default.
         input_skip: the multiscale head also reads the volume.
         points: timestep (and for the published head the block) by plane, where they are not the weights' own.
-        epochs: passes over the training series; ``loop.steps`` counts instead where ``epochs`` is None.
+        epochs: passes over the training series; ``loop.steps`` counts instead where ``epochs`` is None, or is left out
+            and the steps are given.
         encoder_rate: rate of encoder and middle as a share of the head's; 0 leaves them as they are.
         cross_entropy: weight of the cross-entropy beside soft Dice.
         placed: share of the slabs that are placed on a voxel of a structure, drawn evenly from those that a series
@@ -153,6 +154,12 @@ class SegmentConfig(Section):
     keep_best: bool = False
     validate_series: Positive = 32
     half: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_count_where_they_are_given(cls, given: Any) -> Any:
+        loop = given.get("loop") if isinstance(given, dict) else None
+        return {"epochs": None, **given} if isinstance(loop, dict) and "steps" in loop else given
 
 
 class EvaluateConfig(Section):

@@ -11,6 +11,12 @@ from rich.table import Table
 from orthokernels.tasks import PLANES
 from orthokernels.training.labels import HELD_OUT, PERHAPS_SEEN
 
+# Figures of each finding, and what their means are called.
+_OF_FINDINGS = (
+    ("auroc", "macro_auroc"), ("average_precision", "map"), ("accuracy", "mean_accuracy"), ("f1", "CF1"),
+    ("calibration_error", "ece"),
+)  # fmt: skip
+
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """Dice by structure and plane, findings by label, and the means, each with its interval."""
@@ -32,14 +38,14 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         table.add_row("mean", *(figure(by_plane[0][plane], by_plane[1][plane]) for plane in planes))
         console.print(table)
     if "auroc" in result:
-        shown = ("auroc", "average_precision", "accuracy", "f1", "calibration_error")
-        table = Table("Finding", *(name.replace("_", " ") for name in shown))
-        for label in result["auroc"]:
-            table.add_row(label, *(figure(result[name][label], intervals[name][label]) for name in shown))
-        table.add_section()
-        whole = ("macro_auroc", "map", "mean_accuracy", "CF1", "ece")
-        table.add_row("all", *(figure(result[name], intervals[name]) for name in whole))
-        console.print(table)
+        # Two tables, since figures with their intervals are too wide for one on a plain terminal.
+        for part in (_OF_FINDINGS[:2], _OF_FINDINGS[2:]):
+            table = Table("Finding", *(name.replace("_", " ") for name, _ in part))
+            for label in result["auroc"]:
+                table.add_row(label, *(figure(result[name][label], intervals[name][label]) for name, _ in part))
+            table.add_section()
+            table.add_row("all", *(figure(result[name], intervals[name]) for _, name in part))
+            console.print(table)
         for plane, area in result.get("single_plane", {}).items():
             console.print(f"{plane} alone: macro AUROC {figure(area, intervals['single_plane'][plane])}")
     for name in ("mean_dice", "macro_auroc", "fusion_gain"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
-from orthokernels.edge.config import Config
+from orthokernels.edge.config import Config, Disk
 from orthokernels.edge.deliveries import KEPT_HERE
 from orthokernels.edge.doctor.checkup import checkup
 from orthokernels.edge.doctor.peers import look_at_destinations
@@ -21,6 +23,7 @@ from orthokernels.edge.doctor.site import (
 )
 from orthokernels.edge.doctor.study import PATIENT_ID, new_study
 from orthokernels.edge.evaluate import PipelineEvaluator
+from orthokernels.edge.receive.intake import no_room, used_share
 from orthokernels.edge.send.scu import WRITTEN
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -229,11 +232,19 @@ def test_certificate_s_end_is_seen_before_peers_see_it(tmp_path, file, days, ver
 
 def test_data_folder_that_others_may_enter_and_a_full_disk_are_found(tmp_path):
     settings = config(tmp_path, disk={"keep_free_bytes": 2**60})
-    assert verdicts(look_at_disk(settings)) == {"data folder": "note"}
+    assert verdicts(look_at_disk(settings)) == {"data folder": "note", "room": "failed"}
     settings.appliance.data.mkdir(mode=0o755)
     found = {look.what: look for look in look_at_disk(settings)}
     assert verdicts(found.values()) == {"data folder": "failed", "disk": "ok", "room": "failed"}
     assert found["data folder"].remedy == f"chmod 700 {settings.appliance.data}"
+
+
+def test_the_disk_s_share_is_df_s(tmp_path, monkeypatch):
+    usage = SimpleNamespace(total=200, used=90, free=60)  # 50 are root's alone
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert used_share(usage) == 0.6
+    assert no_room(tmp_path, Disk(keep_free_bytes=0, refuse_above=0.65)) is None
+    assert no_room(tmp_path, Disk(keep_free_bytes=0, refuse_above=0.65), size=10) == "the disk is fuller than 65%"
 
 
 def test_clock_is_held_against_the_audit_log_without_changing_the_database(start):

@@ -6,7 +6,7 @@ import pytest
 
 from orthokernels.errors import InputError
 from orthokernels.training.config import PretrainConfig, load_config
-from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig
+from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig, SegmentConfig
 from orthokernels.training.demo import DemoConfig
 
 
@@ -93,6 +93,14 @@ def test_a_wrong_setting_is_named(override, message):
 def test_a_wrong_setting_below_a_name_of_the_user_s_is_named(model, override, message):
     with pytest.raises(InputError, match=message):
         load_config(model, None, [override])
+
+
+def test_steps_that_are_given_count_in_place_of_the_usual_passes():
+    assert load_config(SegmentConfig).epochs == 30
+    own = load_config(SegmentConfig, overrides=["loop.steps=2"])
+    assert (own.epochs, own.loop.steps) == (None, 2)
+    assert load_config(SegmentConfig, overrides=["epochs=1", "loop.steps=2"]).epochs == 1
+    assert SegmentConfig.model_validate(SegmentConfig().model_dump()).epochs == 30  # as a run's settings are kept
 
 
 def test_a_group_is_not_a_value():

@@ -24,6 +24,7 @@ from orthokernels.training.records import read_records
 from orthokernels.training.segment import segment
 from orthokernels.training.series import load_labels, load_volume
 from orthokernels.training.splits import load_splits
+from orthokernels.training.tables import print_evaluation
 from tests.training.toy import data_settings, write_studies, write_volume, write_weights
 
 QUICK = HeadConfig(epochs=3, batch=8, learning_rate=1e-2)
@@ -109,8 +110,13 @@ def test_slices_that_were_not_looked_at_count_neither_way(studies, trained, tmp_
     assert any(value is not None for value in found[0][0])
 
 
-def test_tables_and_plots_are_written(studies, trained, tmp_path):
-    evaluate(studies, str(trained), CONFIG, tmp_path / "out")
+def test_tables_and_plots_are_written(studies, trained, tmp_path, monkeypatch, capsys):
+    result = evaluate(studies, str(trained), CONFIG, tmp_path / "out")
+    monkeypatch.setenv("COLUMNS", "80")
+    print_evaluation(result)
+    told = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in told, "every figure is there on a plain terminal"
+    assert "calibration error" in told
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {
         "evaluation.json", "metrics.csv", "series.csv", "findings.csv",
