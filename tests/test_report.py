@@ -305,7 +305,7 @@ def test_planes_have_a_column_and_a_key_only_where_a_fusion_weighs_them(weighed:
         )
     page = html(study, {})
     assert ("Weight of each plane" in page, '<rect class="plane-axial"' in page) == (weighed, weighed)
-    assert ("tells no weights" in page) != weighed
+    assert ("How much each plane counts is not known" in page) != weighed
 
 
 def test_structures_stand_with_their_volume_and_colour(page_with_picture: str) -> None:

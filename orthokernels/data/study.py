@@ -29,6 +29,8 @@ _USUAL_ECHO_MS = 40.0
 # other volume; two knees' lie about 200 mm apart. In the other directions a table or a patient may have moved.
 _ONE_JOINT_MM = 100.0
 
+STUDIES = "studies.csv"  # a table of studies and their findings, which training reads
+
 CHOICE_RULE = (
     "fluid-sensitive and fat-suppressed first, then fluid-sensitive, then more slices, then the echo time nearest to "
     f"{_USUAL_ECHO_MS:g} ms"
@@ -147,6 +149,8 @@ def _stacks(files: Iterable[Path], left_out: list[LeftOut]) -> list[Stack]:
     stacks: list[Stack] = []
     series: dict[tuple[str, str], dict[tuple[str, int], dicom.Frame]] = {}
     for path in files:
+        if _is_beside_images(path):
+            continue
         try:
             if path.stat().st_size == 0:
                 raise InputError(f"{path}: is empty (0 bytes). Copy the file again.")
@@ -167,6 +171,12 @@ def _stacks(files: Iterable[Path], left_out: list[LeftOut]) -> list[Stack]:
         stacks += found
         left_out += [LeftOut(name, reason) for name, reason in reasons]
     return stacks
+
+
+def _is_beside_images(path: Path) -> bool:
+    """A table of studies, or a NIfTI file's side file: no image, and nothing that was left out."""
+    images = (path.with_suffix(suffix) for suffix in nifti.SUFFIXES)
+    return path.name == STUDIES or (path.suffix == ".json" and any(image.is_file() for image in images))
 
 
 def _file_left_out(path: Path, message: str) -> LeftOut:

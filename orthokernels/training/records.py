@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from orthokernels.data.nifti import SUFFIXES
-from orthokernels.data.study import read_study
+from orthokernels.data.study import STUDIES, read_study
 from orthokernels.errors import InputError
 from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.series import Record
 
 __all__ = ["Record", "read_records", "split_by_patient"]
 
-STUDIES = "studies.csv"
 SPLITS = ("train", "validate", "test")
 _SPLIT_NAMES = {"train": "train", "validate": "validate", "valid": "validate", "val": "validate", "test": "test"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -278,7 +279,11 @@ def test_side_file_of_dcm2niix_decides_the_contrast(tmp_path):
     (tmp_path / "b.json").write_text(
         '{"EchoTime": 0.035, "RepetitionTime": 3.0, "ScanningSequence": "SE", "ScanOptions": "FS"}'
     )
-    assert read_study([tmp_path]).load("axial").source.paths[0].name == "b.nii.gz"
+    (tmp_path / "studies.csv").write_text("study,patient\n")
+    (tmp_path / "other.json").write_text("{}")
+    study = read_study([tmp_path])
+    assert study.load("axial").source.paths[0].name == "b.nii.gz"
+    assert [Path(own.what).name for own in study.left_out] == ["other.json", "a.nii.gz (20 x 22 x 17)"]
 
 
 def test_nifti_of_several_folders_that_compete_for_a_plane_may_be_several_patients(tmp_path):
