@@ -78,6 +78,7 @@ class _PlaneRun:
     vector: Array | None = None
     warnings: list[str] = field(default_factory=list)
     labelled_slices: tuple[int, int] = (0, 0)
+    at_the_edge: frozenset[int] = frozenset()  # labels at an edge of what was labelled
 
 
 def run(
@@ -321,7 +322,15 @@ def _run_plane(
     own.vector = model.series_vector(vectors) if vectors else None
     own.labels = restorer.labels() if restorer is not None else None
     own.labelled_slices = _in_view(prepared.way_back, own.volume)
+    if own.labels is not None:
+        own.at_the_edge = _at_the_edge(own.labels, prepared.way_back)
     model.release()
+
+
+def _at_the_edge(labels: np.ndarray, way_back: WayBack) -> frozenset[int]:
+    labelled = way_back.turn.apply(labels)[:, :, way_back.first : way_back.first + way_back.slices]
+    ends = [labelled.take([0, -1], axis=axis) for axis in range(3)]
+    return frozenset(int(label) for end in ends for label in np.unique(end))
 
 
 def _not_finite(what: str) -> InputError:
@@ -553,6 +562,7 @@ def _structures(own: _PlaneRun, names: tuple[str, ...]) -> tuple[StructureVolume
             name=known.get(name, name.replace("_", " ").capitalize()),
             ml=round(int(counts[n]) * ml, 4),
             voxels=int(counts[n]),
+            cut_off=n in own.at_the_edge,
         )
         for n, name in enumerate(names)
         if n > 0

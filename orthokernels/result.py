@@ -37,13 +37,17 @@ class Finding(_Record):
 
 
 class StructureVolume(_Record):
-    """Volume of one structure within the slices that were labelled."""
+    """Volume of one structure within the slices that were labelled.
+
+    ``cut_off`` where it reaches the edge of what was labelled: there may be more of it beyond.
+    """
 
     index: int
     key: str
     name: str
     ml: float
     voxels: int
+    cut_off: bool = False
 
 
 class PlaneResult(_Record):

@@ -111,7 +111,9 @@ def test_label_maps_lie_on_the_scanners_grid(study, tmp_path):
         ml = abs(np.linalg.det(affine[:3, :3])) / 1000
         volumes = next(p for p in made.result.planes if p.plane == plane).structures
         for structure in volumes:
-            assert structure.voxels == (labels == structure.index).sum()
+            found = labels == structure.index
+            assert structure.voxels == found.sum()
+            assert structure.cut_off == (found.sum() > found[1:-1, 1:-1, 1:-1].sum())
             assert structure.ml == pytest.approx(structure.voxels * ml, abs=1e-4)
 
 

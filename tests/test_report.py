@@ -249,13 +249,18 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path) -> None:
 def page_with_picture(tmp_path: Path) -> str:
     voxels, labels = _block(), _labelled((64, 64, 20), 12)
     structures = tuple(
-        StructureVolume(index=s.index, key=s.key, name=s.name, ml=1.25 * s.index, voxels=s.index)
+        StructureVolume(index=s.index, key=s.key, name=s.name, ml=1.25 * s.index, voxels=s.index, cut_off=s.index == 3)
         for s in tasks.STRUCTURES
     )
     sagittal = _plane(voxels, description=HOSTILE, structures=structures, warnings=("Spacing was <b>guessed</b>.",))
     axial = _plane(voxels, plane="axial", segmentation_reason="no axial head", labelled_slices=None)
     montage(sagittal, PlaneArrays(voxels, labels, SAGITTAL, NAMES), tmp_path / "s.png", untrained=False)
     return html(_study((sagittal, axial)), {"sagittal": tmp_path / "s.png"})
+
+
+def test_a_structure_at_the_edge_is_told_as_at_least_so_much(page_with_picture: str) -> None:
+    assert page_with_picture.count("≥ 3.75") == page_with_picture.count("≥ ") == 1
+    assert "it reaches the edge of what was labelled" in page_with_picture
 
 
 def test_page_needs_nothing_beside_it(page_with_picture: str) -> None:

@@ -224,7 +224,7 @@ void add_plan(py::module_& module) {
       .def(py::init<>())
       .def("release", &cpu::PlanMemory::release, py::call_guard<py::gil_scoped_release>(),
            "Give everything back, until the next run.")
-      .def_property_readonly("bytes", &cpu::PlanMemory::bytes, "Held, while no plan runs.");
+      .def_property_readonly("bytes", &cpu::PlanMemory::bytes, "What it holds; to be asked while no plan runs.");
   py::class_<Plan>(module, "Plan", "A network as a fixed list of layers on volumes of fixed shape.")
       .def(py::init([](std::shared_ptr<cpu::PlanMemory> memory, bool packs) {
              return std::make_unique<Plan>(cpu::best_isa(), std::move(memory), packs);

@@ -173,7 +173,13 @@ def _direction_cosines(values: list[float], path: Path) -> tuple[float, ...]:
     row, column = np.array(values[:3]), np.array(values[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     # Headers carry six digits; files rounded to two or three still describe a right angle to within a degree or so.
-    if len(values) != 6 or abs(lengths[0] - 1) > 0.02 or abs(lengths[1] - 1) > 0.02 or abs(row @ column) > 0.02:
+    if (
+        len(values) != 6
+        or not np.isfinite(values).all()
+        or abs(lengths[0] - 1) > 0.02
+        or abs(lengths[1] - 1) > 0.02
+        or abs(row @ column) > 0.02
+    ):
         raise InputError(f"{path}: the image orientation is no pair of perpendicular unit vectors. Export it again.")
     return (*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist())
 
