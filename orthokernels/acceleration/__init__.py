@@ -5,30 +5,31 @@
     orthokernels.restore(model)
 
 A module keeps its place, its parameters and its state dict: it is given a subclass of its own class, whose forward
-calls the ops. Modules are known by what they hold, not by where they come from: residual and attention blocks of
-guided-diffusion (this project's, the published ones), MONAI's residual blocks of ``DiffusionModelUNet`` and
-``AutoencoderKL`` and its self-attention, and any ``nn.Sequential`` in which a GroupNorm is followed by a SiLU. Where
-all of this project's decoder is replaced, it reads its skips where they lie: nothing is concatenated. An attention
-block of guided-diffusion over few voxels is one op, ``attention_block``, which goes with "attention3d". On a processor
-convolutions are replaced too, in training those of all but small volumes, which are then differentiable once, and
-attention without bias and window stays PyTorch's; on a GPU convolutions are cuDNN's and stay so.
+calls the ops. Modules are known by what they hold: residual and attention blocks of guided-diffusion (this project's,
+the published ones), MONAI's residual blocks of ``DiffusionModelUNet`` and ``AutoencoderKL`` and its self-attention, and
+any ``nn.Sequential`` in which a GroupNorm is followed by a SiLU. Blocks of others' classes are tried on random numbers
+first (``trial``), and replaced where they compute the same; of PyTorch's and MONAI's modules, a subclass with a forward
+of its own is left. Where all of this project's decoder is replaced, it reads its skips where they lie: nothing is
+concatenated. An attention block of guided-diffusion over few voxels is one op, ``attention_block``, which goes with
+"attention3d". On a processor convolutions are replaced too, in training those of all but small volumes, which are then
+differentiable once, and attention without bias and window stays PyTorch's; on a GPU convolutions are cuDNN's and stay
+so.
 
 No kernel was timed on a GPU yet, so nothing is left out for being slower there.
 """
 
 from __future__ import annotations
 
-import copyreg
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from orthokernels.acceleration import blocks
-from orthokernels.acceleration.rules import is_project_unet, rule_of
+from orthokernels.acceleration.classes import is_accelerated, is_covered, original_of
+from orthokernels.acceleration.rules import class_for, is_project_unet, rule_of
 from orthokernels.backends.registry import can_accelerate, ops_of
 
 ON_A_GPU = ("group_norm_silu", "upsample2x_trilinear", "attention3d")
@@ -76,7 +77,8 @@ def accelerate(
     """Let a model's modules call the ops, in place.
 
     Args:
-        model: on the device that it will run on, since kernels are chosen for it. Call again after moving it.
+        model: on the device that it will run on, since kernels are chosen for it. Call again after moving it. Call
+            before it is wrapped (by DistributedDataParallel, fully_shard, weight_norm).
         ops: "auto" for all that a kernel computes there, or names of ``OPS``.
         memory_format: that parameters are brought into, where a module was replaced; None leaves them.
         backend: of the ops: "auto", or one by name, which is then called wherever the model runs.
@@ -85,7 +87,7 @@ def accelerate(
         Every module that an op could serve: replaced, or left with the reason.
 
     Raises:
-        ValueError: an unknown op.
+        ValueError: an unknown op, or a module that ``restore`` refuses.
         BackendUnavailable: a backend that was asked for by name can not run. Whatever is raised, nothing was replaced.
     """
     own = next(model.parameters(), torch.empty(0))
@@ -112,7 +114,7 @@ def _replaced(model: nn.Module, wanted: Sequence[str], reasons: dict[str, str], 
         rule = rule_of(module)
         if rule is None or (rule.forward is blocks.sequence and any(name.startswith(block) for block in inside)):
             continue
-        if not is_project_unet(module):
+        if not is_project_unet(module) and rule.forward is not blocks.sequence:
             inside.append(f"{name}." if name else "")
         kind = type(module).__name__
         served = [op for op in rule.ops if op in wanted]
@@ -120,10 +122,10 @@ def _replaced(model: nn.Module, wanted: Sequence[str], reasons: dict[str, str], 
             continue  # a network has dozens, and nobody expects them in the list
         if not served:
             report.rows.append(Row(name, kind, reason=f"{', '.join(rule.ops)} was not asked for"))
-        elif reason := reasons[served[0]] or rule.unfit(module):
-            report.rows.append(Row(name, kind, reason=reason))
+        elif isinstance(made := reasons[served[0]] or class_for(module, rule, backend), str):
+            report.rows.append(Row(name, kind, reason=made))
         else:
-            module.__class__ = _subclass(type(module), rule.method, rule.forward, backend)  # type: ignore[arg-type]
+            module.__class__ = made
             report.rows.append(Row(name, kind, tuple(served)))
     return report
 
@@ -131,7 +133,7 @@ def _replaced(model: nn.Module, wanted: Sequence[str], reasons: dict[str, str], 
 def _bring(model: nn.Module, memory_format: torch.memory_format) -> None:
     """Parameters and buffers into a memory format. ``Module.to`` asks for it where it means nothing: weights in 2D."""
     axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(memory_format, (4, 5))
-    model._apply(lambda own: own.to(memory_format=memory_format) if own.ndim in axes else own)
+    model._apply(lambda own: own.to(memory_format=memory_format) if not is_lazy(own) and own.ndim in axes else own)
 
 
 def _wanted(ops: str | Sequence[str], backend: str, device: torch.device) -> tuple[str, ...]:
@@ -146,32 +148,17 @@ def _wanted(ops: str | Sequence[str], backend: str, device: torch.device) -> tup
 
 
 def restore(model: nn.Module) -> None:
-    """Undo ``accelerate``: every module has its own class again. The parameters' memory format stays."""
+    """Undo ``accelerate``: every module has its own class again. The parameters' memory format stays.
+
+    Raises:
+        ValueError: another class was made on top of a module's (by weight_norm, by fully_shard). Nothing was changed.
+    """
+    for name, module in model.named_modules():
+        if is_covered(module):
+            raise ValueError(
+                f"model: {name or '(model)'} became {type(module).__name__} after accelerate; undo that first "
+                "(remove_parametrizations undoes weight_norm), or make the model again and accelerate it last."
+            )
     for module in model.modules():
-        original = getattr(type(module), "_orthokernels_original", None)
-        if original is not None:
-            module.__class__ = original
-
-
-@functools.cache
-def _subclass(original: type[nn.Module], method: str, forward: Callable[..., Any], backend: str) -> type[nn.Module]:
-    key = original, method, forward, backend
-
-    def reduced(self: nn.Module, protocol: Any) -> Any:
-        """As the module's own class would be; the made class has no name to be found by, and is made again."""
-        found = original.__reduce_ex__(self, protocol)
-        if not isinstance(found, tuple) or found[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
-            return found
-        return _anew, (key, *found[1][1:]), *found[2:]
-
-    own = {
-        method: forward, "_orthokernels_original": original, "_orthokernels_method": method,
-        "_orthokernels_backend": backend, "__reduce_ex__": reduced,
-    }  # fmt: skip
-    return type(f"Accelerated{original.__name__}", (original,), own)
-
-
-def _anew(key: tuple[Any, ...], *arguments: Any) -> nn.Module:
-    """A module out of a pickle, without its state."""
-    made = _subclass(*key)
-    return made.__new__(made, *arguments)
+        if is_accelerated(module):
+            module.__class__ = original_of(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
 def _takes(x: Any) -> bool:
     """Whether the ops take it at all: a volume, or tokens, with something in it."""
-    return x.ndim > 2 and x.numel() > 0
+    return isinstance(x, Tensor) and x.ndim > 2 and x.numel() > 0
 
 
 def _plainly(self: Any, *given: Any, **named: Any) -> Any:
@@ -35,10 +36,13 @@ def _plainly(self: Any, *given: Any, **named: Any) -> Any:
 def _of_volumes(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Leaves vectors and empty batches to the module's own class."""
 
+    first = list(inspect.signature(forward).parameters)[1]
+
     @functools.wraps(forward)
-    def chosen(self: Any, x: Any, *given: Any, **named: Any) -> Any:
+    def chosen(self: Any, *given: Any, **named: Any) -> Any:
+        x = given[0] if given else named.get(first)
         taken = _takes(x[0] if isinstance(x, tuple) else x)
-        return forward(self, x, *given, **named) if taken else _plainly(self, x, *given, **named)
+        return forward(self, *given, **named) if taken else _plainly(self, *given, **named)
 
     return chosen
 
@@ -61,8 +65,10 @@ def _normalise(
 
 
 @_of_volumes
-def guided_block(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
+def guided_block(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor, *more: Any, **named: Any) -> Tensor:
     """guided-diffusion's residual block; in this project's decoder it may be given its two inputs apart."""
+    if more or named:
+        return _plainly(self, x, emb, *more, **named)
     if isinstance(x, tuple):
         return _guided_end(self, _normalise(self, self.in_layers[0], x[0], skip=x[1]), _apart(self, *x), emb)
     h = _normalise(self, self.in_layers[0], x)
@@ -125,9 +131,9 @@ def autoencoder_block(self: Any, x: Tensor) -> Tensor:
     return self.nin_shortcut(x) + h
 
 
-def sequence(self: Any, x: Tensor) -> Tensor:
+def sequence(self: Any, input: Tensor) -> Tensor:
     """A sequence, its GroupNorms and the SiLUs behind them in one op."""
-    layers = list(self)
+    layers, x = list(self), input
     place = 0
     while place < len(layers):
         if pair_at(layers, place) and _takes(x):
@@ -148,9 +154,9 @@ def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 @_of_volumes
-def convolution(self: Any, x: Tensor) -> Tensor:
+def convolution(self: Any, input: Tensor) -> Tensor:
     """``nn.Conv3d`` of 3 x 3 x 3 or 1 x 1 x 1 with zeros around; PyTorch's where learning gains nothing by ours."""
-    backend, stride = self._orthokernels_backend, self.stride[0]
+    x, backend, stride = input, self._orthokernels_backend, self.stride[0]
     learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
     plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
     if plain or x.ndim != 5 or x.dtype != self.weight.dtype or lowers(x.device.type):
@@ -159,19 +165,24 @@ def convolution(self: Any, x: Tensor) -> Tensor:
 
 
 @_of_volumes
-def doubling(self: Any, x: Tensor) -> Tensor:
+def doubling(self: Any, input: Tensor) -> Tensor:
     """``nn.Upsample`` of factor 2."""
-    return upsample2x_trilinear(x, backend=self._orthokernels_backend)
+    return upsample2x_trilinear(input, backend=self._orthokernels_backend)
 
 
 @_of_volumes
-def attention_block(self: Any, x: Tensor) -> Tensor:
-    """guided-diffusion's attention over all voxels, added to its input; over few of them it is one op."""
+def attention_block(self: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    """guided-diffusion's attention over all voxels, added to its input; over few of them it is one op.
+
+    What else it is given (GLIDE's encoded text) is its own class's to attend to.
+    """
+    if any(own is not None for own in (*more, *named.values())):
+        return _plainly(self, x, *more, **named)
     if _is_whole(self, x):
         norm, into, out_of = self.norm, self.qkv, self.proj_out
         return whole_block(
             x, norm.num_groups, norm.weight, norm.bias, into.weight.flatten(1), into.bias, out_of.weight.flatten(1),
-            out_of.bias, heads=_heads_of(self), legacy=_is_legacy(self), eps=norm.eps,
+            out_of.bias, heads=_heads_of(self), legacy=self._orthokernels_legacy, eps=norm.eps,
             backend=self._orthokernels_backend,
         )  # fmt: skip
     grid = (1, 1, 1, *x.shape[2:])[-3:]
@@ -183,7 +194,7 @@ def attention_block(self: Any, x: Tensor) -> Tensor:
     else:
         joint = self.qkv(tokens.flatten(2))
     heads = _heads_of(self)
-    if _is_legacy(self):
+    if self._orthokernels_legacy:  # heads first, each with its q, k and v; else q, k, v first
         q, k, v = joint.unflatten(1, (heads, 3, -1)).unbind(2)
     else:
         q, k, v = joint.unflatten(1, (3, heads, -1)).unbind(1)
@@ -207,11 +218,6 @@ def _is_whole(block: Any, x: Tensor) -> bool:
 
 def _heads_of(block: Any) -> int:
     return int(block.heads if hasattr(block, "heads") else block.num_heads)
-
-
-def _is_legacy(block: Any) -> bool:
-    """Whether channels are split into heads first and each head into q, k, v; the newer order is q, k, v first."""
-    return type(getattr(block, "attention", None)).__name__ != "QKVAttention"
 
 
 @_of_volumes
