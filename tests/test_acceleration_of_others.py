@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 
 import pytest
 import torch
@@ -308,6 +309,16 @@ def test_a_class_that_was_made_after_is_not_taken_away():
     assert [type(module) for module in model] == [nn.Conv3d, nn.Conv3d]
 
 
+@pytest.mark.parametrize("backend", ["trition", "cuda"])
+def test_an_unknown_backend_is_named(backend):
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
+    accelerate(model)
+    kind = type(model)
+    with pytest.raises(ValueError, match=re.escape(f"backend: '{backend}'; there are auto, torch, cpu, triton.")):
+        accelerate(model, backend=backend)
+    assert type(model) is kind
+
+
 def test_modules_may_be_called_by_keyword():
     x = kit.volume(1, 4, 2, 4, 4)
     for module in (
@@ -346,3 +357,28 @@ def test_a_sequence_in_a_sequence_is_replaced():
     inner[0].register_forward_hook(lambda *_: None)
     report = accelerate(model, backend="torch")
     assert ([row.name for row in report.replaced], [row.name for row in report.left]) == ([""], ["2"])
+
+
+def test_buffers_keep_their_memory_format():
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv3d(4, 4, 3, padding=1))
+    model.register_buffer("places", torch.zeros(1, 2, 3, 4, 5))
+    assert accelerate(model).replaced
+    assert model.places.is_contiguous()
+    assert model[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_under_ddp_the_memory_format_is_left(tmp_path):
+    """PyTorch's buckets are laid out when the model is wrapped: the first step's gradients would be permuted."""
+    model, inputs = kit.project_unet()
+    want = kit.outcome(copy.deepcopy(kit.randomised(model)), inputs)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        report = accelerate(parallel, backend="torch")
+        found = kit.outcome(parallel, inputs)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert report.replaced
+    assert "the memory format was left: DistributedDataParallel laid out its gradients" in str(report)
+    for own, other in zip(found, want, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-6)

@@ -34,6 +34,7 @@ from orthokernels.backends.registry import can_accelerate, ops_of
 
 ON_A_GPU = ("group_norm_silu", "upsample2x_trilinear", "attention3d")
 OPS = (*ON_A_GPU, "conv3d")
+BACKENDS = ("auto", "torch", "cpu", "triton")  # those that compute any of OPS
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Report:
     """What ``accelerate`` did."""
 
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def replaced(self) -> list[Row]:
@@ -64,7 +66,7 @@ class Report:
         lines = [f"{len(self.replaced)} modules replaced, {len(self.left)} left as they are"]
         lines += [f"  {row.name or '(model)'}: {row.kind} -> {', '.join(row.ops)}" for row in self.replaced]
         lines += [f"  {row.name or '(model)'}: {row.kind}, left: {row.reason}" for row in self.left]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def accelerate(
@@ -80,16 +82,19 @@ def accelerate(
         model: on the device that it will run on, since kernels are chosen for it. Call again after moving it. Call
             before it is wrapped (by DistributedDataParallel, fully_shard, weight_norm).
         ops: "auto" for all that a kernel computes there, or names of ``OPS``.
-        memory_format: that parameters are brought into, where a module was replaced; None leaves them.
+        memory_format: that parameters are brought into, where a module was replaced; None leaves them, and so does a
+            model that holds a DistributedDataParallel.
         backend: of the ops: "auto", or one by name, which is then called wherever the model runs.
 
     Returns:
         Every module that an op could serve: replaced, or left with the reason.
 
     Raises:
-        ValueError: an unknown op, or a module that ``restore`` refuses.
+        ValueError: an unknown op or backend, or a module that ``restore`` refuses.
         BackendUnavailable: a backend that was asked for by name can not run. Whatever is raised, nothing was replaced.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: {backend!r}; there are {', '.join(BACKENDS)}.")
     own = next(model.parameters(), torch.empty(0))
     wanted = _wanted(ops, backend, own.device)
     reasons = {name: can_accelerate(name, backend, own.device, own.dtype) for name in wanted}
@@ -97,7 +102,7 @@ def accelerate(
     try:
         report = _replaced(model, wanted, reasons, backend)
         if memory_format is not None and report.replaced:
-            _bring(model, memory_format)
+            report.notes += _bring(model, memory_format)
     except BaseException:
         restore(model)
         raise
@@ -130,10 +135,20 @@ def _replaced(model: nn.Module, wanted: Sequence[str], reasons: dict[str, str], 
     return report
 
 
-def _bring(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Parameters and buffers into a memory format. ``Module.to`` asks for it where it means nothing: weights in 2D."""
+def _bring(model: nn.Module, memory_format: torch.memory_format) -> list[str]:
+    """Parameters into a memory format. ``Module.to`` asks for it where it means nothing: weights in 2D."""
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        # Its buckets keep the strides that gradients had when it was made.
+        return [
+            "the memory format was left: DistributedDataParallel laid out its gradients; accelerate before wrapping"
+        ]
     axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(memory_format, (4, 5))
-    model._apply(lambda own: own.to(memory_format=memory_format) if not is_lazy(own) and own.ndim in axes else own)
+    for parameter in model.parameters():
+        if not is_lazy(parameter) and parameter.ndim in axes:
+            parameter.data = parameter.data.to(memory_format=memory_format)
+            if parameter.grad is not None:
+                parameter.grad.data = parameter.grad.data.to(memory_format=memory_format)
+    return []
 
 
 def _wanted(ops: str | Sequence[str], backend: str, device: torch.device) -> tuple[str, ...]:
