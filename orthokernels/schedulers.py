@@ -5,20 +5,21 @@
     for timestep in scheduler.timesteps:
         x = scheduler.step(model(x, timestep), timestep, x).prev_sample
 
-Names and defaults of arguments are diffusers'. A step is a row of seven numbers (``ops.denoise_step``), computed in
-float64 when the timesteps are set. A run may be broken off and begun again, a step repeated, and two volumes may be
-taken in turn, except by DPM-Solver++, whose steps read the one before. Fresh noise comes from inside the kernel, from
-``seed`` and the number of the step. It is not diffusers' noise, and does not depend on the device; ``generator`` and
-``variance_noise`` don't exist.
+Names and defaults of arguments are diffusers'; an option that is not implemented may be given the value that is. A step
+is a row of seven numbers (``ops.denoise_step``), computed in float64 when the timesteps are set. A run may be broken
+off and begun again, a step repeated, and two volumes may be taken in turn, except by DPM-Solver++, whose steps read the
+one before. Fresh noise comes from inside the kernel, from ``seed`` and the number of the step. It is not diffusers'
+noise, and does not depend on the device; ``generator`` and ``variance_noise`` don't exist.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +58,33 @@ def make_betas(schedule: str, steps: int, start: float, end: float) -> np.ndarra
     raise ValueError(f"beta_schedule: {schedule!r}; there are {names}.")
 
 
+def _only(kind: str, given: dict[str, Any], implemented: dict[str, Any]) -> None:
+    """Options of diffusers' that are not computed here, of which each has the one value that is."""
+    for name, value in given.items():
+        if name not in implemented:
+            raise TypeError(f"{kind} has no option {name!r}.")
+        own = implemented[name]
+        same = value is own or (np.ndim(value) == 0 and (value == own or not (value or own)))  # None asks for False
+        if not same:
+            raise ValueError(f"{kind}: {name}={value!r} is not implemented; only {own!r} is.")
+
+
+def _steps(given: Any, at_most: int | None) -> int:
+    """A number of steps, as it was given.
+
+    Raises:
+        ValueError: no whole number, or one out of range.
+    """
+    try:
+        steps = operator.index(given)
+    except TypeError:
+        steps = 0
+    if steps < 1 or (at_most is not None and steps > at_most):
+        allowed = "1 or more" if at_most is None else f"1 to {at_most}"
+        raise ValueError(f"num_inference_steps: {given!r}; must be {allowed}, a whole number.")
+    return steps
+
+
 class _Scheduler:
     """What all share: the table of a run's steps, its way to the device, and the step itself."""
 
@@ -64,6 +92,9 @@ class _Scheduler:
     order = 1
 
     clip: float | None = None
+    # What diffusers has besides, with the value that is implemented here.
+    only: ClassVar[dict[str, Any]] = {}
+    of_a_run: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, num_train_timesteps: int, seed: int) -> None:
         self.num_train_timesteps, self.seed = num_train_timesteps, seed
@@ -149,12 +180,15 @@ class _Gaussian(_Scheduler):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | np.ndarray | None = None,
+        *,  # from here on diffusers' samplers each have an order of their own
         prediction_type: Prediction = "epsilon",
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
         seed: int = 0,
+        **others: Any,
     ) -> None:
+        _only(type(self).__name__, others, self.only)
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ValueError(f"prediction_type: {prediction_type!r}; there are epsilon, sample, v_prediction.")
         betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
@@ -194,11 +228,13 @@ class _Gaussian(_Scheduler):
         low = int(where)
         smaller = size.kthvalue(low + 1, dim=1).values
         larger = size.kthvalue(min(low + 2, size.shape[1]), dim=1).values
-        return (smaller + (where - low) * (larger - smaller)).clamp(1.0, max(1.0, self.sample_max_value))
+        return (smaller + (where - low) * (larger - smaller)).clamp(1.0, self.sample_max_value)
 
 
 class _Strided(_Gaussian, ABC):
     """Samplers whose timesteps lie a stride apart, and whose x0 is clipped."""
+
+    only: ClassVar[dict[str, Any]] = {"rescale_betas_zero_snr": False}
 
     def __init__(
         self,
@@ -213,15 +249,29 @@ class _Strided(_Gaussian, ABC):
         self.clip = clip_sample_range if clip_sample and not self.thresholding else None
         self.timestep_spacing, self.steps_offset = timestep_spacing, steps_offset
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Choose the timesteps of a run, and compute its steps."""
-        chosen = spaced(self.num_train_timesteps, num_inference_steps, self.timestep_spacing, self.steps_offset)
-        self.num_inference_steps = num_inference_steps
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None, **others: Any
+    ) -> None:
+        """Choose the timesteps of a run, and compute its steps.
+
+        Raises:
+            ValueError: a number of steps, a spacing or an offset that gives no run, or an option that is not
+                implemented.
+        """
+        _only(f"{type(self).__name__}.set_timesteps", others, self.of_a_run)
+        steps = _steps(num_inference_steps, len(self))
+        chosen = _inside(spaced(len(self), steps, self.timestep_spacing, self.steps_offset), len(self))
+        rows = [self._row(t, before) for t, before in zip(chosen.tolist(), self._before(chosen), strict=True)]
+        self.num_inference_steps = steps
         self.timesteps = torch.from_numpy(chosen).to(device)
-        self._restart([self._row(int(t), int(t) - len(self) // num_inference_steps) for t in chosen], device)
+        self._restart(rows, device)
+
+    @abstractmethod
+    def _before(self, chosen: np.ndarray) -> list[int]:
+        """The timesteps that a run's steps go to."""
 
     def step(
-        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, *, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor, Tensor | None]:
         """One step; ``pred_original_sample`` is written with it."""
         place = self._place(timestep)
@@ -237,6 +287,8 @@ class _Strided(_Gaussian, ABC):
 class DDPMScheduler(_Strided):
     """Ancestral sampling (Ho et al., arXiv 2006.11239). Arguments as in diffusers, and ``seed`` of the noise."""
 
+    of_a_run: ClassVar[dict[str, Any]] = {"timesteps": None}
+
     def __init__(
         self, *args: Any, variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small", **kwargs: Any
     ) -> None:
@@ -244,6 +296,10 @@ class DDPMScheduler(_Strided):
             raise ValueError(f"variance_type: {variance_type!r}; there are fixed_small, fixed_large.")
         super().__init__(*args, **kwargs)
         self.variance_type = variance_type
+
+    def _before(self, chosen: np.ndarray) -> list[int]:
+        """The run's next timestep; from its last, the clean volume."""
+        return [*chosen[1:].tolist(), -1]
 
     def _row(self, t: int, before: int) -> Coefficients:
         alpha_bar = self.alphas_cumprod[t]
@@ -277,6 +333,10 @@ class DDIMScheduler(_Strided):
         super().__init__(*args, **kwargs)
         self.set_alpha_to_one, self.eta, self.use_clipped_model_output = set_alpha_to_one, eta, use_clipped_model_output
 
+    def _before(self, chosen: np.ndarray) -> list[int]:
+        """A stride back, wherever the run's next timestep lies."""
+        return [t - len(self) // len(chosen) for t in chosen.tolist()]
+
     def _row(self, t: int, before: int) -> Coefficients:
         alpha_bar = self.alphas_cumprod[t]
         final = 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0]
@@ -305,6 +365,14 @@ class DPMSolverMultistepScheduler(_Gaussian):
     ``solver_order`` is 1 or 2.
     """
 
+    only: ClassVar[dict[str, Any]] = {
+        "rescale_betas_zero_snr": False, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+        "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False, "use_lu_lambdas": False,
+        "use_flow_sigmas": False, "flow_shift": 1.0, "variance_type": None, "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    }  # fmt: skip
+    of_a_run: ClassVar[dict[str, Any]] = {"timesteps": None, "mu": None}
+
     def __init__(
         self,
         *args: Any,
@@ -319,15 +387,25 @@ class DPMSolverMultistepScheduler(_Gaussian):
     ) -> None:
         if solver_order not in (1, 2):
             raise ValueError(f"solver_order: {solver_order}; there are 1 and 2.")
+        if final_sigmas_type not in ("zero", "sigma_min"):
+            raise ValueError(f"final_sigmas_type: {final_sigmas_type!r}; there are zero, sigma_min.")
         super().__init__(*args, **kwargs)
         self.solver_order, self.lower_order_final, self.euler_at_final = solver_order, lower_order_final, euler_at_final
         self.timestep_spacing, self.steps_offset = timestep_spacing, steps_offset
         self.final_sigmas_type, self.lambda_min_clipped = final_sigmas_type, lambda_min_clipped
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Choose the timesteps of a run, and compute its steps."""
-        chosen = self._spaced(num_inference_steps)
-        self.num_inference_steps = num_inference_steps
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None, **others: Any
+    ) -> None:
+        """Choose the timesteps of a run, and compute its steps.
+
+        Raises:
+            ValueError: a number of steps, a spacing or an offset that gives no run, or an option that is not
+                implemented.
+        """
+        _only(f"{type(self).__name__}.set_timesteps", others, self.of_a_run)
+        chosen = _inside(self._spaced(_steps(num_inference_steps, len(self))), len(self))
+        self.num_inference_steps = len(chosen)
         self.timesteps = torch.from_numpy(chosen).to(device)
         ratios = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)  # sigma / alpha
         last = 0.0 if self.final_sigmas_type == "zero" else ratios[0]
@@ -335,7 +413,7 @@ class DPMSolverMultistepScheduler(_Gaussian):
         self._restart(rows[0], device, alone=rows[1])
 
     def step(
-        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, *, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
         """One step. The next reads this one's x0; one that does not follow the last is of first order."""
         place = self._place(timestep)
@@ -351,6 +429,8 @@ class DPMSolverMultistepScheduler(_Gaussian):
         if self.timestep_spacing == "linspace":
             return np.linspace(0, last - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
         if self.timestep_spacing == "leading":
+            if steps >= last:
+                raise ValueError(f"num_inference_steps: {steps}; with leading spacing at most {last - 1}.")
             return (np.arange(steps + 1) * (last // (steps + 1)))[::-1][:-1].astype(np.int64) + self.steps_offset
         return spaced(last, steps, self.timestep_spacing, self.steps_offset, stride=len(self) / steps)
 
@@ -368,7 +448,8 @@ class DPMSolverMultistepScheduler(_Gaussian):
             # 2. second order: x0 is extrapolated to the middle from the step before
             short = count < 15 and self.lower_order_final
             final = n == count - 1 and (self.euler_at_final or short or ratios[-1] == 0)
-            if order == 2 and n > 0 and not final:
+            # A timestep that is there twice (all of them, linearly spaced) is no step, and gives no slope.
+            if order == 2 and n > 0 and not final and lambdas[n] != lambdas[n - 1]:
                 half = h / (2 * (lambdas[n] - lambdas[n - 1]))  # 1 / (2 r)
                 row = row._replace(next_x0=pull * (1 + half), next_previous=-pull * half)
             rows.append(row)
@@ -381,18 +462,34 @@ class FlowMatchEulerDiscreteScheduler(_Scheduler):
     The network predicts noise - x0. ``shift`` moves timesteps towards the noise (Esser et al., arXiv 2403.03206).
     """
 
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, seed: int = 0) -> None:
+    only: ClassVar[dict[str, Any]] = {
+        "use_dynamic_shifting": False, "invert_sigmas": False, "shift_terminal": None, "use_karras_sigmas": False,
+        "use_exponential_sigmas": False, "use_beta_sigmas": False, "stochastic_sampling": False, "base_shift": 0.5,
+        "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096, "time_shift_type": "exponential",
+    }  # fmt: skip
+    of_a_run: ClassVar[dict[str, Any]] = {"timesteps": None, "sigmas": None, "mu": None}
+
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, *, seed: int = 0, **others: Any) -> None:
+        _only(type(self).__name__, others, self.only)
         super().__init__(num_train_timesteps, seed)
         self.shift = shift
         self.timesteps = torch.from_numpy(self._shifted(np.arange(num_train_timesteps, 0, -1) / num_train_timesteps))
         self.timesteps = (self.timesteps * num_train_timesteps).float()
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Choose the timesteps of a run, and compute its steps."""
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None, **others: Any
+    ) -> None:
+        """Choose the timesteps of a run, and compute its steps. They are real numbers, as many as wanted.
+
+        Raises:
+            ValueError: a number of steps that gives no run, or an option that is not implemented.
+        """
+        _only(f"{type(self).__name__}.set_timesteps", others, self.of_a_run)
+        steps = _steps(num_inference_steps, None)
         # Shifted twice, as diffusers does: the ends of the range first, then every point between them.
         low = float(self._shifted(np.array([1 / len(self)]))[0])
-        sigmas = self._shifted(np.linspace(1.0, low, num_inference_steps))
-        self.num_inference_steps = num_inference_steps
+        sigmas = self._shifted(np.linspace(1.0, low, steps))
+        self.num_inference_steps = steps
         self.timesteps = torch.from_numpy(sigmas * len(self)).float().to(device)
         rows = [
             Coefficients(1.0, -here, next_x=1.0, next_output=there - here)
@@ -401,7 +498,7 @@ class FlowMatchEulerDiscreteScheduler(_Scheduler):
         self._restart(rows, device)
 
     def step(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, *, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
         """One step."""
         found, _ = self._move(sample, model_output, self._place(timestep), keep_x0=False)
@@ -426,12 +523,20 @@ def spaced(train: int, steps: int, spacing: str, offset: int, stride: float | No
     Raises:
         ValueError: more steps than there are, or an unknown spacing.
     """
-    if not 1 <= steps <= train:
-        raise ValueError(f"num_inference_steps: {steps}; must be 1 to {train}.")
+    steps = _steps(steps, train)
     if spacing == "linspace":
         return np.linspace(0, train - 1, steps).round()[::-1].astype(np.int64)
     if spacing == "leading":
         return (np.arange(steps) * (train // steps))[::-1].astype(np.int64) + offset
     if spacing == "trailing":
-        return np.round(np.arange(train, 0, -(stride or train / steps))).astype(np.int64) - 1
+        chosen = np.round(np.arange(train, 0, -(stride or train / steps))).astype(np.int64) - 1
+        return chosen[chosen >= 0]  # at 61 steps of 1000 and others rounding adds a -1, which diffusers steps to
     raise ValueError(f"timestep_spacing: {spacing!r}; there are leading, linspace, trailing.")
+
+
+def _inside(chosen: np.ndarray, train: int) -> np.ndarray:
+    """Timesteps of a run, where all of them were trained."""
+    if chosen.max() >= train or chosen.min() < 0:
+        first, last = chosen.max(), chosen.min()
+        raise ValueError(f"steps_offset: the run would go from timestep {first} to {last}; there are 0 to {train - 1}.")
+    return chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,7 @@ def assert_same_loop(ours, theirs, steps: int, **options) -> None:
 
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+KINDS = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"]
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 
@@ -79,9 +82,22 @@ def test_ddpm(variance, prediction, monkeypatch):
     assert_same_loop(schedulers.DDPMScheduler(**options), diffusers.DDPMScheduler(**options), 25)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("steps", [50, 600])
+def test_ddpm_goes_to_the_next_timestep_in_every_spacing(spacing, offset, steps, monkeypatch):
+    options = {"timestep_spacing": spacing, "steps_offset": offset}
+    ours, theirs = schedulers.DDPMScheduler(**options), diffusers.DDPMScheduler(**options)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda shape, **_: torch.zeros(shape))
+    row = ours._row
+    monkeypatch.setattr(ours, "_row", lambda t, before: row(t, before)._replace(next_noise=0.0))
+    assert_same_loop(ours, theirs, steps)
+
+
+@pytest.mark.parametrize("largest", [0.5, 1.0, 1.5])  # below 1 diffusers divides by it all the same
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
-def test_dynamic_thresholding(kind):
-    options = {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9}
+def test_dynamic_thresholding(kind, largest):
+    options = {"thresholding": True, "sample_max_value": largest, "dynamic_thresholding_ratio": 0.9}
     assert_same_loop(getattr(schedulers, kind)(**options), getattr(diffusers, kind)(**options), 20)
 
 
@@ -153,11 +169,96 @@ def test_seed_alone_decides_the_noise():
         (lambda: schedulers.DDIMScheduler(timestep_spacing="even").set_timesteps(5), "timestep_spacing: 'even'"),
         (lambda: schedulers.DPMSolverMultistepScheduler(solver_order=3), "solver_order: 3"),
         (lambda: schedulers.DDIMScheduler().step(start(), 999, start()), "call set_timesteps first"),
+        (lambda: schedulers.DPMSolverMultistepScheduler(final_sigmas_type="foo"), "final_sigmas_type: 'foo'"),
+        (
+            lambda: schedulers.DPMSolverMultistepScheduler(timestep_spacing="leading").set_timesteps(1000),
+            "num_inference_steps: 1000; with leading spacing at most 999",
+        ),
+        (lambda: schedulers.DDIMScheduler(steps_offset=1).set_timesteps(1000), "steps_offset: the run would go from"),
     ],
 )
 def test_bad_use_is_named(use, told):
     with pytest.raises(ValueError, match=told):
         use()
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001, 20.0, None])
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_a_number_of_steps_that_gives_no_run_is_refused(kind, steps):
+    with pytest.raises(
+        ValueError, match=re.escape(f"num_inference_steps: {steps!r}; must be 1 to 1000, a whole number")
+    ):
+        getattr(schedulers, kind)().set_timesteps(steps)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 20.0, None])
+def test_a_flow_refuses_a_number_of_steps_that_gives_no_run(steps):
+    with pytest.raises(ValueError, match=re.escape(f"num_inference_steps: {steps!r}; must be 1 or more, a whole")):
+        schedulers.FlowMatchEulerDiscreteScheduler().set_timesteps(steps)
+
+
+def test_numpy_s_whole_numbers_are_numbers_of_steps():
+    scheduler = schedulers.DDIMScheduler()
+    scheduler.set_timesteps(np.int64(20))
+    assert len(scheduler.timesteps) == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "implemented", "other"),
+    [
+        ("DDIMScheduler", "rescale_betas_zero_snr", False, True),
+        ("DDPMScheduler", "rescale_betas_zero_snr", False, True),
+        ("DPMSolverMultistepScheduler", "use_karras_sigmas", None, True),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "dpmsolver++", "sde-dpmsolver++"),
+        ("DPMSolverMultistepScheduler", "solver_type", "midpoint", "heun"),
+        ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", False, True),
+    ],
+)
+def test_an_option_takes_what_is_implemented_and_refuses_the_rest(kind, option, implemented, other):
+    made = getattr(schedulers, kind)
+    made(**{option: implemented})
+    with pytest.raises(ValueError, match=re.escape(f"{kind}: {option}={other!r} is not implemented; only ")):
+        made(**{option: other})
+    with pytest.raises(TypeError, match=f"{kind} has no option 'colour'"):
+        made(colour=1)
+
+
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_timesteps_of_one_s_own_are_refused(kind):
+    scheduler = getattr(schedulers, kind)()
+    scheduler.set_timesteps(10, timesteps=None)
+    with pytest.raises(ValueError, match=re.escape(f"{kind}.set_timesteps: timesteps=[999, 3] is not implemented")):
+        scheduler.set_timesteps(timesteps=[999, 3])
+    with pytest.raises(ValueError, match=re.escape(f"{kind}.set_timesteps: timesteps=array([999,   3]) is not")):
+        scheduler.set_timesteps(timesteps=np.array([999, 3]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_the_sample_is_given_by_name(kind):
+    scheduler = getattr(schedulers, kind)()
+    scheduler.set_timesteps(10)
+    with pytest.raises(TypeError):
+        scheduler.step(start(), scheduler.timesteps[0], start(), 0.0)
+
+
+def test_a_timestep_that_is_there_twice_is_no_step():
+    """Linearly spaced, 1000 steps of DPM-Solver++ meet one timestep twice; diffusers' volumes are NaN from there on."""
+    ours, theirs = schedulers.DPMSolverMultistepScheduler(), diffusers.DPMSolverMultistepScheduler()
+    found, want = loop(ours, 1000), loop(theirs, 1000)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    (twice,) = [n for n in range(1, 1000) if ours.timesteps[n] == ours.timesteps[n - 1]]
+    torch.testing.assert_close(found[twice - 1], want[twice - 1], rtol=TOLERANCE, atol=TOLERANCE)
+    assert torch.equal(found[twice - 1], found[twice - 2])
+    assert not want[-1].isfinite().all()
+    torch.testing.assert_close(found[-1], loop(ours, 999)[-1], rtol=0.02, atol=0.02)  # steps 0.1% apart
+
+
+@pytest.mark.parametrize("steps", [61, 103])
+def test_trailing_timesteps_are_as_many_as_asked_for(steps):
+    scheduler = schedulers.DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == steps
+    assert scheduler.timesteps.min() >= 0
 
 
 def test_steps_that_are_none_of_the_run_s_are_refused():
@@ -168,9 +269,6 @@ def test_steps_that_are_none_of_the_run_s_are_refused():
     loop(scheduler, 10)
     with pytest.raises(ValueError, match="timestep: 899 is none of this run's"):
         scheduler.step(start(), 899, start())
-
-
-KINDS = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
