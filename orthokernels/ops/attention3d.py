@@ -31,7 +31,7 @@ from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import check_alike, dense
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "attention3d"
 Grid = tuple[int, int, int]
@@ -228,3 +228,4 @@ def _differentiate(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

@@ -37,7 +37,7 @@ from orthokernels.backends.torch.attention_block import (
 )
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "attention_block"
 
@@ -277,3 +277,4 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

@@ -29,7 +29,7 @@ from orthokernels.backends.cpu.gains import plain_is_faster_pooling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import check_alike
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "attention_pool"
 
@@ -131,3 +131,4 @@ def _differentiate(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

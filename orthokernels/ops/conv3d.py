@@ -23,7 +23,7 @@ from orthokernels.backends.cpu.gains import plain_is_faster_conv
 from orthokernels.backends.registry import choose
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import Layout, conform, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "conv3d"
 
@@ -184,3 +184,4 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

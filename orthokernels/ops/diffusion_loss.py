@@ -24,7 +24,7 @@ from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.add_noise import check_noised
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "diffusion_loss"
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
@@ -182,3 +182,4 @@ def _differentiate(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

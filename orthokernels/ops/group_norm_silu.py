@@ -32,7 +32,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_group_norm
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "group_norm_silu"
 
@@ -244,3 +244,4 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

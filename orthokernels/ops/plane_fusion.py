@@ -30,7 +30,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.plane_fusion import mixed
 from orthokernels.ops.layout import conform, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "plane_fusion"
 PLANES = 3
@@ -243,3 +243,4 @@ def _differentiate(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import differentiable_once, implements
 
 NAME = "plane_gating"
 PLANES_AT_MOST, HIDDEN_AT_MOST = 8, 128
@@ -144,3 +144,4 @@ def _differentiate(ctx: Any, dmixed: Tensor, dgates: Tensor) -> tuple[Tensor | N
 
 
 torch.library.register_autograd(f"orthokernels::{NAME}", _differentiate, setup_context=_keep)
+differentiable_once(NAME)

@@ -1,4 +1,4 @@
-"""How an op's implementation is registered: what holds around every one of them stands here once."""
+"""How an op is registered: what holds around every one of them stands here once."""
 
 from __future__ import annotations
 
@@ -32,3 +32,18 @@ def implements(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return function
 
     return register
+
+
+def differentiable_once(op: str) -> None:
+    """Register that the gradient of an op has none: autograd would leave it out of a second derivative without a word.
+
+    It is refused where it is taken, so that a first one with ``create_graph=True`` is still given.
+    """
+
+    def refuse(_: Any, *gradients: Tensor | None) -> None:
+        raise RuntimeError(
+            f"{op}: differentiable once, and a second derivative was asked for. Call its definition in plain PyTorch, "
+            f"reference of orthokernels.ops.{op}, or undo acceleration with orthokernels.restore(model)."
+        )
+
+    torch.library.register_autograd(f"orthokernels::{op}_backward", refuse)

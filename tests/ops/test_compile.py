@@ -117,3 +117,26 @@ def test_an_op_is_traced_whole_for_any_shape(name):
     for sides, backend in CASES:
         found, want = both_ways(traced, call, sides, backend), both_ways(call.run, call, sides, backend)
         torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.gradients])
+def test_a_second_derivative_is_given_or_refused_by_name(name):
+    call = CALLS[name]
+    tensors = [own.double() for own in call.tensors(2, 3, 4)]
+    if name == "diffusion_loss":
+        tensors[2] = tensors[2].float()
+    wanted = [own.requires_grad_() for own in tensors[: call.gradients]]
+
+    def gradients(*, create_graph: bool) -> tuple[Tensor, ...]:
+        found = call.run(*tensors, backend="torch")
+        results = [found] if isinstance(found, Tensor) else list(found)
+        return torch.autograd.grad(sum(own.square().sum() for own in results), wanted, create_graph=create_graph)
+
+    first = gradients(create_graph=True)
+    torch.testing.assert_close(first, gradients(create_graph=False))
+    penalty = sum(own.square().sum() for own in first)
+    if name == "upsample2x_trilinear":
+        assert torch.autograd.grad(penalty, wanted)[0].any()
+        return
+    with pytest.raises(RuntimeError, match=f"^{name}: differentiable once, .*restore"):
+        torch.autograd.grad(penalty, wanted)

@@ -1,8 +1,8 @@
-"""Planes resampled and mixed in plain PyTorch; its gradients are the definition's own, by autograd."""
+"""Planes resampled and mixed in plain PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,16 +26,22 @@ def backward(
     gradients: Sequence[Tensor | None],
     dgates: Tensor,
 ) -> None:
-    """Write the gradients of the volumes that are there, and of the gates."""
-    with torch.enable_grad():
-        leaves = [None if v is None else v.detach().to(weights.dtype).requires_grad_() for v in volumes]
-        gate = gates.detach().to(weights.dtype).requires_grad_()
-        result, _ = mixed(leaves, gate, to_plane)
-        present = [leaf for leaf in leaves if leaf is not None]
-        found = torch.autograd.grad(result, [*present, gate], dout.to(weights.dtype))
-    wanted = [gradient for gradient in gradients if gradient is not None]
-    for gradient, value in zip([*wanted, dgates], found, strict=True):
-        gradient.copy_(value)
+    """Write the gradients of the volumes that are there, and of the gates, by the formulas of ``ops.plane_fusion``."""
+    groups, *sides = gates.shape[2:]
+    by_group = dout.to(weights.dtype).unflatten(1, (groups, -1))
+    u = torch.zeros_like(weights)
+    for n, (volume, gradient) in enumerate(zip(volumes, gradients, strict=True)):
+        if volume is None or gradient is None:
+            continue
+        own = to_plane[n].to(weights.dtype)
+        u[:, n] = (sampled(volume.to(weights.dtype), own, sides)[0].unflatten(1, (groups, -1)) * by_group).sum(dim=2)
+        inside, corners = _seen(volume.shape[2:], own, sides)
+        given = (weights[:, n, :, None] * by_group).flatten(1, 2) * inside
+        found = torch.zeros(volume.shape, dtype=weights.dtype, device=volume.device).flatten(2)
+        for place, share in corners:  # in a fixed order on a GPU too
+            torch.ops.aten.index_put_(found, [None, None, place], share * given, accumulate=True)
+        gradient.copy_(found.view(volume.shape))
+    dgates.copy_(weights * (u - (weights * u).sum(dim=1, keepdim=True)))
 
 
 def mixed(volumes: Sequence[Tensor | None], gates: Tensor, to_plane: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,19 +72,31 @@ def mixed(volumes: Sequence[Tensor | None], gates: Tensor, to_plane: Tensor) -> 
 
 def sampled(volume: Tensor, to_plane: Tensor, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
     """A volume at the result's voxels (N, C, D, H, W), and which of them lie inside it (D, H, W)."""
-    axes = [torch.arange(side, dtype=volume.dtype, device=volume.device) for side in sides]
+    inside, corners = _seen(volume.shape[2:], to_plane, sides)
+    flat = volume.flatten(2)
+    found = torch.zeros((), dtype=volume.dtype, device=volume.device)
+    for place, share in corners:
+        found = found + share * flat[:, :, place]
+    return found * inside, inside
+
+
+def _seen(
+    own: Sequence[int], to_plane: Tensor, sides: Sequence[int]
+) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]:  # fmt: skip
+    """Which of the result's voxels lie inside a volume of its own sides; places and shares of the eight around each."""
+    axes = [torch.arange(side, dtype=to_plane.dtype, device=to_plane.device) for side in sides]
     x = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # [3, D, H, W]
     c = torch.einsum("ij,j...->i...", to_plane[:, :3], x) + to_plane[:, 3].view(3, 1, 1, 1)
-    last = torch.tensor(volume.shape[2:], device=volume.device).view(3, 1, 1, 1) - 1
+    last = torch.tensor(own, device=c.device).view(3, 1, 1, 1) - 1
     inside = ((c >= -0.5) & (c <= last + 0.5)).all(dim=0)
     c = torch.minimum(c.clamp(min=0), last.to(c.dtype))
     low = torch.minimum(c.floor().long(), (last - 1).clamp(min=0))
-    share = c - low
-    flat = volume.flatten(2)
-    found = torch.zeros((), dtype=volume.dtype, device=volume.device)
+    return inside, _corners(own, low, c - low)
+
+
+def _corners(own: Sequence[int], low: Tensor, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    last = torch.tensor(own, device=low.device).view(3, 1, 1, 1) - 1
     for corner in range(8):
-        step = torch.tensor([corner >> 2, corner >> 1 & 1, corner & 1], device=volume.device).view(3, 1, 1, 1)
-        weight = torch.where(step == 1, share, 1 - share).prod(dim=0)
+        step = torch.tensor([corner >> 2, corner >> 1 & 1, corner & 1], device=low.device).view(3, 1, 1, 1)
         d, h, w = torch.minimum(low + step, last)
-        found = found + weight * flat[:, :, (d * volume.shape[3] + h) * volume.shape[4] + w]
-    return found * inside, inside
+        yield (d * own[1] + h) * own[2] + w, torch.where(step == 1, share, 1 - share).prod(dim=0)
