@@ -133,9 +133,9 @@ def _gradients(
     dy: Tensor, x: Tensor, weight: Tensor, stride: int, exact: bool, wanted: list[bool], backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return (
-        empty_volume(x) if wanted[0] else x.new_empty(0),
-        torch.empty_like(weight) if wanted[1] else x.new_empty(0),
-        weight.new_empty(len(weight)) if wanted[2] else x.new_empty(0),
+        empty_volume(x) if wanted[0] else x.new_empty((0,)),
+        torch.empty_like(weight) if wanted[1] else x.new_empty((0,)),
+        weight.new_empty((len(weight),)) if wanted[2] else x.new_empty((0,)),
     )
 
 

@@ -153,7 +153,7 @@ def _outputs(
     x: Tensor, output: Tensor, coefficients: Tensor, previous: Tensor | None, threshold: Tensor | None,
     seed: Tensor | None, step: int, clip: float | None, keep_x0: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return empty_volume(x), empty_volume(x) if keep_x0 else x.new_empty(0)
+    return empty_volume(x), empty_volume(x) if keep_x0 else x.new_empty((0,))
 
 
 @implements(NAME)

@@ -185,7 +185,7 @@ def _gradients(
         x.new_empty(shape, dtype=mean.dtype if like is None else like.dtype)
         for shape, like in zip(shapes, (weight, bias, shift, scale_shift), strict=True)
     ]
-    dskip = x.new_empty(0) if skip is None else empty_volume(x, channels=skip.shape[1])
+    dskip = x.new_empty((0,)) if skip is None else empty_volume(x, channels=skip.shape[1])
     return empty_volume(x), dskip, *small
 
 

@@ -195,7 +195,7 @@ def _gradients(
     to_plane: Tensor, to_result: Tensor, boxes: Tensor, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     layout = layout_of(_first(a, b, c))
-    own = [dout.new_empty(0) if v is None else empty_volume(v, layout=layout) for v in (a, b, c)]
+    own = [dout.new_empty((0,)) if v is None else empty_volume(v, layout=layout) for v in (a, b, c)]
     return *own, gates.new_empty(gates.shape)
 
 

@@ -140,3 +140,22 @@ def test_a_second_derivative_is_given_or_refused_by_name(name):
         return
     with pytest.raises(RuntimeError, match=f"^{name}: differentiable once, .*restore"):
         torch.autograd.grad(penalty, wanted)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tensor_of_monai_s_is_taken_both_ways(name, frozen):
+    """With a gradient for everything, and for the last input that has one alone."""
+    meta_tensor = pytest.importorskip("monai.data").MetaTensor
+    call = CALLS[name]
+
+    def run(wrap: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        tensors = call.tensors(7, 9, 11)
+        volumes = [wrap(own) if own.ndim > 2 else own for own in tensors]
+        wanted = [own.requires_grad_() for own in volumes[: call.gradients][-1 if frozen else 0 :]]
+        found = call.run(*volumes, backend="torch")
+        results = [found] if isinstance(found, Tensor) else list(found)
+        given = torch.autograd.grad(sum(own.square().sum() for own in results), wanted) if wanted else ()
+        return [own.as_subclass(Tensor) for own in (*results, *given)]
+
+    torch.testing.assert_close(run(meta_tensor), run(lambda own: own))

@@ -81,7 +81,7 @@ def _normalised(
     xhat = ((grouped - mean[..., None, None]) * rstd[..., None, None]).flatten(1, 2)
     z = xhat if weight is None or bias is None else xhat * weight.to(h.dtype)[:, None] + bias.to(h.dtype)[:, None]
     if scale_shift is None:
-        return xhat, z, h.new_ones(h.shape[0], h.shape[1], 1)
+        return xhat, z, h.new_ones((h.shape[0], h.shape[1], 1))
     scale, offset = scale_shift.to(h.dtype)[..., None].chunk(2, dim=1)
     return xhat, z * (1 + scale) + offset, 1 + scale
 
