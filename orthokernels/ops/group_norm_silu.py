@@ -55,7 +55,7 @@ def group_norm_silu(
     Args:
         x: (N, C, *voxels), channels first or channels last; float32, float16 or bfloat16, and float64 in plain PyTorch.
         groups: must divide the channels.
-        weight, bias: (C,), both or neither.
+        weight, bias: (C,), both or neither; as ``shift`` and ``scale_shift`` of x's dtype, float32 or narrower.
         shift: (N, C), added to x before the normalisation.
         scale_shift: (N, 2 C), scales first: the normalised volume times 1 + scale, plus the shift.
         activation: "silu" or None.
@@ -133,6 +133,7 @@ def _check(
         raise ValueError("weight and bias: one is given without the other; give both or neither.")
     if activation not in ("silu", None):
         raise ValueError(f'activation: {activation!r}; allowed are "silu" and None.')
+    widest = torch.promote_types(x.dtype, torch.float32)
     given = {
         "skip": (skip, None), "weight": (weight, (channels,)), "bias": (bias, (channels,)),
         "shift": (shift, (x.shape[0], channels)), "scale_shift": (scale_shift, (x.shape[0], 2 * channels)),
@@ -144,6 +145,8 @@ def _check(
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}; must be {shape}.")
         if not tensor.is_floating_point():
             raise ValueError(f"{name}: {tensor.dtype}; must be floating point.")
+        if torch.promote_types(tensor.dtype, widest) != widest:
+            raise ValueError(f"{name}: {tensor.dtype}; must be {widest} at most, beside x in {x.dtype}.")
         if tensor.device != x.device:
             raise ValueError(f"{name}: lies on {tensor.device}; x lies on {x.device}.")
 

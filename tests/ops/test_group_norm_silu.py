@@ -193,6 +193,24 @@ def test_bad_arguments_are_named(changes, told):
         group_norm_silu(**arguments)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "cpu", "triton"])
+@pytest.mark.parametrize("name", ["weight", "bias", "shift", "scale_shift"])
+def test_a_parameter_wider_than_the_arithmetic_is_named(name, backend):
+    given = made((2, 8, 0, 4, (3, 5, 7)), torch.float32)
+    given[name] = given[name].double()
+    with pytest.raises(ValueError, match=f"^{name}: torch.float64; must be torch.float32 at most, beside x in"):
+        group_norm_silu(given.pop("x"), 4, given.pop("weight"), given.pop("bias"), **given, backend=backend)
+
+
+@pytest.mark.parametrize("sides", [(2, 3, 4), (32, 32, 32)], ids=str)
+def test_a_narrower_parameter_is_taken_whatever_the_volume_s_size(sides):
+    given = made((1, 32, 0, 4, sides), torch.float32)
+    x, *small = (given.pop(name) for name in ("x", "weight", "bias"))
+    small, rest = [own.half() for own in small], {name: own.half() for name, own in given.items()}
+    want = group_norm_silu(x, 4, *[s.float() for s in small], **{n: own.float() for n, own in rest.items()})
+    torch.testing.assert_close(group_norm_silu(x, 4, *small, **rest), want, rtol=1e-5, atol=1e-5)
+
+
 def test_auto_on_a_processor_is_the_native_kernels_where_they_are_faster_and_plain_pytorch_else():
     small, large = torch.randn(1, 8, 16, 16), torch.randn(1, 32, 32, 32, 32)
     for x, activation, expected in (

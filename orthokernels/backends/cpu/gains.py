@@ -32,6 +32,9 @@ def plain_is_faster_group_norm(
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
         mixed = all(own is None or own.dtype in (x.dtype, torch.float32) for own in parameters)
         return mixed and all(own is None or own.dtype == x.dtype for own in added)
+    # PyTorch's own refuses parameters of another dtype than x's, and rounds 1 + scale to that of scale_shift.
+    if any(own is not None and own.dtype != x.dtype for own in (*parameters, *added)):
+        return False
     elements = x.numel() + (0 if skip is None else skip.numel())
     return _here(x) and elements < (LEAST_BYTES // 4 if activation is None else 2**20)
 
