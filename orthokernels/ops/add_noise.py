@@ -14,7 +14,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.layout import conform, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import implements, refuse_gradients
 
 NAME = "add_noise"
 
@@ -47,8 +47,7 @@ def add_noise(
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
     check_noised(x0, shares, "shares", noise, seed)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x0, noise) if t is not None):
-        raise ValueError("x0 or noise: wants a gradient; noising has none. Detach it.")
+    refuse_gradients("noising has none. Detach it.", x0=x0, shares=shares, noise=noise)
     return torch.ops.orthokernels.add_noise(x0, shares, noise, seed, step, backend)
 
 
@@ -76,6 +75,8 @@ def check_noised(x0: Tensor, numbers: Tensor, name: str, noise: Tensor | None, s
     for what, (tensor, shape, dtype) in wanted.items():
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what}: {tensor!r}; must be a tensor, {dtype} of shape {shape} on {x0.device}.")
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             told = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise ValueError(f"{what}: {told}; must be {dtype} of shape {shape}.")

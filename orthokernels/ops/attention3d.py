@@ -89,8 +89,8 @@ def _checked_grid(q: Tensor, grid: Sequence[int]) -> Grid:
     if q.ndim != 4 or not q.is_floating_point() or not q.numel():
         raise ValueError(f"q: {q.dtype} of shape {tuple(q.shape)}; allowed are floating point (N, heads, d, T).")
     sides = tuple(int(side) for side in grid)
-    if len(sides) != 3 or min(sides) < 1 or sides[0] * sides[1] * sides[2] != q.shape[3]:
-        raise ValueError(f"grid: {sides}; must be three sides whose product is q's {q.shape[3]} tokens.")
+    if tuple(grid) != sides or len(sides) != 3 or min(sides) < 1 or sides[0] * sides[1] * sides[2] != q.shape[3]:
+        raise ValueError(f"grid: {tuple(grid)}; must be three whole sides whose product is q's {q.shape[3]} tokens.")
     return sides[0], sides[1], sides[2]
 
 
@@ -106,8 +106,12 @@ def _checked_window(window: Sequence[int] | None, sides: Grid) -> Grid:
     if window is None:
         return sides
     seen = tuple(int(places) for places in window)
-    if len(seen) != 3 or any(not 1 <= places <= side for places, side in zip(seen, sides, strict=True)):
-        raise ValueError(f"window: {seen}; must be three numbers from 1 to the grid's {sides}.")
+    if (
+        tuple(window) != seen
+        or len(seen) != 3
+        or any(not 1 <= places <= side for places, side in zip(seen, sides, strict=True))
+    ):
+        raise ValueError(f"window: {tuple(window)}; must be three whole numbers from 1 to the grid's {sides}.")
     return seen[0], seen[1], seen[2]
 
 

@@ -100,6 +100,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
     if kernel not in (1, 3) or weight.shape[1:] != (x.shape[1], kernel, kernel, kernel):
         told = f"(K, {x.shape[1]}, k, k, k) with k of 1 or 3"
         raise ValueError(f"weight: shape {tuple(weight.shape)}; must be {told}.")
+    if not len(weight):
+        raise ValueError(f"weight: shape {tuple(weight.shape)}; K, the channels of the result, must be 1 at least.")
     if bias is not None and tuple(bias.shape) != (len(weight),):
         raise ValueError(f"bias: shape {tuple(bias.shape)}; must be ({len(weight)},).")
     for name, own in (("weight", weight), ("bias", bias)):

@@ -24,7 +24,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.denoise_step import stepped
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import implements, refuse_gradients
 
 NAME = "denoise_step"
 
@@ -128,6 +128,9 @@ def _check(
     for name, (tensor, shape, dtype) in wanted.items():
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            told = "floating point" if dtype is None else dtype
+            raise ValueError(f"{name}: {tensor!r}; must be a tensor, {told} of shape {tuple(shape)} on {x.device}.")
         if tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}; must be {tuple(shape)}.")
         if dtype is not None and tensor.dtype != dtype:
@@ -136,8 +139,8 @@ def _check(
             raise ValueError(f"{name}: lies on {tensor.device}; x lies on {x.device}.")
     if not output.is_floating_point():
         raise ValueError(f"output: {output.dtype}; must be floating point.")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, output, previous) if t is not None):
-        raise ValueError("x, output or previous: wants a gradient; a sampling step has none. Use torch.no_grad().")
+    given = {"x": x, **{name: tensor for name, (tensor, *_) in wanted.items()}}
+    refuse_gradients("a sampling step has none. Use torch.no_grad().", **given)
 
 
 torch.library.define(

@@ -24,7 +24,7 @@ from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.add_noise import check_noised
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import differentiable_once, implements, refuse_gradients
 
 NAME = "diffusion_loss"
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
@@ -71,10 +71,8 @@ def diffusion_loss(
             raise ValueError(f"weight: {told}; must be {allowed}.")
     if norm not in ("l1", "l2"):
         raise ValueError(f'norm: {norm!r}; allowed are "l1" and "l2".')
-    if torch.is_grad_enabled():
-        for name, tensor in (("x0", x0), ("target", target), ("noise", noise), ("weight", weight)):
-            if tensor is not None and tensor.requires_grad:
-                raise ValueError(f"{name}: wants a gradient; the loss has one for the prediction alone. Detach it.")
+    told = "the loss has one for the prediction alone. Detach it."
+    refuse_gradients(told, x0=x0, target=target, noise=noise, weight=weight)
     return torch.ops.orthokernels.diffusion_loss(
         prediction, x0, target, noise, seed, step, weight, norm == "l2", backend
     )  # fmt: skip

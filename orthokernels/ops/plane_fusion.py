@@ -30,7 +30,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.plane_fusion import mixed
 from orthokernels.ops.layout import conform, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import differentiable_once, implements, refuse_gradients
 
 NAME = "plane_fusion"
 PLANES = 3
@@ -49,8 +49,8 @@ def plane_fusion(
     Args:
         volumes: three, each (N, C, D, H, W) with sides of its own, or None where the plane is missing; channels first
             or channels last; float32, float16 or bfloat16, and float64 in plain PyTorch.
-        affines: three (4, 4) arrays, voxel indices (d, h, w) of a volume to patient millimetres; that of a missing
-            plane is not looked at.
+        affines: three (4, 4) arrays, voxel indices (d, h, w) of a volume to patient millimetres, the last row 0 0 0 1;
+            that of a missing plane is not looked at.
         gates: (N, 3, groups, D, H, W), logits on the result's grid; groups divides C.
         affine: (4, 4), of the result's grid.
         backend: "auto", "torch", "cpu" or "triton".
@@ -60,7 +60,8 @@ def plane_fusion(
         once, in volumes and gates.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, an affine that can't be inverted, or no plane at all.
+        ValueError: a shape or dtype that does not fit, an affine that can't be inverted or wants a gradient, or no
+            plane at all.
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
     present = _check(volumes, gates)
@@ -100,7 +101,11 @@ def bytes_moved(volumes: Sequence[Tensor | None], gates: Tensor, result: Tensor)
 
 
 def _affine(name: str, value: Any) -> Tensor:
-    affine = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    refuse_gradients("resampling has none for where a grid lies. Detach it.", **{name: value})
+    try:
+        affine = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: {value!r}; must be 4 x 4 finite numbers.") from None
     if affine.shape != (4, 4):
         raise ValueError(f"{name}: shape {tuple(affine.shape)}; must be 4 x 4 finite numbers.")
     return affine
@@ -124,7 +129,9 @@ def _check(volumes: Sequence[Tensor | None], gates: Tensor) -> list[Tensor]:
                 f"{own.dtype} of shape ({own.shape[0]}, {own.shape[1]}, ...) on {own.device}" for own in (volume, first)
             )
             raise ValueError(f"volumes[{n}]: {told}; must be as the first, {wanted}.")
-    if gates.ndim != 6 or gates.shape[:2] != (first.shape[0], PLANES) or first.shape[1] % max(1, gates.shape[2]):
+    if gates.ndim == 6 and not gates.numel():
+        raise ValueError(f"gates: shape {tuple(gates.shape)}; no side may be 0.")
+    if gates.ndim != 6 or gates.shape[:2] != (first.shape[0], PLANES) or first.shape[1] % gates.shape[2]:
         told = f"({first.shape[0]}, {PLANES}, groups, D, H, W), groups a divisor of {first.shape[1]}"
         raise ValueError(f"gates: shape {tuple(gates.shape)}; must be {told}.")
     if gates.device != first.device or not gates.is_floating_point():
@@ -166,6 +173,8 @@ def _matrices(affines: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor, T
             raise ValueError(f"{name}: {affine.tolist()}; must be 4 x 4 finite numbers.")
         if abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-12:
             raise ValueError(f"{name}: its voxels have no volume; it can't be inverted.")
+        if float((affine[3] - affine.new_tensor([0, 0, 0, 1])).abs().max()) > 1e-6:  # an inverse's rounding is taken
+            raise ValueError(f"{name}: its last row is {affine[3].tolist()}; must be 0 0 0 1.")
     to_plane, to_result = (torch.zeros((PLANES, 3, 4), dtype=torch.float64) for _ in range(2))
     for n, plane in enumerate(planes):
         if there[n]:

@@ -34,6 +34,15 @@ def implements(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+def refuse_gradients(why: str, **given: Any) -> None:
+    """Raise ValueError naming an input that wants a gradient which an op has not, and which would be dropped."""
+    if not torch.is_grad_enabled():
+        return
+    for name, own in given.items():
+        if isinstance(own, Tensor) and own.requires_grad:
+            raise ValueError(f"{name}: wants a gradient; {why}")
+
+
 def differentiable_once(op: str) -> None:
     """Register that the gradient of an op has none: autograd would leave it out of a second derivative without a word.
 

@@ -191,7 +191,9 @@ def test_tokens_beyond_two_to_the_31_are_read_where_they_lie():
 
 def test_bad_arguments_are_named():
     q, k, v, bias = made((3, 5, 7), 16)
-    with pytest.raises(ValueError, match=r"^grid: \(3, 5, 8\); must be three sides whose product is q's 105 tokens"):
+    with pytest.raises(
+        ValueError, match=r"^grid: \(3, 5, 8\); must be three whole sides whose product is q's 105 tokens"
+    ):
         attention3d(q, k, v, (3, 5, 8))
     with pytest.raises(ValueError, match=r"^k: "):
         attention3d(q, k[:, :1], v, (3, 5, 7))
@@ -203,8 +205,12 @@ def test_bad_arguments_are_named():
         attention3d(q, k, v, (3, 5, 7), bias=bias[..., 1:])
     with pytest.raises(ValueError, match=r"^bias: torch.float64; must be torch.float32"):
         attention3d(q, k, v, (3, 5, 7), bias=bias.double())
-    with pytest.raises(ValueError, match=r"^window: \(0, 3, 3\); must be three numbers from 1 to the grid's"):
+    with pytest.raises(ValueError, match=r"^window: \(0, 3, 3\); must be three whole numbers from 1 to the grid's"):
         attention3d(q, k, v, (3, 5, 7), window=(0, 3, 3))
+    with pytest.raises(ValueError, match=r"^grid: \(3\.9, 5, 7\); must be three whole sides"):
+        attention3d(q, k, v, (3.9, 5, 7))
+    with pytest.raises(ValueError, match=r"^window: \(1\.5, 3, 3\); must be three whole numbers"):
+        attention3d(q, k, v, (3, 5, 7), window=(1.5, 3, 3))
     wide = torch.zeros(1, 1, 512, 2)
     with pytest.raises(BackendUnavailable, match="up to 256 channels, not 512"):
         attention3d(wide, wide, wide, (1, 1, 2), backend="triton")

@@ -133,13 +133,32 @@ def test_a_first_tensor_of_no_sides_is_named(call):
 @pytest.mark.parametrize(
     ("function", "tensors", "wanted"),
     [
-        (denoise_step, CALLS["denoise_step"][1], ("x", "output", "previous")),
-        (add_noise, CALLS["add_noise"][1], ("x0", "noise")),
+        (denoise_step, CALLS["denoise_step"][1], ("x", "output", "coefficients", "previous", "threshold")),
+        (add_noise, CALLS["add_noise"][1], ("x0", "shares", "noise")),
         (diffusion_loss, CALLS["diffusion_loss"][1], ("x0", "target", "noise", "weight")),
     ],
     ids=["denoise_step", "add_noise", "diffusion_loss"],
 )
 def test_a_gradient_that_there_is_none_of_is_refused(function, tensors, wanted):
     for name in wanted:
-        with pytest.raises(ValueError, match="gradient"):
+        with pytest.raises(ValueError, match=f"^{name}: wants a gradient"):
             function(**{**tensors, name: tensors[name].clone().requires_grad_()})
+
+
+def test_where_a_grid_lies_has_no_gradient():
+    volumes, gates = [zeros(*VOLUME)] * 3, zeros(2, 3, 2, 2, 3, 4)
+    turned = torch.eye(4, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^affines\[1\]: wants a gradient"):
+        plane_fusion(volumes, [np.eye(4), turned, np.eye(4)], gates, np.eye(4))
+    with pytest.raises(ValueError, match=r"^affine: wants a gradient"):
+        plane_fusion(volumes, AFFINES, gates, turned)
+    with torch.no_grad():
+        plane_fusion(volumes, AFFINES, gates, turned)
+
+
+@pytest.mark.parametrize("call", ["add_noise", "denoise_step", "diffusion_loss"])
+def test_a_seed_that_is_no_tensor_is_told_what_it_must_be(call):
+    function, tensors = CALLS[call]
+    given = {name: own for name, own in tensors.items() if name != "noise"}
+    with pytest.raises(ValueError, match=r"^seed: 3; must be a tensor, torch\.int64 of shape \(1,\) on cpu"):
+        function(**{**given, "seed": 3})

@@ -172,6 +172,7 @@ def test_bad_input_gets_a_sentence():
             {},
             r"weight: shape \(32, 3, 3, 3, 3\); must be \(K, 16, k, k, k\) with k of 1 or 3",
         ),
+        ((x, weight[:0], None), {}, r"weight: shape \(0, 16, 3, 3, 3\); K, the channels of the result, must be 1"),
         ((x, weight, bias[:1]), {}, r"bias: shape \(1,\); must be \(32,\)"),
         ((x, weight.double(), bias), {}, "weight: torch.float64 on cpu; must be as x"),
         ((x, weight, bias), {"stride": 3}, "stride: 3; allowed are 1 and 2"),

@@ -192,6 +192,10 @@ def test_registration_passes_opcheck(backend, channels_last):
         (lambda v, a, g: (v, a, g.repeat(1, 1, 4, 1, 1, 1)), "groups a divisor of 6"),
         (lambda v, a, g: (v, [a[0], a[1], torch.zeros(4, 4)], g), r"affines\[2\]: its voxels have no volume"),
         (lambda v, a, g: (v, a[:2], g), "affines: 2 are given"),
+        (lambda v, a, g: (v, a, g[:, :, :0]), r"gates: shape \(2, 3, 0, 4, 3, 5\); no side may be 0"),
+        (lambda v, a, g: (v, [a[0], None, a[2]], g), r"affines\[1\]: None; must be 4 x 4 finite numbers"),
+        (lambda v, a, g: (v, [a[0], [[None] * 4] * 4, a[2]], g), r"affines\[1\]: \[\[None, .*must be 4 x 4"),
+        (lambda v, a, g: (v, [a[0], a[1], a[2].T], g), r"affines\[2\]: its last row is .*must be 0 0 0 1"),
     ],
 )
 def test_bad_arguments_are_named(change, told):
