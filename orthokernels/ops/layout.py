@@ -37,19 +37,28 @@ def empty_volume(
 ) -> Tensor:
     """A new volume like x in batch, dtype and device, and in what is not given.
 
-    With three sides it is no view: autograd lets nobody add in place to a view that an op returned. Large ones on a
-    processor lie in memory that is used again.
+    It is no view: autograd lets nobody add in place to a view that an op returned. Large ones on a processor lie in
+    memory that is used again.
     """
     channels = x.shape[1] if channels is None else channels
     sides = x.shape[2:] if sides is None else sides
     shape = (x.shape[0], channels, *sides)
     last = (layout or layout_of(x)) == "channels_last"
-    if last and len(sides) != 3:  # PyTorch has no name for the layout
-        return x.new_empty((x.shape[0], *sides, channels)).movedim(-1, 1)
-    memory_format = torch.channels_last_3d if last else torch.contiguous_format
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    if last and len(sides) not in formats:  # PyTorch has no name for the layout
+        return torch.empty_strided(shape, _strides_channels_last(shape), dtype=x.dtype, device=x.device)
+    memory_format = formats[len(sides)] if last else torch.contiguous_format
     if KEPT.takes(x, math.prod(shape) * x.element_size()):
         return KEPT.empty(shape, x.dtype, memory_format)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _strides_channels_last(shape: Sequence[int]) -> list[int]:
+    strides, step = [0] * len(shape), 1
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
+        strides[axis] = step
+        step = step * max(shape[axis], 1)
+    return strides
 
 
 def check_alike(q: Tensor, k: Tensor, v: Tensor) -> None:

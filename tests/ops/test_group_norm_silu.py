@@ -132,6 +132,18 @@ def test_the_memory_format_is_kept(backend, channels_last):
         assert volume.is_contiguous() != channels_last
 
 
+@pytest.mark.parametrize("sides", [(5,), (5, 7), (3, 5, 7), (2, 3, 5, 7)], ids=str)
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_the_output_may_be_written_to_in_place(backend, sides):
+    x = torch.randn(2, *sides, 8).movedim(-1, 1).requires_grad_()
+    y = group_norm_silu(x, 4, backend=backend)
+    assert y.stride() == x.stride()
+    want = 2 * y.detach()
+    y.mul_(2).sum().backward()
+    assert torch.equal(y, want)
+    assert x.grad.any()
+
+
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_a_strided_volume_is_taken(backend):
     wide = torch.randn(2, 12, 3, 5, 8, generator=torch.Generator().manual_seed(1))
