@@ -45,6 +45,15 @@ def test_step_is_its_definition(shape, channels_last, backend, bound):
     assert found.stride() == given["x"].stride()
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
+@pytest.mark.parametrize("bound", [{"clip": 0.7}, {"threshold": torch.tensor([1.0, 1.5])}], ids=["clip", "threshold"])
+def test_a_bound_hides_no_nan(bound, backend):
+    given = made(SHAPES[0])
+    given["x"][0, 0, 1, 2, 3] = float("nan")
+    for found in denoise_step(**given, **bound, keep_x0=True, backend=backend):
+        assert torch.equal(found.isnan(), given["x"].isnan())
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_half_precision_is_rounded_once(backend):
     given = made(SHAPES[0], torch.float16)

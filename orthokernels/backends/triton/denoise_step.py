@@ -23,6 +23,13 @@ _BLOCK = 1024
 _WARPS = 4
 
 
+@triton.jit
+def _clamped(x, low, high):
+    """NaN stays, as in plain PyTorch: a minimum of Triton's drops it unless it is told."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
 # A sampler's steps differ in these alone, and a variant of its own would be compiled in the midst of a run.
 @triton.jit(do_not_specialize=["step"], do_not_specialize_on_alignment=["p_coefficients", "p_threshold", "p_seed"])
 def _step(
@@ -37,10 +44,10 @@ def _step(
     output = tl.load(p_output + o_v, mask, other=0.0).to(tl.float32)
     x0 = tl.load(p_coefficients) * x + tl.load(p_coefficients + 1) * output
     if CLIP:
-        x0 = tl.minimum(tl.maximum(x0, -clip), clip)
+        x0 = _clamped(x0, -clip, clip)
     if THRESHOLD:
         s = tl.load(p_threshold + o_v // per_sample, mask, other=1.0)
-        x0 = tl.minimum(tl.maximum(x0, -s), s) / s
+        x0 = _clamped(x0, -s, s) / s
     found = tl.load(p_coefficients + 2) * x + tl.load(p_coefficients + 3) * output + tl.load(p_coefficients + 4) * x0
     if PREVIOUS:
         found += tl.load(p_coefficients + 5) * tl.load(p_previous + o_v, mask, other=0.0).to(tl.float32)
