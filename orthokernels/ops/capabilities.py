@@ -61,7 +61,8 @@ CAPABILITIES = (
         "conv3d", "convolution of 3 x 3 x 3 or 1 x 1 x 1, stride 1 or 2, zeros around",
         "(N, C, D, H, W)", _BOTH, ("float32", "any in plain PyTorch"), "x, weight, bias",
         "relative L2 error to 4e-6 at 64 channels, of the weights' gradient to 8e-6 (1e-6 with exact=True, and there "
-        "PyTorch's); the same bytes at any number of threads, but for weights' gradients of 1 x 1 x 1, of few channels "
+        "PyTorch's); an outlier or NaN reaches the outputs of its tile, and inputs near 1e36 may overflow, but for "
+        "exact=True; the same bytes at any number of threads, but for weights' gradients of 1 x 1 x 1, of few channels "
         "and of small volumes, which PyTorch sums",
     ),
     Capability(

@@ -45,7 +45,10 @@ def conv3d(
         bias: (K,).
         stride: 1 or 2, along all axes.
         exact: sums of plain products only: a relative error to 1e-6 instead of 4e-6 at 64 channels; of the weights'
-            gradient PyTorch's own instead of 8e-6 (csrc/cpu/conv3d_gradient.h).
+            gradient PyTorch's own instead of 8e-6 (csrc/cpu/conv3d_gradient.h). Ask for it where a voxel may be far
+            larger than those around it, or NaN: Winograd's algorithm adds up whole tiles first, so that an output near
+            such a voxel is off by a rounding of its value, or NaN, though none of its taps sees it; and sums of values
+            near 1e36 may overflow.
         backend: "auto", "torch" or "cpu" (float32 on a processor).
 
     Returns:

@@ -138,6 +138,18 @@ def test_exact_has_the_bound_of_plain_products(exact, bound):
     assert (found - want).norm() / want.norm() < bound
 
 
+@pytest.mark.parametrize("value", [1e7, 1e36, float("nan")])
+def test_exact_sums_keep_an_outlier_to_its_own_taps(value):
+    x, weight, _ = inputs((64, 64, 3, 1, (8, 16, 16)), batch=1)
+    x[0, 3, 3, 7, 7] = value
+    found, want = conv3d(x, weight, exact=True, backend="cpu"), reference(x, weight)
+    outside = torch.ones_like(want, dtype=torch.bool)
+    outside[0, :, 2:5, 6:9, 6:9] = False
+    assert found.isfinite()[outside].all()
+    # Outside, sums of 1,728 products of numbers near 1, as if there were no outlier.
+    torch.testing.assert_close(found[outside], want[outside], rtol=1e-4, atol=1e-3)
+
+
 def test_both_derivatives_pass_gradcheck():
     given = [tensor.requires_grad_() for tensor in inputs((2, 3, 3, 1, (2, 3, 2)), torch.float64)]
     assert torch.autograd.gradcheck(lambda *tensors: conv3d(*tensors), given)
