@@ -63,7 +63,7 @@ class GraphPlane:
         self.scores = own.head is not None
         self._structures: StructurePool | None = None
         if own.structures is not None:
-            state, card = load_tensors(graphs.bundle.unchanged(own.structures), "structures")
+            state, card = load_tensors(graphs.bundle.unchanged(own.structures), ("structures",), copy=True)
             self._structures = StructurePool(state, card.arguments)
 
     def features(self, x0: Array, *, seed: int, draws: int, sample: int) -> SlabMaps:

@@ -92,6 +92,8 @@ def _native(bundle: Bundle, joint: str, planes: Sequence[str]) -> StudyModel:
     for name in bundle.manifest.files:
         if name.startswith(f"{WEIGHTS}/"):
             bundle.unchanged(name)
-    digest = bundle.manifest.joints[joint].weights_digest
-    model = load_native(bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads(), digest=digest)
+    model = load_native(
+        bundle.folder / WEIGHTS, joint, tuple(planes), threads=threads(),
+        digest=bundle.manifest.joints[joint].weights_digest, guard=lambda name: bundle.unchanged(f"{WEIGHTS}/{name}"),
+    )  # fmt: skip
     return replace(model, name=bundle.manifest.name, bundle=bundle.digest)

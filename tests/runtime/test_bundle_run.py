@@ -256,6 +256,50 @@ def test_native_weights_that_changed_since_the_verification_are_not_mapped(bundl
         open_bundle(found, "knee", ("axial",), "native")
 
 
+def overwritten(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("stem", ["axial", "axial.segmentation"])
+@pytest.mark.parametrize("change", [overwritten, lambda content: content[:4096]])
+def test_native_weights_that_change_between_two_studies_are_not_read(bundle, tmp_path, stem, change):
+    folder = tmp_path / "changing"
+    shutil.copytree(bundle, folder)
+    plane = open_bundle(verify(folder), "knee", ("axial",), "native").planes["axial"]
+    x0 = slab()
+    before = plane.heads(plane.features(x0, seed=0, draws=1, sample=0), x0)
+    plane.release()
+    path = folder / "weights" / f"{stem}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content)  # touched, and the same
+    again = plane.heads(plane.features(x0, seed=0, draws=1, sample=0), x0)
+    np.testing.assert_array_equal(again.logits, before.logits)
+    plane.release()
+    path.write_bytes(change(content))
+    with pytest.raises(InputError, match=rf"{stem}\.safetensors: (its content does not match|has 4096 bytes)"):
+        plane.heads(plane.features(x0, seed=0, draws=1, sample=0), x0)
+
+
+def test_native_heads_and_fusions_do_not_read_their_files_again(bundle, tmp_path):
+    folder = tmp_path / "changing"
+    shutil.copytree(bundle, folder)
+    model = open_bundle(verify(folder), "knee", PLANES, "native")
+    rows = np.random.default_rng(6).normal(size=(3, 24)).astype(np.float32)
+    patient = model.late_fusion.encoding.columns(Patient(age=40, sex="1"))
+
+    def scored():
+        logits = [plane.score(row) for plane, row in zip(model.planes.values(), rows, strict=True)]
+        return np.stack([*logits, model.fuse(np.stack(logits))[0], model.fuse_with_patient(rows, patient)[0]])
+
+    expected = open_bundle(verify(bundle), "knee", PLANES, "native")
+    for path in (folder / "weights").glob("*.safetensors"):
+        if path.stem.endswith((".head", ".fusion", ".patient_data", ".pooling")):
+            path.write_bytes(path.read_bytes()[:-4096] + bytes(4096))
+    found = scored()
+    model = expected
+    np.testing.assert_array_equal(found, scored())
+
+
 def test_only_the_package_s_own_folder_makes_its_licence(drafted, tmp_path):
     from orthokernels.export.bundle import finish
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from orthokernels import _native
 from orthokernels.backends.cpu.algorithm import choose
+from orthokernels.models.native.tensors import check_unchanged
 
 Array = NDArray[np.float32]
 State = Mapping[str, NDArray[Any]]
@@ -25,11 +26,16 @@ class Builder:
         exact: direct convolutions only, whose error is that of plain summation.
         memory: to work in, where plans share it.
         packs: weights, without which the plan only tells whether all fits.
+
+    Raises:
+        InputError: the file of the tensors was changed since it was verified.
     """
 
     def __init__(
         self, state: State, *, exact: bool = False, memory: _native.PlanMemory | None = None, packs: bool = True
     ) -> None:
+        if packs:
+            check_unchanged(state)
         self.state = state
         self.plan = _native.Plan(memory, packs=packs)
         self._exact = exact

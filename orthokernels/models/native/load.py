@@ -16,7 +16,7 @@ from orthokernels.models.native.layers import Linear, check_arguments, check_sha
 from orthokernels.models.native.model import Engine, NativeModel, NativePlane, Network, Task
 from orthokernels.models.native.pooling import POOLINGS
 from orthokernels.models.native.segmentation import SEGMENTATIONS, SegmentationHead
-from orthokernels.models.native.tensors import Tensors, digest_of, load_tensors
+from orthokernels.models.native.tensors import Guard, Tensors, digest_of, load_tensors
 from orthokernels.models.patient_data import MODULE, LateFusionCard
 from orthokernels.models.weights_folder import (
     FINE_TUNED,
@@ -40,7 +40,7 @@ Made = TypeVar("Made")
 
 def load_native(
     folder: Path, joint: str, planes: Sequence[str] = PLANES, *, threads: int | None = None, exact: bool = False,
-    digest: str | None = None,
+    digest: str | None = None, guard: Guard | None = None,
 ) -> NativeModel:  # fmt: skip
     """A weights folder as a ``StudyModel``, with no PyTorch in the process.
 
@@ -51,20 +51,21 @@ def load_native(
         exact: direct convolutions only, whose error is that of plain summation.
         digest: of the model, where every file was held against one already, as a bundle's are: none is read through
             again then.
+        guard: of the files that stay mapped, which are read anew whenever plans were let go.
 
     Raises:
         InputError: a missing, damaged or altered file, or one that does not fit its card.
     """
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     engine = Engine(threads or mine, exact, _native.PlanMemory())
-    return _Reading(folder, joint, engine, digest).model(planes)
+    return _Reading(folder, joint, engine, digest, guard).model(planes)
 
 
 class _Reading:
     """One reading of a folder, which remembers the cards and tensors that it met."""
 
-    def __init__(self, folder: Path, joint: str, engine: Engine, digest: str | None) -> None:
-        self.folder, self.joint, self.engine, self.digest = folder, joint, engine, digest
+    def __init__(self, folder: Path, joint: str, engine: Engine, digest: str | None, guard: Guard | None) -> None:
+        self.folder, self.joint, self.engine, self.digest, self.guard = folder, joint, engine, digest, guard
         self.settings = load_settings(folder)
         self.cards: dict[str, Card] = {}  # by the stems of their files, as the tensors
         self.tensors: dict[str, Tensors] = {}
@@ -126,7 +127,9 @@ class _Reading:
         path = self._path(stem)
         if not path.is_file() or load_card(path, known).joint not in (None, self.joint):
             return None, None
-        state, card = load_tensors(path, known, check=self.digest is None)
+        # Networks and segmentations are large and stay mapped; the rest is small, and some of it is read at each call.
+        mapped = "unet" in known or known is SEGMENTATIONS
+        state, card = load_tensors(path, known, check=self.digest is None, guard=self.guard, copy=not mapped)
         with _fitting(path):
             made = make(card.module, state, card.arguments)
         self.cards[stem] = card
@@ -138,14 +141,15 @@ class _Reading:
         path = self._path(stem)
         if not path.is_file() or load_card(path, _ENCODER).joint not in (None, self.joint):
             return denoiser
-        tuned, card = load_tensors(path, _ENCODER, check=self.digest is None)
+        tuned, card = load_tensors(path, _ENCODER, check=self.digest is None, guard=self.guard)
         own = self.tensors[plane]
         expected = {name: tensor.shape for name, tensor in own.items() if name.startswith(FINE_TUNED)}
         if {name: tensor.shape for name, tensor in tuned.items()} != expected:
             raise not_its_encoder(path)
         self.cards[stem] = card
-        self.tensors[stem] = {**own, **tuned}
-        return Network(self.tensors[stem], denoiser.arguments, self.engine)
+        self.tensors[stem] = both = Tensors({**own, **tuned})
+        both.guards = (*own.guards, *tuned.guards)
+        return Network(both, denoiser.arguments, self.engine)
 
     def _segmentation(self, kind: str, state: Tensors, arguments: Mapping[str, Any]) -> SegmentationHead:
         return SEGMENTATIONS[kind](state, arguments, exact=self.engine.exact, memory=self.engine.memory)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ from safetensors import SafetensorError, safe_open
 
 from orthokernels.models.weights_folder import Card, check_digest, digest_of_bytes, load_card, unreadable
 
-Tensors = dict[str, NDArray[Any]]
+# Raises InputError where the file of that name in a weights folder is not what was verified any more.
+Guard = Callable[[str], object]
 
 
-def load_tensors(path: Path, allowed: Collection[str], *, check: bool = True) -> tuple[Tensors, Card]:
+class Tensors(dict[str, NDArray[Any]]):
+    """Tensors by name; ``guards`` are called before any is read long after it was loaded, since it may be mapped."""
+
+    guards: tuple[Callable[[], object], ...] = ()
+
+
+def load_tensors(
+    path: Path, allowed: Collection[str], *, check: bool = True, guard: Guard | None = None, copy: bool = False
+) -> tuple[Tensors, Card]:
     """A file's tensors, half precision widened to float32, and its card, of one of the modules that are allowed.
 
     The others are read-only views of the mapped file: what nobody looks at is never read.
@@ -26,6 +36,8 @@ def load_tensors(path: Path, allowed: Collection[str], *, check: bool = True) ->
         path: of the safetensors file.
         allowed: modules that it may hold.
         check: its content against the digest in its card.
+        guard: of the tensors that are returned, which asks for this file.
+        copy: all of it, so that the file is not read again.
 
     Raises:
         InputError: the file or its card is missing, damaged or altered, or describes another module.
@@ -37,7 +49,24 @@ def load_tensors(path: Path, allowed: Collection[str], *, check: bool = True) ->
         raise unreadable(path, error) from error
     if check:
         check_digest(path, card, digest_of(stored))
-    return {name: _widened(*own) for name, own in stored.items()}, card
+    found = Tensors({name: _widened(*own) for name, own in stored.items()})
+    if copy:
+        found = Tensors({name: own.copy() for name, own in found.items()})
+    elif guard is not None:
+        found.guards = (functools.partial(guard, path.name),)
+    return found, card
+
+
+def check_unchanged(state: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse mapped tensors whose file was changed since it was verified.
+
+    What is cut short between this and the reading is not seen here: the processor then ends the process (SIGBUS).
+
+    Raises:
+        InputError: a file was changed.
+    """
+    for guard in state.guards if isinstance(state, Tensors) else ():
+        guard()
 
 
 def digest_of(tensors: Mapping[str, tuple[NDArray[Any], str]]) -> str:
