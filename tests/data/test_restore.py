@@ -118,13 +118,28 @@ def test_overlapping_slabs_are_blended_towards_the_one_a_slice_lies_deeper_in():
     assert along.tolist() == [1] * 14 + [2] * 14
 
 
-def test_restorer_never_holds_more_logits_than_one_slab():
-    way_back = prepare(volume_of((32, 32, 100)), "full").way_back
+@pytest.mark.parametrize("slices", [17, 28, 29, 100])  # at 29 three slabs cover slices 13 to 15
+def test_restorer_holds_fewer_slices_of_logits_than_one_slab_has(slices):
+    way_back = prepare(volume_of((32, 32, slices)), "full").way_back
     restorer = Restorer(way_back)
-    for _ in way_back.starts:
+    following = [*way_back.starts[1:], way_back.slices]
+    for start, covered in zip(way_back.starts, following, strict=True):
         restorer.add(np.zeros((2, SLAB, 256, 256), np.float32))
-        assert len(restorer._open) < SLAB
-    assert restorer._open == {}
+        held = [logits for parts in restorer._open.values() for logits, _ in parts]
+        assert len(held) == sum(max(0, own + SLAB - covered) for own in way_back.starts if own <= start) < SLAB
+        assert all(logits.base is None for logits in held)  # none keeps a whole slab
+
+
+def test_slices_that_are_not_complete_do_not_lie_in_the_slab_s_memory():
+    way_back = prepare(volume_of((32, 32, 28)), "full").way_back
+    memory = np.zeros((CLASSES, SLAB, 256, 256), np.float32)
+    restorer = Restorer(way_back)
+    for label in (1, 2):  # as a session that writes its output where the last one was
+        memory[:] = 0
+        memory[label] = 1.0
+        restorer.add(memory)
+    along = way_back.turn.apply(restorer.labels())[0, 0]
+    assert along.tolist() == [1] * 14 + [2] * 14
 
 
 def test_restorer_refuses_wrong_shapes_and_missing_slabs():
