@@ -38,6 +38,13 @@ ENGINES_OF: dict[Form, tuple[GraphEngine, ...]] = {
 }
 
 
+# Whose graphs and structures they are. Anything else would be passed over in silence.
+Plane = Annotated[str, Field(pattern=r"^(sagittal|coronal|axial)$")]
+FusionName = Annotated[str, Field(pattern=r"^(simple_concat|linear_concat|linear_add|crossattn|gating)$")]
+# Numbers with points between them, and behind them whatever a package calls its builds.
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,5}([^0-9].{0,60})?$")]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +80,7 @@ class Code(_Record):
 class Structure(_Record):
     """A segmented structure; ``index`` is its value in a label map, ``colour`` is sRGB, 0 to 255."""
 
-    index: Annotated[int, Field(ge=1)]
+    index: Annotated[int, Field(ge=1, le=255)]
     key: str
     name: str
     colour: tuple[int, int, int] | None = None
@@ -110,9 +117,9 @@ class PlaneGraphs(_Record):
         known: what tells a series that is unlike those the model was made for; None where nothing is known.
     """
 
-    timestep: Annotated[int, Field(ge=0)]
+    timestep: Annotated[int, Field(ge=0, lt=1000)]
     block: str
-    classes: int | None = None
+    classes: Annotated[int, Field(ge=2, le=256)] | None = None
     segmentation_features: str | None = None
     diagnosis_features: str | None = None
     segmentation: str | None = None
@@ -131,9 +138,9 @@ class Joint(_Record):
 
     weights_digest: str
     findings: tuple[Finding, ...]
-    planes: dict[str, PlaneGraphs]
+    planes: dict[Plane, PlaneGraphs]
     fusion: str | None = None
-    fusion_name: str | None = None
+    fusion_name: FusionName | None = None
     late_fusion: str | None = None
     patient_data: str | None = None
 
@@ -210,14 +217,14 @@ class Manifest(_Record):
     trained: bool
     licence: str
     origin: str
-    size: int
-    depth: int
+    size: Annotated[int, Field(ge=16, le=2048)]
+    depth: Annotated[int, Field(ge=16, le=16)]
     preparation: Literal["full", "published"] = "full"
-    structures: dict[str, tuple[Structure, ...]]
+    structures: dict[Plane, tuple[Structure, ...]]
     joints: dict[str, Joint]
     graphs: dict[str, Graph]
     native: bool
-    minimum_versions: dict[str, str]
+    minimum_versions: dict[str, Version]
     golden: dict[str, GoldenCase] = {}
     metrics: tuple[Metric, ...] = ()
     refused: tuple[Refusal, ...] = ()

@@ -1,7 +1,8 @@
 """Whether a folder is the bundle that its manifest describes: every file there, unchanged, and nothing else.
 
 What is checked, in this order: the manifest's schema; the signature; names (no absolute path, no "..", no link);
-missing, extra and changed files; what the graphs refer to; the ops they use. The first thing wrong ends it.
+missing, extra and changed files; what the graphs refer to; what they are named for; the ops they use. The first thing
+wrong ends it.
 
 Every file is read through at each verification, by all processors. What the graphs may do follows from their content
 alone, so whoever verifies one bundle often may remember it by the manifest's digest, which names every byte.
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from orthokernels import __version__
 from orthokernels.bundle.graph_files import IR_OPS, ONNX_OPS, REVISION, check_graph
 from orthokernels.bundle.manifest import MANIFEST, SCHEMA, SIGNATURE, File, Manifest, PlaneGraphs
+from orthokernels.bundle.roles import check_roles
 from orthokernels.bundle.signature import check_signature
 from orthokernels.errors import InputError
 from orthokernels.folders import add_to_table, cache_folder, read_table
@@ -87,6 +89,7 @@ def verify(folder: Path | str, *, key: Path | None = None, remember: bool = Fals
     _check_listing(folder, manifest)
     stamps = _check_contents(folder, manifest)
     _check_references(folder, manifest)
+    check_roles(folder / MANIFEST, manifest)
     digest = hashlib.sha256(content).hexdigest()
     if not (remember and _were_read(digest)):
         for graph in manifest.graphs.values():
@@ -192,8 +195,14 @@ def _check_name(folder: Path, name: str) -> None:
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
     """The folder's files are the manifest's."""
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"{error.filename}: can't be read ({error.strerror}). Fetch the bundle again.") from error
+
     found = set()
-    for place, folders, files in os.walk(folder):
+    needed = {parent.as_posix() for name in manifest.files for parent in PurePosixPath(name).parents}
+    empty = []
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         for name in (*folders, *files):
             path = Path(place, name)
             relative = path.relative_to(folder).as_posix()
@@ -203,11 +212,17 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
                 if not path.is_file():
                     raise InputError(f"{folder}: {relative} is not a regular file.")
                 found.add(relative)
+            elif relative not in needed:
+                empty.append(relative)
     found -= {MANIFEST, SIGNATURE}
     for name in sorted(manifest.files.keys() - found):
         raise InputError(f"{folder}: {name} is missing. Fetch the bundle again.")
     for name in sorted(found - manifest.files.keys()):
         raise InputError(f"{folder}: {name} is not in {MANIFEST}. Remove it, or fetch the bundle again.")
+    if empty:  # told last: what lies in a folder says more than the folder
+        raise InputError(
+            f"{folder}: the folder {min(empty)} holds no file of {MANIFEST}. Remove it, or fetch the bundle again."
+        )
 
 
 def _check_contents(folder: Path, manifest: Manifest) -> dict[str, Stamp]:

@@ -82,6 +82,28 @@ def refusal(folder, **options):
     return message
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 0), ("size", 10**6), ("depth", 15), ("structures", {"foo": []}),
+        ("minimum_versions", {"orthokernels": "abc"}), ("minimum_versions", {"orthokernels": "1" * 5000}),
+        ("joints", {"knee": {"weights_digest": "0", "findings": [], "planes": {"foo": {"timestep": 1, "block": "b"}}}}),
+        ("joints", {"knee": {"weights_digest": "0", "findings": [], "planes": {}, "fusion_name": "foo"}}),
+    ],
+)  # fmt: skip
+def test_values_that_no_model_has_are_refused(bundle, field, value):
+    write_manifest(bundle, **{field: value})
+    message = refusal(bundle)
+    assert f"manifest.json: {field}" in message
+    assert message.endswith(". Fetch the bundle again.")
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "2024.5", "0+unknown", "0.2.0.dev1+g1a2b3c4", "1.0rc1", "1"])
+def test_a_minimum_version_is_any_that_a_package_may_have(bundle, version):
+    write_manifest(bundle, minimum_versions={"orthokernels": version})
+    assert verify(bundle).manifest.minimum_versions == {"orthokernels": version}
+
+
 def test_a_whole_bundle_is_verified_and_named_by_its_manifest_s_digest(bundle):
     found = verify(bundle)
     assert found.digest == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
@@ -140,6 +162,27 @@ def test_an_extra_file_is_named_wherever_it_lies(bundle):
     (bundle / "graphs" / "deep").mkdir()
     (bundle / "graphs" / "deep" / "extra").write_bytes(b"")
     assert "graphs/deep/extra is not in manifest.json" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["graphs", "graphs/hidden"])
+def test_a_folder_that_can_not_be_read_is_named(bundle, monkeypatch, name):
+    (bundle / "graphs" / "hidden").mkdir()
+    (bundle / "graphs" / "hidden" / "extra").write_bytes(b"")
+    scan = os.scandir
+
+    def refusing(path):  # root reads whatever it likes
+        if os.fspath(path).endswith(name):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert f"{bundle / name}: can't be read (Permission denied)" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.sig", "graphs/deep/deeper", "weights"])
+def test_a_folder_without_any_listed_file_is_named(bundle, name):
+    (bundle / name).mkdir(parents=True)
+    assert f"the folder {name.removesuffix('/deeper')} holds no file of manifest.json" in refusal(bundle)
 
 
 @pytest.mark.parametrize(
