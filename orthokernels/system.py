@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from orthokernels.backends.registry import backends, processor_features
 from orthokernels.errors import InputError
+
+MOST_THREADS = 1024  # that the native engine takes
 
 _PACKAGES = (
     "orthokernels",
@@ -46,13 +49,19 @@ def processor() -> dict[str, Any]:
 
 
 def threads() -> int:
-    """OMP_NUM_THREADS, else the cores that this process may use."""
-    if own := os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip():
-        try:
-            return max(1, int(own))
-        except ValueError as error:
-            raise InputError(f"OMP_NUM_THREADS is {own!r}, not a number of threads.") from error
-    return _cores()
+    """OMP_NUM_THREADS, of a list the first, else the cores that this process may use.
+
+    Raises:
+        InputError: it is not a number from 1 to ``MOST_THREADS``, or a list of such numbers.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not given:
+        return min(_cores(), MOST_THREADS)
+    counts = [own.strip() for own in given.split(",")]
+    # By length first: Python refuses to read numbers of thousands of digits.
+    if not all(re.fullmatch("0*[0-9]{1,4}", own) and 1 <= int(own[-4:]) <= MOST_THREADS for own in counts):
+        raise InputError(f"OMP_NUM_THREADS is {given[:40]!r}; give a number of threads from 1 to {MOST_THREADS}.")
+    return int(counts[0][-4:])
 
 
 def _cores() -> int:
