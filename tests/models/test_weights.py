@@ -322,3 +322,13 @@ def test_random_weights_that_were_saved_are_the_same(tmp_path):
     saved, drawn = load_weights(str(tmp_path)), random_weights(3)
     assert saved.digest() == drawn.digest()
     assert (saved.name, saved.trained, saved.fusion_name) == ("random:3", False, "gating")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_saved_weights_are_as_readable_as_any_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save_module(nn.Linear(2, 2), tmp_path / "axial.knee.head.safetensors", "linear")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}

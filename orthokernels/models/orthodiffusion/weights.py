@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from orthokernels.data.prepare import SIZE, Mode
 from orthokernels.errors import InputError
+from orthokernels.folders import umask
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
 from orthokernels.models.orthodiffusion.patient_data import LateFusion
 from orthokernels.models.orthodiffusion.pooling import POOLINGS
@@ -327,6 +328,7 @@ def save_state(state: dict[str, Tensor], path: Path, kind: str, **facts: Any) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
             save_file(state, Path(folder, "tensors"))
+            Path(folder, "tensors").chmod(0o666 & ~umask())  # its own are their owner's alone
             Path(folder, "card").write_text(card.model_dump_json(indent=1) + "\n")
             os.replace(Path(folder, "tensors"), path)
             os.replace(Path(folder, "card"), path.with_suffix(".json"))
