@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from orthokernels.runtime.sessions import onnx_runtime
+
 # What sums over many voxels, or exponentiates: it stays in float32, since half precision ends at 65504.
 _NOT_IN_HALF = ("InstanceNormalization", "LayerNormalization", "ReduceMean", "ReduceSum", "Softmax")
 
@@ -22,6 +24,7 @@ def weighted_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph in float16 but for normalisations and sums; its inputs and outputs stay float32."""
+    onnx_runtime()  # before its tools load it
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 

@@ -27,6 +27,7 @@ from onnx import helper, numpy_helper
 from orthokernels.export.forms import weighted_nodes
 
 from orthokernels.models.study_model import Array
+from orthokernels.runtime.sessions import onnx_runtime
 
 # Deviations from the mean that the first byte reaches to; the second leaves steps of 0.002 deviations all the same.
 REACH = 64.0
@@ -65,14 +66,12 @@ def _values(
     model: onnx.ModelProto, names: Sequence[str], inputs: Sequence[Mapping[str, Array]]
 ) -> dict[str, np.ndarray]:
     """What tensors hold for all inputs, [rows, width] each."""
-    from onnxruntime import InferenceSession
-
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     given = {own.name for own in shown.graph.input}
     inner = [name for name in dict.fromkeys(names) if name not in given]
     shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in inner)
-    session = InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnx_runtime().InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
     made = [dict(zip(inner, session.run(inner, dict(own)), strict=True)) if inner else {} for own in inputs]
     rows = [{**own, **more} for own, more in zip(inputs, made, strict=True)]
     return {name: np.concatenate([own[name].reshape(-1, own[name].shape[-1]) for own in rows]) for name in names}

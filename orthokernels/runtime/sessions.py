@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,20 @@ def _openvino(path: Path) -> Session:
     return run
 
 
-def _onnxruntime(path: Path) -> Session:
+def onnx_runtime() -> Any:
+    """ONNX Runtime, which is to be imported here alone.
+
+    From 1.32 on it keeps an id of the machine in the user's cache and sends what it is used for to its maker, unless
+    the environment forbids that before it is loaded.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    return onnxruntime
+
+
+def _onnxruntime(path: Path) -> Session:
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.inter_op_num_threads = 1
