@@ -6,8 +6,15 @@ import functools
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from orthokernels.errors import InputError
 
@@ -50,22 +57,48 @@ def place_of(out: Path | str) -> Path:
 def read_table(file: Path) -> dict[str, Any]:
     """A table that ``add_to_table`` wrote; empty where there is no file, or a broken one."""
     try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
+        # Opening a pipe would wait for a writer.
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def add_to_table(file: Path, name: str, value: Any) -> None:
     """Add a line, in one piece, to whatever other processes wrote meanwhile; a read-only disk is no error."""
-    read_table.cache_clear()
-    table = {**read_table(file), name: value}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".writing-", delete=False) as beside:
-            beside.write(json.dumps(table, indent=1, sort_keys=True) + "\n")
-        os.replace(beside.name, file)
+        with _locked(file):
+            read_table.cache_clear()
+            _replace(file, json.dumps({**read_table(file), name: value}, indent=1, sort_keys=True) + "\n")
     except OSError:
         return
     finally:
         read_table.cache_clear()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Nobody else adds to a table meanwhile; where the system or the disk has no locks, somebody might."""
+    if fcntl is None:
+        yield
+        return
+    # Beside the table, which is replaced; it stays, since whoever removed it might remove another's.
+    lock = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _replace(file: Path, content: str) -> None:
+    descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
+    try:
+        with open(descriptor, "w") as new:
+            new.write(content)
+        os.replace(beside, file)
+    except OSError:
+        os.unlink(beside)
+        raise
