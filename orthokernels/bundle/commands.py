@@ -66,6 +66,7 @@ def tune(
     """Time every engine and form on this machine and remember the fastest for 'run --bundle'."""
     from orthokernels.bundle.verify import verify as check
     from orthokernels.progress import progress
+    from orthokernels.runtime.tuning import choices_file, tuned
     from orthokernels.runtime.tuning import tune as time_all
 
     found = check(bundle, key=key)
@@ -77,10 +78,21 @@ def tune(
     if as_json:
         print(json.dumps({"bundle": found.digest, "joint": joint, "timings": [asdict(own) for own in timings]}))
     elif not quiet:
-        _print_timings(timings, joint)
+        _print_timings(timings)
+    fastest = timings[0]
+    kept = tuned(found.digest, joint)
+    if kept is None or (kept.engine, kept.form) != (fastest.engine, fastest.form):
+        raise InputError(
+            f"{choices_file()}: can't be written, so that 'orthokernels run --bundle' will not know of "
+            f"{fastest.engine} in {fastest.form}. Name a folder that can be written with ORTHOKERNELS_CACHE and tune "
+            f"again, or run with --engine {fastest.engine} --form {fastest.form}."
+        )
+    if not (quiet or as_json):
+        told = f"{fastest.engine} in {fastest.form}"
+        print(f"'orthokernels run --bundle' now uses {told} on this machine, for the {joint}.")
 
 
-def _print_timings(timings: list[Timing], joint: str) -> None:
+def _print_timings(timings: list[Timing]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -98,8 +110,6 @@ def _print_timings(timings: list[Timing], joint: str) -> None:
         else:
             table.add_row(own.engine, own.form, f"{own.seconds:.3f}", f"{own.seconds / best:.2f} x")
     console.print(table)
-    fastest = f"{timings[0].engine} in {timings[0].form}"
-    console.print(f"'orthokernels run --bundle' now uses {fastest} on this machine, for the {joint}.", soft_wrap=True)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import numpy as np
 from orthokernels import tasks
 from orthokernels.bundle.manifest import Form, GraphEngine, Joint, PlaneGraphs
 from orthokernels.bundle.verify import Bundle
+from orthokernels.errors import InputError
 from orthokernels.models.native.pooling import StructurePool
 from orthokernels.models.native.tensors import load_tensors
 from orthokernels.models.noise import feature_noise
@@ -39,7 +40,13 @@ class Graphs:
             files = graph.forms.get(self.form) or graph.forms["fp32"]
             path, *_ = (self.bundle.unchanged(file) for file in files)
             self._sessions[name] = open_graph(path, self.engine)
-        return self._sessions[name]({tensor: inputs[tensor] for tensor in graph.inputs})
+        made = self._sessions[name]({tensor: inputs[tensor] for tensor in graph.inputs})
+        if lacking := graph.outputs.keys() - made.keys():
+            raise InputError(
+                f"{self.bundle.folder}: the graph {name} does not make {min(lacking)!r}, as its manifest says. "
+                "Fetch the bundle again."
+            )
+        return made
 
     def close(self, name: str | None) -> None:
         """Let go of a graph's memory."""
@@ -101,7 +108,8 @@ class GraphPlane:
         return self._graphs.run(self._own.head, vector=vector[None])["logits"][0]
 
     def release(self) -> None:
-        for name in (self._own.segmentation_features, self._own.diagnosis_features, self._own.segmentation):
+        own = self._own
+        for name in (own.segmentation_features, own.diagnosis_features, own.segmentation, own.pooling):
             self._graphs.close(name)
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -94,9 +95,9 @@ def _by_seconds(timing: Timing) -> float:
     return timing.seconds
 
 
-def goes_together(engine: str, form: Form) -> bool:
+def goes_together(engine: str, form: str) -> bool:
     """Whether an engine is one that a form is run by; the native one computes in fp32 alone."""
-    return form == "fp32" if engine == "native" else engine in ENGINES_OF.get(form, ())
+    return form == "fp32" if engine == "native" else engine in ENGINES_OF.get(cast(Form, form), ())
 
 
 def contenders(bundle: Bundle) -> Iterator[Choice]:
@@ -129,22 +130,24 @@ def _time(rows: dict[Choice, PlaneModel], size: int, depth: int, rounds: int) ->
 
 def write_choice(digest: str, joint: str, timings: Sequence[Timing]) -> None:
     """Write down what was timed, fastest first."""
-    add_to_table(_file(), _key(digest, joint), [asdict(timing) for timing in timings])
+    add_to_table(choices_file(), _key(digest, joint), [asdict(timing) for timing in timings])
 
 
 def tuned(digest: str, joint: str, engine: str = "auto") -> Choice | None:
     """What was fastest on this machine, of one engine or of all; None where nothing was timed here.
 
-    Pairs that an earlier version timed, and that do not go together, are passed over.
+    Pairs that an earlier version timed, and that do not go together, are passed over, and so is what is damaged.
     """
-    rows: list[dict[str, Any]] = read_table(_file()).get(_key(digest, joint), [])
-    for row in rows:
-        if engine in ("auto", row["engine"]) and goes_together(row["engine"], row["form"]):
-            return Choice(row["engine"], row["form"])
+    rows = read_table(choices_file()).get(_key(digest, joint))
+    for row in rows if isinstance(rows, list) else ():
+        own, form = (row.get(name) for name in ("engine", "form")) if isinstance(row, dict) else (None, None)
+        if isinstance(own, str) and isinstance(form, str) and engine in ("auto", own) and goes_together(own, form):
+            return Choice(own, cast(Form, form))
     return None
 
 
-def _file() -> Any:
+def choices_file() -> Path:
+    """The table of what was timed on this machine."""
     return cache_folder() / "tuning" / "bundles.json"
 
 

@@ -15,13 +15,15 @@ import pytest
 
 from orthokernels.bundle.manifest import ENGINES_OF, FORMS
 from orthokernels.bundle.verify import verify
+from orthokernels.cli import main
 from orthokernels.errors import InputError
+from orthokernels.folders import read_table
 from orthokernels.models.patient_data import Patient
 from orthokernels.models.weights_folder import demo_folder
 from orthokernels.pipeline import load_model, run
 from orthokernels.runtime.model import open_bundle
 from orthokernels.runtime.sessions import open_graph
-from orthokernels.runtime.tuning import Choice, Timing, contenders, tune, tuned, write_choice
+from orthokernels.runtime.tuning import Choice, Timing, choices_file, contenders, tune, tuned, write_choice
 from orthokernels.tasks import PLANES
 
 ENGINES = ("openvino", "onnxruntime", "native")
@@ -112,6 +114,51 @@ def test_tuning_times_every_contender_and_run_uses_the_fastest(bundle):
     assert load_model(bundle=bundle).engine == timings[0].engine
     assert tuned(found.digest, "knee", "onnxruntime") == Choice("onnxruntime", "fp32")
     assert tuned("0" * 64, "knee") is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ["x", None, 3, [1], [{}], [None], ["x"], [{"engine": "native"}], [{"engine": [], "form": {}}],
+     [{"engine": "native", "form": []}]],
+)  # fmt: skip
+def test_damaged_rows_of_what_was_timed_are_passed_over(tmp_path, rows):
+    write_choice("0" * 64, "knee", [Timing("native", "fp32", 1.0)])
+    table = json.loads(choices_file().read_text())
+    choices_file().write_text(json.dumps(dict.fromkeys(table, rows)))
+    read_table.cache_clear()
+    assert tuned("0" * 64, "knee") is None
+
+
+def test_a_choice_that_can_not_be_kept_is_not_claimed(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["orthokernels", "bundle", "tune", str(bundle), "--rounds", "1"])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "Seconds" in said.out
+    assert "now uses" not in said.out
+    assert "bundles.json: can't be written" in said.err
+    assert "ORTHOKERNELS_CACHE" in said.err
+    monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "now uses" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_model_that_was_let_go_holds_no_graph_of_a_slab(bundle, engine):
+    model = load_model(bundle=bundle, engine=engine, planes=("axial",))
+    x0 = slab()
+    plane = model.planes["axial"]
+    before = plane.heads(plane.features(x0, seed=0, draws=1, sample=0), x0)
+    assert "axial.knee.pooling" in model._graphs._sessions
+    model.release()
+    assert model._graphs._sessions == {}
+    again = plane.heads(plane.features(x0, seed=0, draws=1, sample=0), x0)
+    np.testing.assert_array_equal(again.vector, before.vector)
 
 
 def test_an_untuned_bundle_runs_on_the_native_engine(bundle):
