@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from orthokernels import ops
+from orthokernels.backends.cpu.volumes import array
 from orthokernels.ops import (
     attention3d,
     attention_block,
@@ -98,3 +99,28 @@ def test_products_take_autocast_s_dtype_and_norms_their_volume_s(dtype, biased):
     assert {found.dtype for found in kept} == {dtype}
     products["conv3d"].sum().backward()
     assert weight.grad.dtype == parameters
+
+
+def test_native_kernels_leave_a_storage_that_can_be_resized():
+    # As FSDP2 does with parameters.
+    x, weight, bias = torch.randn(1, 8, 2, 3, 4), torch.ones(8), torch.zeros(8)
+    taps = torch.randn(8, 8, 3, 3, 3)
+    group_norm_silu(x, 4, weight, bias, backend="cpu")
+    conv3d(x, taps, bias, backend="cpu")
+    upsample2x_trilinear(x, backend="cpu")
+    for own in (x, weight, bias, taps):
+        own.untyped_storage().resize_(0)
+        assert own.untyped_storage().nbytes() == 0
+
+
+def test_an_array_is_the_tensor_s_memory_and_holds_it():
+    for tensor in (torch.randn(3, 4), torch.randn(3, 4, 5).permute(2, 0, 1), torch.randn(6, 4)[1::2], torch.ones(())):
+        own = array(tensor)
+        assert own.shape == tuple(tensor.shape)
+        assert (own == tensor.numpy()).all()
+        own[...] = 7
+        assert (tensor == 7).all()
+    held = array(torch.full((1000,), 3.0))
+    others = [torch.zeros(1000) for _ in range(9)]
+    assert (held == 3).all()
+    assert not any(other.any() for other in others)

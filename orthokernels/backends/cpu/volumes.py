@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,20 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
+_KINDS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+_Memory = ctypes.c_char * sys.maxsize  # from an address on; NumPy asks where it ends, and nobody reads so far
+
 
 def array(tensor: Tensor) -> Array:
-    """A tensor's own memory."""
-    return np.asarray(tensor.detach().numpy())
+    """A tensor's own memory, which the array holds.
+
+    ``Tensor.numpy`` would take from the storage for good that it can be resized, which FSDP2 does with parameters.
+    """
+    kind = _KINDS[tensor.dtype]
+    memory: Any = _Memory.from_address(tensor.data_ptr())
+    memory.tensor = tensor
+    strides = None if tensor.is_contiguous() else [kind.itemsize * step for step in tensor.stride()]
+    return np.ndarray(tensor.shape, kind, memory, 0, strides)
 
 
 def optional(tensor: Tensor | None) -> Array | None:
