@@ -14,7 +14,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.layout import conform, empty_volume, layout_of
-from orthokernels.ops.registration import implements, refuse_gradients
+from orthokernels.ops.registration import called, implements, refuse_gradients
 
 NAME = "add_noise"
 
@@ -48,7 +48,7 @@ def add_noise(
     """
     check_noised(x0, shares, "shares", noise, seed)
     refuse_gradients("noising has none. Detach it.", x0=x0, shares=shares, noise=noise)
-    return torch.ops.orthokernels.add_noise(x0, shares, noise, seed, step, backend)
+    return called(NAME, x0, shares, noise, seed, step, backend)
 
 
 def reference(x0: Tensor, shares: Tensor, noise: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.attention3d import bias_matrix, seen_by
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import check_alike, dense
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import called, differentiable_once, implements
 
 NAME = "attention3d"
 Grid = tuple[int, int, int]
@@ -82,7 +82,7 @@ def attention3d(
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(2, 3)
     if backend == "auto" and plain_is_faster_attention(q):
         return reference(q, k, v, sides, bias=bias, window=seen, scale=scale)
-    return torch.ops.orthokernels.attention3d(q, k, v, list(sides), bias, list(seen), scale, backend)[0]
+    return called(NAME, q, k, v, list(sides), bias, list(seen), scale, backend)[0]
 
 
 def _checked_grid(q: Tensor, grid: Sequence[int]) -> Grid:

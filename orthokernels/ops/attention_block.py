@@ -37,7 +37,7 @@ from orthokernels.backends.torch.attention_block import (
 )
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import called, differentiable_once, implements
 
 NAME = "attention_block"
 
@@ -84,8 +84,8 @@ def attention_block(
     """
     (x,) = lowered(x)
     _check(x, groups, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias, heads)
-    return torch.ops.orthokernels.attention_block(
-        x, groups, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias, heads, legacy, eps, backend
+    return called(
+        NAME, x, groups, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias, heads, legacy, eps, backend
     )
 
 

@@ -29,7 +29,7 @@ from orthokernels.backends.cpu.gains import plain_is_faster_pooling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import check_alike
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import called, differentiable_once, implements
 
 NAME = "attention_pool"
 
@@ -58,7 +58,7 @@ def attention_pool(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend == "auto" and plain_is_faster_pooling(q):
         return reference(q, k, v, scale=scale)
-    return torch.ops.orthokernels.attention_pool(q, k, v, scale, backend)[0]
+    return called(NAME, q, k, v, scale, backend)[0]
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:

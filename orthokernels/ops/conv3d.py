@@ -23,7 +23,7 @@ from orthokernels.backends.cpu.gains import plain_is_faster_conv
 from orthokernels.backends.registry import choose
 from orthokernels.ops.autocast import lowered
 from orthokernels.ops.layout import Layout, conform, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import called, differentiable_once, implements
 
 NAME = "conv3d"
 
@@ -63,7 +63,7 @@ def conv3d(
     _check(x, weight, bias, stride)
     if backend == "auto" and plain_is_faster_conv(x, weight, stride):
         return conform(reference(x, weight, bias, stride=stride), _layout(x))
-    return torch.ops.orthokernels.conv3d(x, weight, bias, stride, exact, backend)
+    return called(NAME, x, weight, bias, stride, exact, backend)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.denoise_step import stepped
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import implements, refuse_gradients
+from orthokernels.ops.registration import called, implements, refuse_gradients
 
 NAME = "denoise_step"
 
@@ -80,9 +80,7 @@ def denoise_step(
         BackendUnavailable: a backend was asked for by name and can not run; the message says why.
     """
     _check(x, output, coefficients, previous, clip, threshold, seed)
-    found, x0 = torch.ops.orthokernels.denoise_step(
-        x, output, coefficients, previous, threshold, seed, step, clip, keep_x0, backend
-    )
+    found, x0 = called(NAME, x, output, coefficients, previous, threshold, seed, step, clip, keep_x0, backend)
     return found, x0 if keep_x0 else None
 
 

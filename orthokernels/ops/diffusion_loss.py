@@ -24,7 +24,7 @@ from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.add_noise import by_sample
 from orthokernels.ops.add_noise import check_noised
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements, refuse_gradients
+from orthokernels.ops.registration import called, differentiable_once, implements, refuse_gradients
 
 NAME = "diffusion_loss"
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
@@ -73,9 +73,7 @@ def diffusion_loss(
         raise ValueError(f'norm: {norm!r}; allowed are "l1" and "l2".')
     told = "the loss has one for the prediction alone. Detach it."
     refuse_gradients(told, x0=x0, target=target, noise=noise, weight=weight)
-    return torch.ops.orthokernels.diffusion_loss(
-        prediction, x0, target, noise, seed, step, weight, norm == "l2", backend
-    )  # fmt: skip
+    return called(NAME, prediction, x0, target, noise, seed, step, weight, norm == "l2", backend)
 
 
 def target_shares(prediction: Prediction, shares: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_group_norm
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, dense, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import called, differentiable_once, implements
 
 NAME = "group_norm_silu"
 
@@ -77,8 +77,8 @@ def group_norm_silu(
     if backend == "auto" and plain_is_faster_group_norm(x, skip, activation, (weight, bias), (shift, scale_shift)):
         given = {"shift": shift, "scale_shift": scale_shift, "activation": activation, "eps": eps, "skip": skip}
         return conform(reference(x, groups, weight, bias, **given), layout_of(x))  # type: ignore[arg-type]
-    op = torch.ops.orthokernels.group_norm_silu
-    return op(x, skip, groups, weight, bias, shift, scale_shift, activation == "silu", eps, backend)[0]
+    silu = activation == "silu"
+    return called(NAME, x, skip, groups, weight, bias, shift, scale_shift, silu, eps, backend)[0]
 
 
 def reference(

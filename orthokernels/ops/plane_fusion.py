@@ -30,7 +30,7 @@ from torch import Tensor
 from orthokernels.backends.registry import choose
 from orthokernels.backends.torch.plane_fusion import mixed
 from orthokernels.ops.layout import conform, empty_volume, layout_of
-from orthokernels.ops.registration import differentiable_once, implements, refuse_gradients
+from orthokernels.ops.registration import called, differentiable_once, implements, refuse_gradients
 
 NAME = "plane_fusion"
 PLANES = 3
@@ -66,9 +66,8 @@ def plane_fusion(
     """
     present = _check(volumes, gates)
     to_plane, to_result, boxes = matrices(affines, affine, volumes)
-    op = torch.ops.orthokernels.plane_fusion
     device = present[0].device
-    return op(*volumes, gates, to_plane.to(device), to_result.to(device), boxes, backend)[0]
+    return called(NAME, *volumes, gates, to_plane.to(device), to_result.to(device), boxes, backend)[0]
 
 
 def matrices(affines: Sequence[Any], affine: Any, volumes: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:

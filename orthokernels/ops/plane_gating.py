@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.registry import choose
-from orthokernels.ops.registration import differentiable_once, implements
+from orthokernels.ops.registration import called, differentiable_once, implements
 
 NAME = "plane_gating"
 PLANES_AT_MOST, HIDDEN_AT_MOST = 8, 128
@@ -66,7 +66,7 @@ def plane_gating(
             raise ValueError(f"{name}: {told}; must be {shape} on {logits.device}.")
         if tensor.dtype not in (logits.dtype, torch.float32):
             raise ValueError(f"{name}: {tensor.dtype}; must be {logits.dtype}, as the logits, or torch.float32.")
-    return torch.ops.orthokernels.plane_gating(logits, weight1, bias1, weight2, bias2, backend)
+    return called(NAME, logits, weight1, bias1, weight2, bias2, backend)
 
 
 def reference(logits: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> tuple[Tensor, Tensor]:

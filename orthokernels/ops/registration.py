@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from orthokernels.ops.autocast import lowers
 
@@ -32,6 +33,22 @@ def implements(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return function
 
     return register
+
+
+def called(op: str, *given: Any) -> Any:
+    """What an op gives for its arguments.
+
+    Raises:
+        RuntimeError: one has a tangent, of forward-mode differentiation: the results would have one of zeros.
+    """
+    if not torch.compiler.is_compiling():
+        for own in given:
+            if isinstance(own, Tensor) and unpack_dual(own).tangent is not None:
+                raise RuntimeError(
+                    f"{op}: has no forward-mode derivative. Call its definition in plain PyTorch, reference of "
+                    f"orthokernels.ops.{op}, or undo acceleration with orthokernels.restore(model)."
+                )
+    return getattr(torch.ops.orthokernels, op)(*given)
 
 
 def refuse_gradients(why: str, **given: Any) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from orthokernels.backends.cpu.gains import plain_is_faster_doubling
 from orthokernels.backends.registry import choose
 from orthokernels.ops.layout import conform, empty_volume, layout_of
-from orthokernels.ops.registration import implements
+from orthokernels.ops.registration import called, implements
 
 NAME = "upsample2x_trilinear"
 
@@ -48,7 +48,7 @@ def upsample2x_trilinear(x: Tensor, *, backend: str = "auto") -> Tensor:
         )
     if backend == "auto" and plain_is_faster_doubling(x):
         return conform(reference(x), layout_of(x))
-    return torch.ops.orthokernels.upsample2x_trilinear(x, backend)
+    return called(NAME, x, backend)
 
 
 def reference(x: Tensor) -> Tensor:

@@ -159,3 +159,11 @@ def test_a_tensor_of_monai_s_is_taken_both_ways(name, frozen):
         return [own.as_subclass(Tensor) for own in (*results, *given)]
 
     torch.testing.assert_close(run(meta_tensor), run(lambda own: own))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_forward_mode_derivative_is_refused_by_name(name):
+    call = CALLS[name]
+    first, *others = call.tensors(7, 9, 11)
+    with pytest.raises(RuntimeError, match=f"^{name}: has no forward-mode derivative"):
+        torch.func.jvp(lambda own: call.run(own, *others, backend="torch"), (first,), (torch.ones_like(first),))
