@@ -309,6 +309,30 @@ def test_a_class_that_was_made_after_is_not_taken_away():
     assert [type(module) for module in model] == [nn.Conv3d, nn.Conv3d]
 
 
+def test_fully_shard_comes_first(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    x = kit.volume(1, 4, 2, 4, 4)
+    made = [nn.Conv3d(4, 4, 3, padding=1) for _ in range(2)]
+    want = [conv(x) for conv in made]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        accelerate(made[0], ops="conv3d", backend="torch", memory_format=None)
+        for conv in made:
+            fully_shard(conv, mesh=mesh)
+        with pytest.raises(ValueError, match=r"model: \(model\) became FSDPAcceleratedConv3d after accelerate"):
+            restore(made[0])
+        assert accelerate(made[1], ops="conv3d", backend="torch").replaced
+        found = [conv(x) for conv in made]
+        restore(made[1])
+        assert type(made[1]).__name__ == "FSDPConv3d"
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(found, want, **EXACT)
+
+
 @pytest.mark.parametrize("backend", ["trition", "cuda"])
 def test_an_unknown_backend_is_named(backend):
     model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())

@@ -79,8 +79,8 @@ def accelerate(
     """Let a model's modules call the ops, in place.
 
     Args:
-        model: on the device that it will run on, since kernels are chosen for it. Call again after moving it. Call
-            before it is wrapped (by DistributedDataParallel, fully_shard, weight_norm).
+        model: on the device that it will run on, since kernels are chosen for it. Call again after moving it, after
+            weight_norm and fully_shard (they make classes of their own), and before DistributedDataParallel.
         ops: "auto" for all that a kernel computes there, or names of ``OPS``.
         memory_format: that parameters are brought into, where a module was replaced; None leaves them, and so does a
             model that holds a DistributedDataParallel.
