@@ -18,7 +18,7 @@ from orthokernels.bench.cpu.peers import exported_file, quantised
 from orthokernels.bench.cpu.subjects import FeaturePass, network
 from orthokernels.bench.record import circumstances
 
-from orthokernels.runtime.sessions import openvino_core
+from orthokernels.runtime.sessions import openvino_core, openvino_runtime
 
 SIDES, BLOCK = (16, 64, 64), "mid_2"
 
@@ -41,10 +41,8 @@ def main(out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file
 
 def _saved(model: Any) -> int:
     """Bytes of a model's two files."""
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:
-        openvino.save_model(model, Path(folder, "model.xml"), compress_to_fp16=False)
+        openvino_runtime().save_model(model, Path(folder, "model.xml"), compress_to_fp16=False)
         return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 

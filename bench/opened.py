@@ -25,6 +25,7 @@ from orthokernels.bench.record import circumstances, heading
 from orthokernels.bundle.manifest import Graph
 from orthokernels.bundle.verify import Bundle, verify
 from orthokernels.errors import InputError, need
+from orthokernels.runtime.sessions import onnx_runtime
 
 _SECONDS = 600  # that one program may take
 _PATIENCE = 60  # seconds that Netron gets for its layout
@@ -45,11 +46,10 @@ def open_all(bundle: Bundle, graphs: set[str]) -> Iterator[dict[str, Any]]:
 def _onnxruntime(path: Path, graph: Graph) -> str:
     """What plain ONNX Runtime says of a file: its outputs' shapes, or that it is not for it."""
     import numpy as np
-    import onnxruntime
 
     if path.suffix != ".onnx":
         return "not ONNX"
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnx_runtime().InferenceSession(path, providers=["CPUExecutionProvider"])
     made = session.run(None, {name: np.zeros(_sides(sides), np.float32) for name, sides in graph.inputs.items()})
     return ", ".join(
         f"{output.name} {'x'.join(map(str, value.shape))}"

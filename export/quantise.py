@@ -33,7 +33,7 @@ from orthokernels.export.two_bytes import in_two_bytes
 
 from orthokernels.bundle.manifest import Form, Quantisation
 from orthokernels.models.study_model import Array
-from orthokernels.runtime.sessions import Session, open_graph, openvino_core
+from orthokernels.runtime.sessions import Session, open_graph, openvino_core, openvino_runtime
 
 # A graph alone may use half of what the whole form may lose, on studies that are few.
 LARGEST_SHARE = 0.5
@@ -111,9 +111,7 @@ def write_int8(
         refused + tried if (refused := _refusal(share, largest, len(layers), len(in_float))) else "",
     )  # fmt: skip
     if not found.refused:
-        import openvino
-
-        openvino.save_model(made, path, compress_to_fp16=False)
+        openvino_runtime().save_model(made, path, compress_to_fp16=False)
     return found
 
 
@@ -212,8 +210,6 @@ def write_int8_of_vectors(
         paths: of "int8" (OpenVINO's IR, .xml) and "int8_qdq", where they are wanted.
         fp32, inputs, used: as ``write_int8``'s.
     """
-    import openvino
-
     model = onnx.load(fp32)
     layers, found = len(weighted_nodes(model)), []
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +217,7 @@ def write_int8_of_vectors(
         save(in_two_bytes(model, inputs), portable)
         for form, path in paths.items():
             if form == "int8":
-                openvino.save_model(openvino_core().read_model(portable), path, compress_to_fp16=False)
+                openvino_runtime().save_model(openvino_core().read_model(portable), path, compress_to_fp16=False)
             else:
                 shutil.copyfile(portable, path)
             share = used(open_graph(path, "openvino" if form == "int8" else "onnxruntime"))
@@ -250,10 +246,16 @@ def _refusal(share: float, largest: float, layers: int, in_float: int) -> str:
     return "no layer of it can be in INT8" if in_float >= layers else ""
 
 
-def _options(in_float: Mapping[str, str], careful: bool) -> dict[str, Any]:
-    """What NNCF is asked for. Careful: nothing but layers in INT8, and what goes into them over its own range."""
+def _nncf() -> Any:
+    openvino_runtime()  # first, so that neither tells anybody of it
     import nncf
 
+    return nncf
+
+
+def _options(in_float: Mapping[str, str], careful: bool) -> dict[str, Any]:
+    """What NNCF is asked for. Careful: nothing but layers in INT8, and what goes into them over its own range."""
+    nncf = _nncf()
     if not careful:
         return {"ignored_scope": nncf.IgnoredScope(names=list(in_float), validate=False)}
     return {
@@ -269,8 +271,7 @@ _BETWEEN_LAYERS = ("Add", "Multiply", "Subtract", "MVN", "Mul", "Sub", "Instance
 def _quantise(
     model: Any, inputs: Sequence[Mapping[str, Array]], in_float: Mapping[str, str], careful: bool
 ) -> Any:  # fmt: skip
-    import nncf
-
+    nncf = _nncf()
     if not isinstance(model, onnx.ModelProto):  # OpenVINO calls a layer without its bias so
         in_float = dict.fromkeys([*in_float, *(f"{name}/WithoutBiases" for name in in_float)], "")
     advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
@@ -285,18 +286,14 @@ class _quiet(redirect_stdout):  # noqa: N801 (used as the function that it stand
     """NNCF's progress bars go to standard error, and its remarks nowhere."""
 
     def __init__(self) -> None:
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)
+        _nncf().set_log_level(logging.ERROR)
         super().__init__(sys.stderr)
 
 
 def _judge(model: Any, used: Used) -> float:
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:  # as it will be read
         path = Path(folder) / "graph.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
+        openvino_runtime().save_model(model, path, compress_to_fp16=False)
         return used(open_graph(path, "openvino"))
 
 

@@ -205,6 +205,7 @@ def _check_options(
             raise InputError(f"there is no plane {plane!r}; choose from {', '.join(tasks.PLANES)}.")
     if joint not in tasks.LABELS:
         raise InputError(f"there is no joint {joint!r}; choose from {', '.join(tasks.LABELS)}.")
+    threads()  # a wrong number of them is told before there is any work
     if draws < 1:
         raise InputError(f"at least 1 noise draw is needed, not {draws}.")
     known = ("torch", "native") if bundle is None else ("openvino", "onnxruntime", "native")

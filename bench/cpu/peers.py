@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from orthokernels.runtime.sessions import openvino_core
+from orthokernels.runtime.sessions import onnx_runtime, openvino_core
 
 Call = Callable[[], np.ndarray]
 Inputs = tuple[np.ndarray, ...]
@@ -54,8 +54,7 @@ def _torch_call(module: nn.Module, inputs: Inputs, memory_format: torch.memory_f
 
 def onnxruntime_fp32(module: nn.Module, inputs: Inputs, threads: int) -> Call:
     """ONNX Runtime's CPU provider, all graph optimisations."""
-    import onnxruntime
-
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with exported_file(module, inputs) as path:
@@ -78,12 +77,13 @@ def openvino_int8(module: nn.Module, inputs: Inputs, threads: int) -> Call:
 
 def quantised(path: Path, inputs: Inputs) -> Any:
     """An ONNX file as OpenVINO's model in INT8, calibrated on noise of the inputs' shapes."""
+    core = openvino_core()  # first, so that NNCF tells nobody of it
     import nncf
 
     rng = np.random.default_rng(1)
     drawn = [[rng.standard_normal(x.shape, dtype=np.float32) for x in inputs] for _ in range(CALIBRATION_VOLUMES)]
     nncf.set_log_level(40)  # errors
-    return nncf.quantize(openvino_core().read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
+    return nncf.quantize(core.read_model(path), nncf.Dataset(drawn), fast_bias_correction=True)
 
 
 @contextmanager

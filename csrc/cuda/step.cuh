@@ -10,8 +10,8 @@ struct Coefficients {
 // The clean volume that the network's output means.
 ORTHO_DEVICE float clean(const Coefficients& c, float x, float output) { return c.x0_x * x + c.x0_output * output; }
 
-// A number that is none becomes a bound, as in the Triton kernel.
-ORTHO_DEVICE float clamped(float x0, float bound) { return fminf(fmaxf(x0, -bound), bound); }
+// NaN stays, as in the Triton kernel; fminf and fmaxf would drop it.
+ORTHO_DEVICE float clamped(float x0, float bound) { return x0 < -bound ? -bound : x0 > bound ? bound : x0; }
 
 // The next volume, but for what the step before and the noise add to it.
 ORTHO_DEVICE float advanced(const Coefficients& c, float x, float output, float x0) {

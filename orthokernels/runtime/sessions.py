@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def open_graph(path: Path, engine: GraphEngine) -> Session:
     return run
 
 
+def openvino_runtime() -> Any:
+    """OpenVINO, which is to be imported here alone, and before NNCF.
+
+    Both keep an id of whoever uses them in the home folder and tell their maker of every import, by a package of its
+    own, and do without where that can't be imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 @functools.cache
 def openvino_core() -> Any:
     """OpenVINO's, one for the whole process.
@@ -51,17 +64,13 @@ def openvino_core() -> Any:
     When the last one goes, its plugin is unloaded, but what that had asked to be called at a fork stays asked for: the
     next fork then ends the process (seen with 2026.4, in PyTorch's data loader).
     """
-    from openvino import Core
-
-    core = Core()
+    core = openvino_runtime().Core()
     core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, and so keeps it: whoever else uses it, too
     return core
 
 
 def _openvino(path: Path) -> Session:
-    from openvino import properties
-
-    core = openvino_core()
+    core, properties = openvino_core(), openvino_runtime().properties
     model = core.read_model(path)
     names = [output.get_any_name() for output in model.outputs]  # a compiled model may call them by inner names
     compiled = core.compile_model(

@@ -126,6 +126,7 @@ def test_noise_has_the_bits_of_plain_pytorch_s(on_cpu, seed, step):
 def test_a_step_has_the_bits_of_plain_pytorch_s(on_cpu, divided):
     draw = torch.Generator().manual_seed(0)
     x, output, given = (torch.randn(size, generator=draw) for size in (1001, 1001, 7))
+    x[7] = float("nan")  # stays, and is no bound
     found, x0 = torch.full_like(x, float("nan")), torch.full_like(x, float("nan"))
     on_cpu.go(
         ctypes.c_longlong(x.numel()), address(x), address(output), address(given), ctypes.c_float(0.75),
@@ -133,8 +134,9 @@ def test_a_step_has_the_bits_of_plain_pytorch_s(on_cpu, divided):
     )  # fmt: skip
     bound = {"clip": None, "threshold": torch.tensor([0.75])} if divided else {"clip": 0.75, "threshold": None}
     want, want_x0 = stepped(x[None], output[None], given, None, noise=None, **bound)
-    assert torch.equal(found, want[0])
-    assert torch.equal(x0, want_x0[0])
+    assert want_x0[0, 7].isnan()
+    torch.testing.assert_close(found, want[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(x0, want_x0[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 300])
