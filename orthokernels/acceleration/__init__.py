@@ -15,6 +15,10 @@ concatenated. An attention block of guided-diffusion over few voxels is one op, 
 differentiable once, and attention without bias and window stays PyTorch's; on a GPU convolutions are cuDNN's and stay
 so.
 
+What comes afterwards is not looked at: a hook that is put on a GroupNorm whose work an op has taken over is not called.
+``torch.jit.script``, ``torch.fx`` and ONNX export want ``restore`` first, ``torch.compile`` and ``torch.export`` do
+not.
+
 No kernel was timed on a GPU yet, so nothing is left out for being slower there.
 """
 

@@ -149,6 +149,9 @@ def test_what_does_not_fit_is_told():
     ]:
         with pytest.raises(ValueError, match=told):
             UNetPlan(state, **{**given, **changed}).run(np.zeros((1, 16, 32, 24), np.float32))
+    for wrong in ((16, 32, 24), (1, 1, 16, 32, 24), (1, 16, 32, 22)):
+        with pytest.raises(ValueError, match=r"x: shape .*; must be \(channels, 16, 32, 24\), one volume at a time"):
+            UNetPlan(state, **given).run(np.zeros(wrong, np.float32))
     del state["middle_block.0.in_layers.2.bias"]
     with pytest.raises(ValueError, match=r"state: there is no middle_block\.0\.in_layers\.2\.bias"):
         UNetPlan(state, **given)

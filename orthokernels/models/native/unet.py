@@ -69,7 +69,7 @@ class UNetPlan:
     ) -> None:
         if any(side % own for side, own in zip(sides, patch, strict=True)):
             raise ValueError(f"patch: {tuple(patch)} does not divide a volume of {tuple(sides)}.")
-        self.patch = tuple(patch)
+        self.patch, self.sides = tuple(patch), tuple(sides)
         self.names = tuple(names)
         self._builder = Builder(state, exact=exact, memory=memory, packs=packs)
         self._plan, self._state = self._builder.plan, state
@@ -94,7 +94,13 @@ class UNetPlan:
 
         Returns:
             Each name with its map, [channels', depth', height', width'], channels last in memory.
+
+        Raises:
+            ValueError: x has another shape than the plan's, or another dtype.
         """
+        if x.shape[1:] != self.sides:
+            told = ", ".join(map(str, self.sides))
+            raise ValueError(f"x: shape {x.shape}; must be (channels, {told}), one volume at a time.")
         made = self._plan.run([channels_last(fold(x, self.patch))], threads)
         maps = {name: np.moveaxis(own, -1, 0) for name, own in zip(self.names, made, strict=True)}
         if "final" in maps:
