@@ -211,7 +211,7 @@ def test_a_bias_that_waits_for_a_run_keeps_nobody_else_waiting():
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_others_go_on_while_a_layer_s_weights_are_packed(transposed):
-    channels, plan = 256, native.Plan()
+    channels, plan = 512, native.Plan()  # a tenth of a second, beside which a busy machine's pauses are short
     x, bias = plan.add_input((4, 4, 4), channels), normal(channels)
     weight = normal(channels, channels, *[4 if transposed else 3] * 3)
 

@@ -110,6 +110,7 @@ def test_joints_to_check_may_stand_apart(tmp_path, monkeypatch, capsys):
     bundle = write_bundle(tmp_path / "bundle", [])
     record = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps({**record, "golden": {}}))
+    (bundle / "golden" / "knee" / "study").rmdir()  # nothing of it is listed
     arguments = [str(bundle), "--out", str(tmp_path / "out"), "--joints", "knee, hip"]
     monkeypatch.setattr("sys.argv", ["orthokernels", "export", "check", *arguments])
     with pytest.raises(SystemExit):
