@@ -56,10 +56,10 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
-    """Text from outside, with rich's markup and a terminal's commands switched off."""
+    """Text from outside, maybe of several lines, with rich's markup and a terminal's commands switched off."""
     from rich.markup import escape
 
-    return escape("".join(own if own.isprintable() else f"\\x{ord(own):02x}" for own in text))
+    return escape("".join(own if own.isprintable() or own == "\n" else f"\\x{ord(own):02x}" for own in text))
 
 
 @app.callback(invoke_without_command=True)
