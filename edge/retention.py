@@ -63,8 +63,7 @@ class Cleaner:
         return removed
 
     def _full(self) -> bool:
-        usage = shutil.disk_usage(self._data)
-        return used_share(usage) > self._disk.clean_above
+        return used_share(self._data) > self._disk.clean_above
 
     def _candidates(self, now: float) -> list[tuple[Job, bool]]:
         """Finished jobs, oldest first, of which no destination is owed anything, or may be again, and whether each had

@@ -25,7 +25,6 @@ def summary(config: Config, database: Database) -> dict[str, Any]:
             "SELECT destination, form, count(*) FROM delivery_forms JOIN deliveries ON id = delivery GROUP BY 1, 2"
         ).fetchall()
         aside = connection.execute("SELECT count(*) FROM asides").fetchone()[0]
-    usage = shutil.disk_usage(config.appliance.data)
     destinations: dict[str, dict[str, int]] = {destination.name: {} for destination in config.destinations}
     for name, state, count in owed:
         destinations.setdefault(name, {})[state] = count
@@ -38,8 +37,8 @@ def summary(config: Config, database: Database) -> dict[str, Any]:
         "destinations": destinations,
         "segmentations": segmentations,
         "set_aside": aside,
-        "disk_free_bytes": usage.free,
-        "disk_used": round(used_share(usage), 3),
+        "disk_free_bytes": shutil.disk_usage(config.appliance.data).free,
+        "disk_used": round(used_share(config.appliance.data), 3),
         "refuses_because": _refuses_because(config, sum(counted.get(state, 0) for state in WAITING)),
     }
 

@@ -12,7 +12,6 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
 
 from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, Disk
@@ -165,17 +164,9 @@ class Intake:
             )
 
 
-class DiskUsage(Protocol):
-    """What ``shutil.disk_usage`` tells, in bytes."""
-
-    @property
-    def used(self) -> int: ...
-    @property
-    def free(self) -> int: ...
-
-
-def used_share(usage: DiskUsage, coming: int = 0) -> float:
-    """Of the disk, what is used and ``coming``, as ``df`` counts it: what root alone may fill is nobody's."""
+def used_share(folder: Path, coming: int = 0) -> float:
+    """Of a folder's disk, what is used and ``coming``, as ``df`` counts it: what root alone may fill is nobody's."""
+    usage = shutil.disk_usage(folder)
     return (usage.used + coming) / (usage.used + usage.free)
 
 
@@ -184,7 +175,7 @@ def no_room(data: Path, disk: Disk, size: int = 0) -> str | None:
     usage = shutil.disk_usage(data)
     if usage.free - size < disk.keep_free_bytes:
         return f"the disk has {usage.free >> 20} MB left, and {disk.keep_free_bytes >> 20} MB are kept free"
-    if used_share(usage, size) > disk.refuse_above:
+    if used_share(data, size) > disk.refuse_above:
         return f"the disk is fuller than {disk.refuse_above:.0%}"
     return None
 

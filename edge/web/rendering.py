@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jinja2
+from orthokernels.edge.deliveries import KEPT_HERE, NO_DESTINATION
 from orthokernels.edge.service import Service
 from orthokernels.edge.web.access import Forms
 from starlette.requests import Request
@@ -28,7 +29,11 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._environment.globals.update(
-            title=service.config.appliance.ae_title, notice=tasks.RESEARCH_NOTICE, colour=colour, planes=tasks.PLANES
+            title=service.config.appliance.ae_title,
+            notice=tasks.RESEARCH_NOTICE,
+            colour=colour,
+            planes=tasks.PLANES,
+            kept_here=(KEPT_HERE, NO_DESTINATION),
         )
         self._environment.filters.update(ago=ago, moment=moment, seconds=seconds, share=share)
 

@@ -28,6 +28,7 @@ class Rule:
     """A kind of module: how it is known, the ops that serve it, and the method that calls them.
 
     ``inputs`` are of a kind that is known by its structure alone, and is tried where its forward is nobody's known.
+    Such a block may have its computation in ``_forward``, with checkpointing around it.
     """
 
     matches: Callable[[nn.Module], bool]
@@ -37,6 +38,9 @@ class Rule:
     method: str = "forward"
     inputs: Inputs | None = None
 
+    def method_of(self, module: nn.Module) -> str:
+        return "_forward" if self.inputs is not None and _has(module, "_forward") else self.method
+
 
 def rule_of(module: nn.Module) -> Rule | None:
     return next((rule for rule in RULES if rule.matches(module)), None)
@@ -44,7 +48,7 @@ def rule_of(module: nn.Module) -> Rule | None:
 
 def class_for(module: nn.Module, rule: Rule, backend: str) -> type[nn.Module] | str:
     """The class that lets a module call its op, or the reason why it keeps its own."""
-    if patched := [name for name in (rule.method, "forward", "_conv_forward") if name in module.__dict__]:
+    if patched := [name for name in (rule.method_of(module), "forward", "_conv_forward") if name in module.__dict__]:
         return f"its {patched[0]} was set on the instance, and would not be called"
     if reason := rule.unfit(module):
         return reason
@@ -61,7 +65,7 @@ def class_for(module: nn.Module, rule: Rule, backend: str) -> type[nn.Module] | 
 
 
 def _made(module: nn.Module, rule: Rule, backend: str, legacy: bool) -> type[nn.Module]:
-    return subclass(type(module), rule.method, rule.forward, backend, legacy)  # type: ignore[arg-type]
+    return subclass(type(module), rule.method_of(module), rule.forward, backend, legacy)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -320,24 +324,8 @@ def _fit(module: nn.Module) -> str:
 _NORM, _UP, _ATTENTION, _CONVOLUTION = ("group_norm_silu",), ("upsample2x_trilinear",), ("attention3d",), ("conv3d",)
 RULES = (
     Rule(is_project_unet, _unet_unfit, _NORM, blocks.pair, "_join"),
-    Rule(
-        lambda m: _is_attention_block(m) and _has(m, "_forward"),
-        _attention_unfit,
-        _ATTENTION,
-        blocks.attention_block,
-        "_forward",
-        inputs=_attention_inputs,
-    ),
     Rule(_is_attention_block, _attention_unfit, _ATTENTION, blocks.attention_block, inputs=_attention_inputs),
     Rule(_is_monai_attention, _monai_attention_unfit, _ATTENTION, blocks.monai_attention),
-    Rule(
-        lambda m: _is_guided_block(m) and _has(m, "_forward"),
-        _guided_unfit,
-        _NORM,
-        blocks.guided_block,
-        "_forward",
-        inputs=_guided_inputs,
-    ),
     Rule(_is_guided_block, _guided_unfit, _NORM, blocks.guided_block, inputs=_guided_inputs),
     Rule(_is_monai_block, _monai_unfit, _NORM, blocks.monai_block),
     Rule(_is_autoencoder_block, _autoencoder_unfit, _NORM, blocks.autoencoder_block),

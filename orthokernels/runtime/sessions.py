@@ -48,8 +48,8 @@ def open_graph(path: Path, engine: GraphEngine) -> Session:
 def openvino_runtime() -> Any:
     """OpenVINO, which is to be imported here alone, and before NNCF.
 
-    Both keep an id of whoever uses them in the home folder and tell their maker of every import, by a package of its
-    own, and do without where that can't be imported.
+    Both tell their maker what is used of them, OpenVINO at every import, by a package of its own that keeps an id of
+    the user in the home folder. They do without where that can't be imported.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino

@@ -242,7 +242,7 @@ def test_data_folder_that_others_may_enter_and_a_full_disk_are_found(tmp_path):
 def test_the_disk_s_share_is_df_s(tmp_path, monkeypatch):
     usage = SimpleNamespace(total=200, used=90, free=60)  # 50 are root's alone
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert used_share(usage) == 0.6
+    assert used_share(tmp_path) == 0.6
     assert no_room(tmp_path, Disk(keep_free_bytes=0, refuse_above=0.65)) is None
     assert no_room(tmp_path, Disk(keep_free_bytes=0, refuse_above=0.65), size=10) == "the disk is fuller than 65%"
 

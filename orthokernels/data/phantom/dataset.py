@@ -32,11 +32,12 @@ from orthokernels.data.phantom.study import (
     make_study,
 )
 from orthokernels.data.phantom.write import write_dicom, write_labels, write_nifti
+from orthokernels.data.study import STUDIES
 from orthokernels.errors import InputError
 from orthokernels.folders import umask
 from orthokernels.tasks import LABELS
 
-FINDINGS_TABLE, ARGUMENTS = "studies.csv", "phantom.json"
+ARGUMENTS = "phantom.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def write_single(folder: str | Path, seed: int, recipe: Recipe) -> None:
     """
     study = _made_study(seed, recipe)
     rows = [_row(".", seed, recipe)]
-    (write_nifti if recipe.nifti else write_dicom)(study, folder, beside={FINDINGS_TABLE: _table(rows, recipe)})
+    (write_nifti if recipe.nifti else write_dicom)(study, folder, beside={STUDIES: _table(rows, recipe)})
 
 
 def _open(target: Path, seeds: Sequence[int], recipe: Recipe) -> list[int]:
@@ -189,7 +190,7 @@ def _row(name: str, seed: int, recipe: Recipe) -> dict[str, str]:
 
 def _write_table(target: Path, seeds: Sequence[int], recipe: Recipe) -> None:
     """Rows of the studies that are there, earlier runs' among them, by name."""
-    table = target / FINDINGS_TABLE
+    table = target / STUDIES
     rows: dict[str, dict[str, str]] = {}
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as file:
