@@ -220,7 +220,10 @@ def _draw_scale(draw: ImageDraw.ImageDraw, corner: tuple[int, int], sheet: Sheet
 def _draw_legend(draw: ImageDraw.ImageDraw, sheet: Sheet, plane: PlaneResult) -> None:
     if not sheet.legend:
         return
-    _write(draw, (MARGIN, sheet.legend_top + 22), volume_heading(plane), 18, MUTED)
+    heading = volume_heading(plane)
+    if any(entry.cut_off for entry in sheet.legend):
+        heading += "; \N{GREATER-THAN OR EQUAL TO}: it reaches the edge of what was labelled, and there may be more"
+    _write(draw, (MARGIN, sheet.legend_top + 22), heading, 18, MUTED)
     rows = -(-len(sheet.legend) // LEGEND_COLUMNS)
     pitch = (WIDTH - 2 * MARGIN + GAP) / LEGEND_COLUMNS
     for n, entry in enumerate(sheet.legend):
@@ -228,7 +231,8 @@ def _draw_legend(draw: ImageDraw.ImageDraw, sheet: Sheet, plane: PlaneResult) ->
         left, base = MARGIN + column * pitch, sheet.legend_top + 22 + LEGEND_LINE * (row + 1)
         draw.rectangle((left, base - 15, left + 17, base + 2), entry.colour)
         _write(draw, (left + 28, base), shorten(drawable(entry.name), 27), 19)
-        _write(draw, (left + pitch - GAP, base), f"{entry.ml:.2f} ml", 19, MUTED, anchor="rs")
+        least = "\N{GREATER-THAN OR EQUAL TO} " if entry.cut_off else ""
+        _write(draw, (left + pitch - GAP, base), f"{least}{entry.ml:.2f} ml", 19, MUTED, anchor="rs")
 
 
 def _draw_footer(draw: ImageDraw.ImageDraw, sheet: Sheet) -> None:

@@ -94,12 +94,13 @@ def volume_heading(plane: PlaneResult) -> str:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A structure with at least one voxel; ``colour`` is sRGB, 0 to 255."""
+    """A structure with at least one voxel; ``colour`` is sRGB, 0 to 255, and ``cut_off`` as in ``StructureVolume``."""
 
     index: int
     name: str
     colour: tuple[int, int, int]
     ml: float
+    cut_off: bool = False
 
 
 def _legend_entries(plane: PlaneResult, arrays: PlaneArrays) -> list[LegendEntry]:
@@ -107,14 +108,14 @@ def _legend_entries(plane: PlaneResult, arrays: PlaneArrays) -> list[LegendEntry
     if arrays.labels is None:
         return []
     reported = {s.index: s for s in plane.structures}
-    counts = np.bincount(arrays.labels.ravel())
+    counts = np.bincount(arrays.labels.ravel(order="K"))
     voxel_ml = abs(np.linalg.det(arrays.affine[:3, :3])) / 1000
     entries = []
     for index in (int(i) for i in np.flatnonzero(counts) if i):
         key = arrays.names[index] if index < len(arrays.names) else f"class_{index}"
         known = reported.get(index)
         name, ml = (known.name, known.ml) if known else (key, counts[index] * voxel_ml)
-        entries.append(LegendEntry(index, name, colour(key, index), float(ml)))
+        entries.append(LegendEntry(index, name, colour(key, index), float(ml), known is not None and known.cut_off))
     return entries
 
 

@@ -554,7 +554,7 @@ def _names(model: PlaneModel) -> tuple[str, ...]:
 def _structures(own: _PlaneRun, names: tuple[str, ...]) -> tuple[StructureVolume, ...]:
     assert own.labels is not None
     known = {s.key: s.name for s in tasks.STRUCTURES}
-    counts = np.bincount(own.labels.ravel(), minlength=len(names))
+    counts = np.bincount(own.labels.ravel(order="K"), minlength=len(names))
     ml = abs(float(np.linalg.det(own.volume.affine[:3, :3]))) / 1000.0  # cubic mm per voxel
     return tuple(
         StructureVolume(

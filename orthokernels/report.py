@@ -7,6 +7,7 @@ PyTorch is not needed here.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,19 @@ def html(result: StudyResult, montages: Mapping[Plane, Path]) -> str:
     Returns:
         The page, to be written as UTF-8.
     """
+    return _template().render(
+        result=result,
+        untrained=None if result.model.trained and not result.untrained else result.untrained or tasks.UNTRAINED_NOTICE,
+        findings=sorted(result.findings, key=lambda f: _STATUS_ORDER[f.status]),
+        counts=_counts(result.findings),
+        left_out=_by_reason(result.left_out),
+        pictures={p: base64.b64encode(Path(path).read_bytes()).decode() for p, path in montages.items()},
+        inferred=_inferred(result),
+    )
+
+
+@functools.cache  # a process that runs many studies compiles it once
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -49,15 +63,7 @@ def html(result: StudyResult, montages: Mapping[Plane, Path]) -> str:
         plane_names=tasks.PLANES,
         longest_open_list=_LONGEST_OPEN_LIST,
     )
-    return environment.get_template("report.html").render(
-        result=result,
-        untrained=None if result.model.trained and not result.untrained else result.untrained or tasks.UNTRAINED_NOTICE,
-        findings=sorted(result.findings, key=lambda f: _STATUS_ORDER[f.status]),
-        counts=_counts(result.findings),
-        left_out=_by_reason(result.left_out),
-        pictures={p: base64.b64encode(Path(path).read_bytes()).decode() for p, path in montages.items()},
-        inferred=_inferred(result),
-    )
+    return environment.get_template("report.html")
 
 
 def _counts(findings: Sequence[Finding]) -> str:

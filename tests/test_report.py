@@ -14,6 +14,7 @@ from PIL import Image
 
 from orthokernels import tasks
 from orthokernels.data.study import LeftOut
+from orthokernels.montage import draw_montage
 from orthokernels.montage_layout import WIDTH, choose_slices, colour, edge_letters, plan, slice_position
 from orthokernels.report import findings_json, html, montage
 from orthokernels.result import Finding, Model, Plane, PlaneArrays, PlaneResult, StructureVolume, StudyResult
@@ -261,6 +262,20 @@ def page_with_picture(tmp_path: Path) -> str:
 def test_a_structure_at_the_edge_is_told_as_at_least_so_much(page_with_picture: str) -> None:
     assert page_with_picture.count("≥ 3.75") == page_with_picture.count("≥ ") == 1
     assert "it reaches the edge of what was labelled" in page_with_picture
+
+
+def test_the_picture_tells_a_structure_at_the_edge_as_at_least_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("orthokernels.montage._write", lambda draw, at, text, *rest, **more: written.append(text))
+    voxels, labels = _block(), _labelled((64, 64, 20), 3)
+    structures = tuple(
+        StructureVolume(index=s.index, key=s.key, name=s.name, ml=1.25, voxels=5, cut_off=s.index == 2)
+        for s in tasks.STRUCTURES[:2]
+    )
+    arrays = PlaneArrays(voxels, labels, SAGITTAL, NAMES)
+    draw_montage(_plane(voxels, structures=structures), arrays, untrained=False)
+    assert [text for text in written if text.endswith(" ml")] == ["1.25 ml", "≥ 1.25 ml"]
+    assert sum("; ≥: it reaches the edge of what was labelled" in text for text in written) == 1
 
 
 def test_page_needs_nothing_beside_it(page_with_picture: str) -> None:

@@ -58,7 +58,12 @@ class Card(BaseModel):
 
 
 class FeaturePoint(BaseModel):
-    """Where features are taken: at which timestep, and behind which block."""
+    """Where features are taken.
+
+    Attributes:
+        timestep: of the noise, 0 to 999.
+        block: whose output is read.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

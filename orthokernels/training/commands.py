@@ -82,6 +82,31 @@ def report(lines: list[str], facts: Any, processes: Processes, quiet: bool, as_j
         print("\n".join(lines))
 
 
+@app.command("settings")
+def settings_command(
+    command: Annotated[str, typer.Argument(help="The command that the settings are for, such as segment.")],
+    config: Config = None,
+    settings: Set = None,
+) -> None:
+    """Print all settings of a command as YAML, with what each means: a file to change, for --config.
+
+    --config and --set are taken in, and mistakes in them told.
+    """
+    need("orthokernels train settings", "yaml", "train")
+    from orthokernels.training.config import load_config
+    from orthokernels.training.settings_file import COMMANDS, model_of, written
+
+    if command not in COMMANDS:
+        raise InputError(f"there are no settings of {command!r}; choose from {', '.join(COMMANDS)}.")
+    if command == "demo":
+        need("orthokernels train settings demo", "torch", "train")
+        from orthokernels.training.demo import RECIPE
+
+        config = config or RECIPE
+    print(f"# Settings of orthokernels train {command}. What a file leaves out stays at its default.\n")
+    print(written(load_config(model_of(command), config, settings or [])), end="")
+
+
 @app.command("pretrain")
 def pretrain_command(
     data: Data,

@@ -35,14 +35,20 @@ class DataConfig(Section):
     """Which data, and how they are prepared.
 
     Attributes:
-        images, masks, plane, poses, masks_mirrored, split_file: as ``read_records``.
+        joint: whose labels are read; studies of another joint are left out.
+        images: folder that a published CSV's file names start from; by default the CSV's own.
+        masks: the same for label pictures; by default the images' folder.
+        plane: which every series of a published CSV shows that has no column for it.
+        poses: the planes that a published CSV's numbers 0, 1, 2 stand for.
+        masks_mirrored: label pictures have left and right exchanged.
+        split_file: a CSV with columns patient (or study) and split.
         validation: a second table, all of it for validation (the published CSVs come in pairs).
         preparation: "published" is the centre 16 slices; "full" all slices, slabs at random.
         size: side of the network's slices in pixels.
         cache: folder of prepared volumes; None is the user's cache folder.
         validate_share: share of the patients held out where the data set has no split of its own.
         test_share: share of the patients kept away from training and validation alike.
-        split_seed: of that draw.
+        split_seed: decides which patients those are.
         workers: processes that read slabs; 0 reads in the training process.
         prefetch: batches that each of them prepares ahead.
     """
@@ -84,7 +90,21 @@ class AugmentConfig(Section):
 
 
 class NetworkConfig(Section):
-    """Arguments of ``UNet``; the defaults are the published network."""
+    """The denoiser; the defaults are the published network.
+
+    Attributes:
+        base_channels: width of the first level.
+        channel_mults: width of each level as a multiple of it; depth, height and width halve between two levels.
+        res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention_rates: down-sampling rates (1, 2, 4, ...) whose blocks end in self-attention. The middle always has
+            one.
+        heads: attention heads.
+        head_channels: channels per head, instead of ``heads``.
+        groups: groups of every normalisation; must divide the width of every level.
+        dropout: probability, before the last convolution of a residual block.
+        patch: voxels along depth, height and width that the network sees as one, their values as channels.
+        checkpoint: recompute each block in the backward pass instead of keeping its activations.
+    """
 
     base_channels: Positive = 64
     channel_mults: tuple[Positive, ...] = (1, 1, 2, 2, 4)
@@ -107,8 +127,10 @@ class OptimiserConfig(Section):
 
     Attributes:
         rate: the published 1e-5 times batch (10), on one GPU. It is not scaled by the number of processes here.
+        betas: shares that stay of the running means of the gradient and of its square.
         warmup: steps over which the rate rises from 0.
-        schedule: "constant" as published, or "cosine" down to ``last_rate`` times the rate at the last step.
+        schedule: "constant" as published, or "cosine" down to ``last_rate`` of it.
+        last_rate: share of the rate that is left at the last step, where the schedule is "cosine".
         weight_decay: decoupled (AdamW) where it is not 0.
     """
 
@@ -121,7 +143,13 @@ class OptimiserConfig(Section):
 
 
 class EmaConfig(Section):
-    """The running mean of the weights: a copy before ``start``, then a mean that moves every ``every`` steps."""
+    """The running mean of the weights, which is what a run ends with.
+
+    Attributes:
+        decay: share of the mean that stays.
+        start: the step up to which it is a copy of the weights.
+        every: steps from one move of the mean to the next.
+    """
 
     decay: Share = 0.995
     start: NotNegative = 2000
@@ -143,7 +171,10 @@ class LoopConfig(Section):
         compile: compile the network with torch.compile.
         deterministic: ask PyTorch for deterministic kernels, so that a resumed GPU run repeats bit for bit where it
             has them; CPU runs repeat anyway.
-        log_every, save_every, validate_every: steps between; 0 never (a checkpoint is always made at the end).
+        seed: decides everything random in training.
+        log_every: steps from one line of progress, and point of the curves, to the next; 0 only at the end.
+        save_every: steps from one checkpoint to the next; 0 only at the end.
+        validate_every: steps from one validation to the next; 0 only at the end.
         keep: how many of the newest checkpoints are kept.
     """
 

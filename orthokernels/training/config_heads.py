@@ -24,10 +24,13 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class HeadConfig(Section):
-    """Adam on fixed features, cosine per epoch.
+    """Adam, and a rate that falls from epoch to epoch along a cosine.
 
     Attributes:
+        epochs: passes over the training rows.
         batch: rows of a step; None takes all at once.
+        learning_rate: that of the first epoch.
+        weight_decay: share of the weights that is added to the gradient; in fine-tuning decoupled (AdamW).
         standardise: features to mean 0 and deviation 1 first, folded into the layers afterwards.
     """
 
@@ -41,7 +44,15 @@ class HeadConfig(Section):
 class FusionConfig(Section):
     """Three planes to one, by the publication's recipe.
 
-    ``keep`` says which is written: one mode, or the best on validation data.
+    Attributes:
+        modes: those that are trained.
+        keep: which is written: one mode, or the best on validation data.
+        head: training of the modes that read the planes' vectors.
+        gate: training of "gating", which reads the planes' logits.
+        hidden: the heads of those have a hidden layer of half the width.
+        out_width: width of the vectors that "linear_concat", "linear_add" and "crossattn" make.
+        folds: parts of the patients; the gate learns from logits of heads that did not see the part.
+        stacking: pass the gated logits through one more network, which sees all labels at once.
     """
 
     modes: tuple[Literal["simple_concat", "linear_concat", "linear_add", "crossattn", "gating"], ...] = (
@@ -72,19 +83,22 @@ class DiagnoseConfig(Section):
         encoder: "probe" leaves the denoiser as it is; "finetune" trains its encoder and middle with the heads.
         start: the network that features are read from, and that fine-tuning begins with: the pre-trained "denoiser", as
             published, or the encoder that was fine-tuned for "segmentation" before.
-        pooling: of the feature map, under its published name.
+        pooling: how a feature map becomes a vector, under its published name.
         pooling_heads: attention heads of "selfattn".
-        grid: cells of "grid" and "structures" along height and width; ``grid_kept`` numbers are kept for each label.
-            "structures" also reads what the segmentation head finds. Neither is published, and both read frozen
-            features alone.
+        grid: cells of "grid" and "structures" along height and width. "structures" also reads what the segmentation
+            head finds. Neither is published, and both read frozen features alone.
+        grid_kept: how many of a grid's numbers are kept for each label.
         points: timestep and block by plane, where they are not the weights' own.
         probe: stage I on frozen features.
-        finetune: stage I with the encoder, which learns at ``encoder_rate`` times the head's rate, its
-            ``frozen_levels`` finest levels excepted.
+        finetune: stage I with the encoder.
+        encoder_rate: the encoder's rate as a share of the head's, in fine-tuning.
+        frozen_levels: how many of the finest levels are not fine-tuned.
         thresholds: how each label's threshold is chosen on validation data; "half" keeps 0.5.
         patient_data: a CSV with columns study, age, height, weight, sex, patient_type, event, for late fusion.
-        late_fusion: its training.
-        loop, augment: of fine-tuning; how long it takes and its batch are ``finetune``'s.
+        late_fusion: training of the late fusion with them.
+        loop: the loop of fine-tuning; ``finetune`` says how long it runs, and its batch.
+        augment: random changes in fine-tuning.
+        seed: decides everything random here.
         draws: noise draws that features are averaged over.
         features: folder of computed features; None is beside the prepared volumes.
         half: store tensors as float16.
@@ -189,12 +203,15 @@ class SweepConfig(Section):
     """``orthokernels train sweep``.
 
     Attributes:
+        planes: tried one after the other.
         task: "diagnosis" scores a linear probe by macro AUROC; "segmentation" a linear classifier of voxels by the mean
             of the classes' recall.
         timesteps: to try.
         blocks: to try; None is every block of encoder and middle.
         regularisation: inverse strength of the probe's ridge (scikit-learn's C).
         voxels: of each class and series that the voxel classifier is given.
+        seed: decides the features' noise and what is drawn.
+        features: folder of computed features; None is beside the prepared volumes.
         write: write the best of each plane into the weights' settings.
     """
 
@@ -216,17 +233,21 @@ class LabelsConfig(Section):
     Attributes:
         data: by default the test patients are those that ``train pretrain`` holds out by its defaults, so that the
             denoiser never saw them; with another share or seed, here or there, it may have seen them.
-        task: "segmentation" (Dice) or "diagnosis" (macro AUROC), of one plane.
+        task: "segmentation" (Dice) or "diagnosis" (macro AUROC).
+        plane: the one that is compared.
         shares: of the training patients whose labels are used.
         seeds: a repetition each; a seed draws the patients (more of them with a larger share, the same ones kept) and
             everything random in training.
         methods: "pretrained" and "scratch" train the same network and heads, from the denoiser's weights and from
             none; "frozen" and "untrained" train the heads alone, on the denoiser as it is and on the same network with
             random weights; "monai" is MONAI's 3D U-Net or 3D ResNet-18.
-        pooling, grid, grid_kept, probe: of diagnosis, as in ``train diagnose``. "grid" reads frozen features: its
-            methods are "frozen" and "untrained", trained as ``probe`` says, and "monai".
+        point: timestep and block, where they are not the weights' own.
+        head_channels: those of the segmentation head, as in ``train segment``.
+        pooling, pooling_heads, grid, grid_kept, probe: those of diagnosis, as in ``train diagnose``. "grid" reads
+            frozen features: its methods are "frozen" and "untrained", trained as ``probe`` says, and "monai".
         encoder_rate: rate of a pre-trained encoder as a share of the head's; all else learns at the full rate.
-        optimiser, loop: of every other method alike; ``loop.steps`` is the budget.
+        optimiser, loop, augment: those of every other method alike; ``loop.steps`` is the budget.
+        bootstrap: draws of the intervals.
     """
 
     task: Literal["segmentation", "diagnosis"] = "segmentation"

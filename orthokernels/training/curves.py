@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from orthokernels.errors import InputError
@@ -41,7 +43,10 @@ def curves(out: Path, start: int, first: bool) -> Iterator[Callable[[int, Mappin
 
 @contextmanager
 def progress(what: str, every: int, silent: bool = False) -> Iterator[Tell]:
-    """A progress bar on a terminal, a line every so many steps elsewhere, nothing when silent; on standard error."""
+    """A progress bar on a terminal, a line every so many steps elsewhere, nothing when silent; on standard error.
+
+    What is told first is shown whatever its number: where a run begins, before a step that may take a minute.
+    """
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -49,12 +54,7 @@ def progress(what: str, every: int, silent: bool = False) -> Iterator[Tell]:
         yield lambda done, steps, figures: None
         return
     if not console.is_terminal:
-
-        def line(done: int, steps: int, figures: Mapping[str, float]) -> None:
-            if done == steps or (every and done % every == 0):
-                print(f"{what} {done}/{steps}{told(figures)}", file=sys.stderr, flush=True)
-
-        yield line
+        yield _lines(what, every)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -66,6 +66,25 @@ def progress(what: str, every: int, silent: bool = False) -> Iterator[Tell]:
             bar.update(task, completed=done, total=steps, told=told(figures))
 
         yield tell
+
+
+def _lines(what: str, every: int) -> Tell:
+    """Lines on standard error, from the second one on with the time that the rest will take at the pace so far."""
+    began: tuple[int, float] | None = None
+
+    def line(done: int, steps: int, figures: Mapping[str, float]) -> None:
+        nonlocal began
+        left = ""
+        if began is None or done <= began[0]:  # the first, or once more from the beginning
+            began = done, time.monotonic()
+        elif done < steps and not (every and done % every == 0):
+            return
+        elif done < steps:
+            pace = (time.monotonic() - began[1]) / (done - began[0])
+            left = f"  {timedelta(seconds=round(pace * (steps - done)))} left"
+        print(f"{what} {done}/{steps}{told(figures)}{left}", file=sys.stderr, flush=True)
+
+    return line
 
 
 def told(figures: Mapping[str, float]) -> str:

@@ -170,6 +170,7 @@ class _Loop:
             pin=self.processes.device.type == "cuda",
         )
         with curves(self.run.out, self.start, self.processes.first) as write, asked_to_stop() as asked:
+            self.run.tell(self.start, self.config.steps, {})
             for step in range(self.start, self.config.steps):
                 figures, stop = self._step(step, module, stream, asked)
                 self.figures.update(figures)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import get_args
+
 import pytest
+import yaml
+from pydantic import BaseModel
 
 from orthokernels.errors import InputError
+from orthokernels.training import settings_file
 from orthokernels.training.config import PretrainConfig, load_config
 from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig, SegmentConfig
 from orthokernels.training.demo import DemoConfig
@@ -131,3 +137,51 @@ def test_a_wrong_file_is_named(tmp_path, name, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--config .*nowhere\.yaml: can't be read \(No such file"):
         load_config(PretrainConfig, tmp_path / "nowhere.yaml")
+
+
+def _groups(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        for own in (field.annotation, *get_args(field.annotation)):
+            if isinstance(own, type) and issubclass(own, BaseModel):
+                yield from _groups(own)
+
+
+@pytest.mark.parametrize("command", settings_file.COMMANDS)
+def test_every_setting_of_a_command_says_what_it_means(command):
+    for model in _groups(settings_file.model_of(command)):
+        groups = {name for name, field in model.model_fields.items() if isinstance(field.default, BaseModel)}
+        told = settings_file.meanings(model).keys()
+        assert model.model_fields.keys() - groups <= told <= model.model_fields.keys(), model
+
+
+@pytest.mark.parametrize("command", settings_file.COMMANDS)
+def test_settings_that_were_printed_are_read_again_as_they_were(tmp_path, command):
+    model = settings_file.model_of(command)
+    changed = {
+        "pretrain": ["loop.steps=7", "network.patch=[1,2,2]", "optimiser.rate=3e-7"],
+        "segment": ["loop.steps=7", "data.cache='a: b #c'", "points.axial.timestep=30"],
+        "diagnose": ["points.axial.block=in_3", "fusion.gate.batch=8"],
+        "labels": ["point.timestep=20", "shares=[0.5, 1.0]"],
+        "demo": ["diagnose.knee.half=true", "studies.knee=3"],
+    }
+    config = load_config(model, None, changed.get(command, []))
+    (tmp_path / "settings.yaml").write_text(settings_file.written(config))
+    assert load_config(model, tmp_path / "settings.yaml") == config
+
+
+def test_settings_are_printed_with_what_was_changed(capsys):
+    from orthokernels.training.commands import settings_command
+
+    settings_command("segment", None, ["loop.batch=3"])
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["loop"]["batch"] == 3
+    assert "\n# Weight of the cross-entropy beside soft Dice.\ncross_entropy: 0.2\n" in printed
+    assert "at 1/16. One of\n# multiscale, published.\nhead: multiscale\n" in printed
+
+
+def test_settings_of_no_command_are_refused():
+    from orthokernels.training.commands import settings_command
+
+    with pytest.raises(InputError, match=r"no settings of 'pretran'; choose from pretrain, segment"):
+        settings_command("pretran")
