@@ -14,10 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Asked once, because PyTorch 2.11 can't trace the question; a backend of someone else's has to be imported before.
+_OTHERS = torch._C._get_privateuse1_backend_name()
+_WITH_AUTOCAST = frozenset(
+    kind
+    for kind in ("cpu", "cuda", "hpu", "ipu", "maia", "mps", "mtia", "xla", "xpu", _OTHERS)
+    if torch.amp.is_autocast_available(kind)
+)
+
 
 def lowers(kind: str) -> bool:
     """Whether autocast is on for a kind of device. Some have none, such as "meta", and then it can't be asked."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return kind in _WITH_AUTOCAST and torch.is_autocast_enabled(kind)
 
 
 def lowered(x: Tensor, *others: Tensor | None) -> list[Any]:
