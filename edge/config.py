@@ -119,8 +119,8 @@ class Limits(_Section):
 
 
 class Disk(_Section):
-    """Below ``keep_free_bytes`` or above ``refuse_above`` nothing is taken in; above ``clean_above`` what was
-    delivered goes, oldest first."""
+    """Below ``keep_free_bytes`` or above ``refuse_above`` nothing is taken in; before it comes to that, and above
+    ``clean_above``, what was delivered goes, oldest first."""
 
     keep_free_bytes: Annotated[int, Field(ge=0)] = 5 * 2**30
     refuse_above: Annotated[float, Field(gt=0, le=1)] = 0.75

@@ -11,12 +11,16 @@ from pathlib import Path
 from orthokernels.edge import audit, viewing
 from orthokernels.edge.config import Disk, Retention
 from orthokernels.edge.durable import name_of
-from orthokernels.edge.receive.intake import used_share
+from orthokernels.edge.receive.intake import no_room, used_share
 from orthokernels.edge.states import DELIVERED, State
 from orthokernels.edge.store import Job, Store
 
 LOG = logging.getLogger("orthokernels.edge.retention")
 _DAY = 86400.0
+
+# For the images that come before the next look: a study or two.
+_ROOM_BYTES = 2**30
+
 _FINISHED: tuple[State, ...] = (*DELIVERED, "rejected", "discarded")
 
 # Images of :job that no later job has.
@@ -63,7 +67,9 @@ class Cleaner:
         return removed
 
     def _full(self) -> bool:
-        return used_share(self._data) > self._disk.clean_above
+        """Whether what was delivered is to make room: images would be refused for its sake."""
+        wanted = no_room(self._data, self._disk, _ROOM_BYTES) is not None
+        return wanted or used_share(self._data) > self._disk.clean_above
 
     def _candidates(self, now: float) -> list[tuple[Job, bool]]:
         """Finished jobs, oldest first, of which no destination is owed anything, or may be again, and whether each had

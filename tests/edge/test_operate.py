@@ -21,6 +21,8 @@ from orthokernels.edge.store import Image, Store
 from tests.edge.kit import archive_destination, edit, free_port, get, late_image, store, wait_for, write_study
 from tests.edge.test_config import edge
 
+EMPTY = Disk(keep_free_bytes=0, refuse_above=1.0, clean_above=1.0)  # as no limit of it is reached on any disk
+
 
 def test_probes_tell_of_health_and_readiness(serve):
     service = serve()
@@ -269,7 +271,7 @@ def test_what_was_not_delivered_never_goes(start, study):
 def test_house_is_kept_by_what_is_here_and_not_by_all_that_ever_came(tmp_path):
     """Thousands of studies that went long ago, and a hundred that are here; counted are the database's own steps."""
     store = Store(Database(tmp_path))
-    cleaner = Cleaner(store, tmp_path, Disk(clean_above=1.0), Retention())
+    cleaner = Cleaner(store, tmp_path, EMPTY, Retention())
     now, images = time.time(), 20
     finish(store, range(4000), images, now - 30 * 86400, here=False)
     assert in_steps(1000, store, cleaner) == 0
@@ -325,7 +327,7 @@ def test_what_no_destination_was_to_get_has_a_time_of_its_own_which_a_full_disk_
     wait_for(lambda: service.store.jobs(("sent",)))
     assert cleaner(service, delivered_days=0.0).clean() == 0
     full = cleaner(service, delivered_days=0.0)
-    full._disk = Disk(clean_above=1e-9)
+    full._disk = EMPTY.model_copy(update={"clean_above": 1e-9})
     assert full.clean() == 0
     assert cleaner(service, kept_here_days=0.0).clean() == 1
     assert files(service) == []
@@ -340,8 +342,22 @@ def test_what_was_delivered_goes_before_its_time_where_the_disk_is_full(start, s
     wait_for(lambda: service.store.jobs(("sent",)))
     full = cleaner(service)
     assert full.clean() == 0
-    full._disk = Disk(clean_above=1e-9)
+    full._disk = EMPTY.model_copy(update={"clean_above": 1e-9})
     assert full.clean() == 1
+
+
+@pytest.mark.parametrize("limit", [{"refuse_above": 1e-9}, {"keep_free_bytes": 2**60}])
+def test_what_was_delivered_goes_before_images_are_refused_for_its_sake(start, study, archive, limit):
+    """As it is by default, where images are refused long before the disk is so full that it is cleaned for itself."""
+    service = start(destinations=[archive_destination(archive.port)])
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    full = cleaner(service)
+    full._disk = EMPTY
+    assert full.clean() == 0
+    full._disk = EMPTY.model_copy(update=limit)
+    assert full.clean() == 1
+    assert files(service) == []
 
 
 def test_watched_folder_is_emptied_and_what_is_no_image_is_moved_aside(start, study, tmp_path):
