@@ -45,12 +45,13 @@ class SelfCheck:
         self.notes: tuple[str, ...] = ()
         self.reasons: tuple[str, ...] = ("disk and clock were not checked yet",)
 
-    def look(self) -> None:
-        """Check now."""
-        self._look_at_clock()
+    def look(self) -> float:
+        """Check now. By how many seconds the clock was moved since the last look; negative where it was put back."""
+        moved = self._look_at_clock()
         self.reasons = (*disk_faults(self._data), *clock_faults(self._recorded))
+        return moved
 
-    def _look_at_clock(self) -> None:
+    def _look_at_clock(self) -> float:
         if moved := self._clock.moved():
             how = "forward" if moved > 0 else "back"
             told = f"the clock was put {how} by {abs(moved):.0f} seconds, to {datetime.now():%Y-%m-%d %H:%M:%S}"
@@ -59,6 +60,7 @@ class SelfCheck:
             self.notes = (told,)
         elif self.notes and time.monotonic() - self._moved_at > _TOLD_SECONDS:
             self.notes = ()
+        return moved
 
 
 def disk_faults(data: Path) -> Iterator[str]:

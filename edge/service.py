@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orthokernels.edge import audit, viewing, work
-from orthokernels.edge.clock import pull_back
+from orthokernels.edge.clock import pull_back, push_on
 from orthokernels.edge.config import Config
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
@@ -72,7 +72,7 @@ class Service:
         """Put right what a crash left, then listen and work."""
         quiet_libraries()
         self._recover()
-        self.self_check.look()
+        self._check()
         for number, worker in enumerate(self.workers):
             self.run(worker.run, f"worker-{number}")
         for sender in self._senders:
@@ -104,6 +104,11 @@ class Service:
             audit.append(connection, "started", "appliance", self.config.appliance.ae_title)
         LOG.info("started: %d jobs given back, %d files swept up, %d deliveries ended", given_back, swept, ended)
 
+    def _check(self) -> None:
+        """Disk and clock. What was finished is as old as it was, however far the clock was put forward."""
+        if (moved := self.self_check.look()) > 0.0:
+            push_on(self.store.database, moved)
+
     def _pull_back(self) -> None:
         """Times that were stored while the clock was ahead."""
         if pulled := pull_back(self.store.database, self.config.work.lease_seconds, self.config.destinations):
@@ -123,7 +128,7 @@ class Service:
                 self.deliveries.commitment_overdue()
                 if time.monotonic() - cleaned > _CLEAN_SECONDS:
                     cleaned = time.monotonic()
-                    self.self_check.look()
+                    self._check()
                     self._pull_back()
                     self._cleaner.clean()
             except Exception:  # a fault of ours must not end the thread

@@ -160,6 +160,24 @@ def test_times_that_may_lie_ahead_stay_as_they_are(start, study):
     assert service.deliveries.of(job.id) == before
 
 
+def test_no_files_time_is_over_because_the_clock_was_put_forward(start, study, monkeypatch):
+    """By years, as after a start with a clock that had lost its battery; what lay ahead was taken back to that."""
+    service = start()
+    assert store(service.config, study).returncode == 0
+    (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 1e9)
+    service._check()
+    service._pull_back()
+    assert service.store.job(job.id).changed_at <= time.time()
+    monkeypatch.setattr(time, "time", wall)
+    service._check()
+    assert service._cleaner.clean() == 0
+    assert wall() - 60 < service.store.job(job.id).changed_at <= time.time()
+    monkeypatch.setattr(time, "time", lambda: wall() + 31 * 86400)
+    assert service._cleaner.clean() == 1  # its time runs as ever
+
+
 @pytest.fixture
 def systemd(tmp_path):
     """What systemd would hear: a datagram socket under a name of its own."""
