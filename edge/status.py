@@ -74,12 +74,20 @@ def recent(store: Store, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def open_store(config: Config) -> Store:
-    """The store of an appliance that may be running; the folder is not made where it is absent."""
+    """The store of an appliance that may be running; the folder is not made where it is absent.
+
+    Raises:
+        InputError: there is none, or this user may not enter the folder, which is the service's user's alone.
+    """
     from orthokernels.edge.database import NAME
 
     from orthokernels.errors import InputError
 
     path = Path(config.appliance.data) / NAME
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except PermissionError as error:
+        raise InputError(f"{path}: can't be read by this user. Call this as the service's: sudo -u ...") from error
+    if not there:
         raise InputError(f"{path}: is not there. Start the appliance first: orthokernels edge serve")
     return Store(Database(config.appliance.data))

@@ -168,15 +168,15 @@ def look_at_clock(config: Config) -> Look:
 
 
 def _last_recorded(database: Path) -> str | None:
-    if not database.is_file():
-        return None
     try:
+        if not database.is_file():
+            return None
         connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
         try:
             return audit.last_recorded(connection)
         finally:
             connection.close()
-    except sqlite3.Error:
+    except (sqlite3.Error, PermissionError):  # the looks at the folder tell whose it is
         return None
 
 

@@ -14,11 +14,13 @@ import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.config import Disk, Retention
 from orthokernels.edge.database import Database
+from orthokernels.edge.doctor.site import look_at_clock
 from orthokernels.edge.retention import Cleaner
-from orthokernels.edge.status import recent
+from orthokernels.edge.status import open_store, recent
 from orthokernels.edge.store import Image, Store
 
-from tests.edge.kit import archive_destination, edit, free_port, get, late_image, store, wait_for, write_study
+from orthokernels.errors import InputError
+from tests.edge.kit import archive_destination, config, edit, free_port, get, late_image, store, wait_for, write_study
 from tests.edge.test_config import edge
 
 EMPTY = Disk(keep_free_bytes=0, refuse_above=1.0, clean_above=1.0)  # as no limit of it is reached on any disk
@@ -55,6 +57,20 @@ def test_full_queue_is_not_ready_and_is_told_to_whoever_looks(serve, study, tmp_
         "[disk]\nkeep_free_bytes = 0\nrefuse_above = 1.0\nclean_above = 1.0\n"
     )
     assert f"images are refused: {told}" in edge("status", "--config", tmp_path / "appliance.toml").stdout
+
+
+def test_folder_of_another_user_is_told_in_a_sentence(tmp_path, monkeypatch):
+    """As to whoever asks for the status without being the service's user; root may enter every folder."""
+    settings = config(tmp_path)
+    Database(settings.appliance.data).close()
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(InputError, match="can't be read by this user"):
+        open_store(settings)
+    assert look_at_clock(settings).verdict == "ok"
 
 
 def test_study_that_was_put_aside_is_listed_however_many_came_after_it(tmp_path):
