@@ -43,8 +43,13 @@ _LOOK_SECONDS = 0.1
 WRITTEN = (*STORAGE.values(), Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
-# Statuses of a C-STORE that say "kept" (PS3.4 table B.2-1): success, and warnings about elements.
-_KEPT = (0x0000, 0xB000, 0xB006, 0xB007)
+# PS3.7 annex C.5.6: it has the object already, as after an answer that was lost. Identifiers derive from what is in the
+# object, so it has this one.
+DUPLICATE = 0x0111
+
+# Statuses of a C-STORE that say "kept" (PS3.4 table B.2-1): success, and warnings about elements; and the answer of
+# archives that take nothing twice.
+_KEPT = (0x0000, 0xB000, 0xB006, 0xB007, DUPLICATE)
 
 
 def deliver(

@@ -14,6 +14,7 @@ import urllib3
 from orthokernels.edge.config import Tls, WebDestination
 from orthokernels.edge.credentials import read_secret
 from orthokernels.edge.deliveries import Made, NotDeliveredError
+from orthokernels.edge.send.scu import DUPLICATE
 from orthokernels.edge.tls import client_context
 from pydicom.uid import UID
 
@@ -30,9 +31,6 @@ _ALL, _SOME, _NONE = 200, 202, 409
 # Attributes of the answer (PS3.18 annex I.2).
 _REFERENCED, _FAILED = "00081199", "00081198"
 _INSTANCE, _REASON = "00081155", "00081197"
-
-# PS3.7 annex C.5.6: it has the object already. Identifiers derive from what is in the object, so it has this one.
-_DUPLICATE = 0x0111
 
 
 def post(destination: WebDestination, data: Path, owed: Sequence[Made], accepted: Callable[[Made], None]) -> None:
@@ -179,7 +177,7 @@ def _failure(one: Made, status: int, told: Any) -> str | None:
     for item in _items(told, _FAILED):
         if _first(item, _INSTANCE) == one.sop_uid:
             reason = _first(item, _REASON)
-            if reason == _DUPLICATE:
+            if reason == DUPLICATE:
                 return None
             return f"it answered 0x{reason:04X}" if isinstance(reason, int) else "it did not take it"
     # A warning (00081196) may stand beside it: kept all the same, with elements coerced or left out.

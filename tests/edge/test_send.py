@@ -278,6 +278,31 @@ def test_archive_that_ends_the_association_after_each_object_gets_every_object(s
         server.shutdown()
 
 
+def test_archive_that_takes_nothing_twice_gets_what_it_could_not_answer_for(start, study):
+    """It keeps an object, the association breaks before it says so, and the next time it has it already."""
+    received = []
+
+    def keep(event) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if uid in received:
+            return 0x0111
+        received.append(uid)
+        event.assoc.abort()
+        return 0x0000
+
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(SecondaryCaptureImageStorage)
+    port = free_port()
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        service = start(destinations=[archive_destination(port, tries=20)])
+        assert store(service.config, study).returncode == 0
+        (job,) = wait_for(lambda: service.store.jobs(("sent",)))
+        assert sorted(received) == sorted(made.sop_uid for made in service.deliveries.objects(job.id))
+    finally:
+        server.shutdown()
+
+
 def test_orthanc_commits_to_keep_what_it_was_sent(start, study, orthanc):
     port = free_port()
     dicom, http = orthanc(port)
