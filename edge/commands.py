@@ -63,6 +63,11 @@ def check_config(config: ConfigFile = DEFAULT) -> None:
         print("Note: no peer is listed for DICOMweb, so whoever is on this machine may post.")
     if found.page.in_clear:
         print("Note: the page has no [page.tls], so its token and all that it shows cross the network unencrypted.")
+    served = {"receive": found.receive.tls, "stow": found.stow and found.stow.tls, "page": found.page.tls}
+    for section, tls in served.items():
+        if tls is not None and tls.authority is not None and not tls.mutual:
+            told = "has an authority without mutual = true, so nobody is asked for a certificate"
+            print(f"Note: {section}.tls {told}.")
     if not found.destinations:
         print("Note: no destination is listed, so results stay here.")
     if found.work.bundle is None:

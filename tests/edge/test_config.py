@@ -129,6 +129,14 @@ def test_page_that_others_reach_without_tls_is_told(tmp_path, capsys, tls, told)
     assert ("cross the network unencrypted" in capsys.readouterr().out) is told
 
 
+@pytest.mark.parametrize(("mutual", "told"), [("", True), ("mutual = true", False)])
+@pytest.mark.parametrize("section", ["receive", "stow", "page"])
+def test_authority_that_nobody_is_held_against_is_told(tmp_path, capsys, section, mutual, told):
+    (tmp_path / "own.toml").write_text(f'[{section}.tls]\ncertificate = "a"\nkey = "b"\nauthority = "c"\n{mutual}')
+    check_config(tmp_path / "own.toml")
+    assert (f"{section}.tls has an authority without mutual" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize(("host", "told"), [("127.0.0.1", True), ("0.0.0.0", False)])
 def test_peer_elsewhere_of_an_appliance_that_listens_to_this_machine_alone_is_told(tmp_path, capsys, host, told):
     peer = '[[receive.peers]]\nae_title = "MR1"\nhosts = ["127.0.0.1", "192.0.2.10"]'
