@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orthokernels.edge.config import Config
 from orthokernels.edge.doctor.look import Look
-from orthokernels.edge.doctor.loop import doctors_peer, through_own, through_running
+from orthokernels.edge.doctor.loop import address, doctors_peer, through_own, through_running
 from orthokernels.edge.doctor.peers import look_at_destinations
 from orthokernels.edge.doctor.site import (
     is_running,
@@ -30,7 +30,7 @@ from orthokernels.bundle.verify import verify
 from orthokernels.errors import InputError
 
 _PROBE_SECONDS = 5.0
-_PEER = 'Add [[receive.peers]] with ae_title = "DOCTOR", hosts = ["127.0.0.1/32"], deliver = false, and restart it.'
+_PEER = 'Add [[receive.peers]] with ae_title = "DOCTOR", hosts = ["{}"], deliver = false, and restart it.'
 
 
 def checkup(file: Path, config: Config, seconds: float) -> Iterator[Look]:
@@ -95,5 +95,5 @@ def _loop(config: Config, running: bool, seconds: float) -> Iterator[Look]:
     else:
         if running:
             told = "no peer with deliver = false lets the doctor in, so the running appliance gets no study"
-            yield Look("whole loop", "note", f"{told}; one of its own is tried instead", _PEER)
+            yield Look("whole loop", "note", f"{told}; one of its own is tried instead", _PEER.format(address(config)))
         yield from through_own(config, images, seconds)

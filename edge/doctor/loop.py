@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.doctor.look import Look
 from orthokernels.edge.doctor.study import PATIENT_ID, new_study
 from orthokernels.edge.forms import FORMS
+from orthokernels.edge.receive.connection import within
 from orthokernels.edge.receive.intake import IMPLEMENTATION_UID
 from orthokernels.edge.send.scu import WRITTEN
 from orthokernels.edge.store import Job, Store
@@ -33,6 +33,8 @@ from orthokernels.edge.tls import own_context
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
+
+from orthokernels.errors import InputError
 
 _TITLE, _RECEIVER = "DOCTOR", "DOCTOR-ARCHIVE"
 _ENDS = ("sent", "committed", "rejected", "dead")
@@ -53,11 +55,8 @@ class _Course:
 
 def doctors_peer(config: Config) -> Peer | None:
     """The entry that lets the doctor in from this machine without its results going to an archive."""
-    here = ip_address(_address(config))
-    return next(
-        (peer for peer in config.receive.peers if not peer.deliver and any(here in network for network in peer.hosts)),
-        None,
-    )
+    here = address(config)
+    return next((peer for peer in config.receive.peers if not peer.deliver and within(here, peer.hosts)), None)
 
 
 def through_running(config: Config, images: Sequence[Path], seconds: float) -> Iterator[Look]:
@@ -167,7 +166,7 @@ def _send(config: Config, title: str, study: Sequence[Dataset]) -> str | None:
     entity.implementation_class_uid = IMPLEMENTATION_UID
     entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
     tls = (own_context(config.receive.tls), "") if config.receive.tls else None
-    place = (_address(config), config.receive.port)
+    place = (address(config), config.receive.port)
     association = entity.associate(*place, ae_title=config.appliance.ae_title, tls_args=tls)
     if not association.is_established:
         what = "rejects the association" if association.is_rejected else "does not answer"
@@ -184,9 +183,18 @@ def _send(config: Config, title: str, study: Sequence[Dataset]) -> str | None:
     return None
 
 
-def _address(config: Config) -> str:
+def address(config: Config) -> str:
+    """Where the appliance is reached from this machine, which is then where the doctor comes from, too.
+
+    Raises:
+        InputError: receive.host is no address, and no name that is known.
+    """
     host = config.receive.host
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise InputError(f"receive.host: {host}: is not known ({error.strerror}). Give an address.") from error
 
 
 def _wait(course: _Course, until: float) -> Job | None:

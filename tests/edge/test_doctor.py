@@ -11,6 +11,7 @@ import pytest
 from orthokernels.edge.config import Config, Disk
 from orthokernels.edge.deliveries import KEPT_HERE
 from orthokernels.edge.doctor.checkup import checkup
+from orthokernels.edge.doctor.loop import address, doctors_peer
 from orthokernels.edge.doctor.peers import look_at_destinations
 from orthokernels.edge.doctor.site import (
     is_running,
@@ -91,6 +92,17 @@ def test_running_appliance_gets_the_study_and_keeps_the_results(start, bundle, f
     assert archive.objects() == []
     assert store(service.config, study).returncode == 0
     wait_for(lambda: len(archive.objects()) == 3)  # a scanner's own study is delivered beside it
+
+
+def test_peer_is_asked_for_from_where_the_doctor_comes(monkeypatch):
+    """An appliance that listens on one interface is reached from this machine over that, and it may be named."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.5", 0))])
+    doctor = {"ae_title": "DOCTOR", "deliver": False}
+    for host, let_in in (("127.0.0.1", False), ("192.0.2.5", True)):
+        receive = {"host": "box.example", "peers": [{**doctor, "hosts": [host]}]}
+        settings = Config.model_validate({"receive": receive})
+        assert (doctors_peer(settings) is not None) is let_in
+    assert address(settings) == "192.0.2.5"
 
 
 def test_study_that_a_scanner_sends_images_of_too_is_delivered(start, archive, study, tmp_path):
