@@ -21,6 +21,9 @@ REJECTED = "rejected"
 UNFINISHED_SECONDS = 600.0  # a file that ends early may be a copy that stalled; after this it is a broken one
 _SOURCE = "watched folder"
 
+# While there is no room, files are read, and it is told, this often.
+_ROOM_SECONDS = 30.0
+
 
 class FolderWatcher:
     """Empties a folder. What can't be taken in is moved to its ``rejected`` folder; what may be later, stays."""
@@ -29,6 +32,7 @@ class FolderWatcher:
         self._watch = watch
         self._intake = intake
         self._most_bytes = intake.limits.bytes_per_instance
+        self._no_room_until = 0.0
         self._told: set[Path] = set()  # files that could not be dealt with, until they are gone
         # Time of change, size, and since when both were seen as they are: by our own clock, since a share has another.
         self._seen: dict[Path, tuple[int, int, float]] = {}
@@ -44,6 +48,8 @@ class FolderWatcher:
     def look(self) -> int:
         """Take in every file that has stopped changing; how many there were. One that can't be read, moved or removed
         holds up no other; it is told once, and tried again each time."""
+        if time.monotonic() < self._no_room_until:
+            return 0
         taken = 0
         failed: set[Path] = set()
         for path, seconds in self._settled():
@@ -54,7 +60,8 @@ class FolderWatcher:
                         taken += 1
                 except Refused as refusal:
                     if refusal.status == Status.OUT_OF_RESOURCES:
-                        return taken  # room may come
+                        self._no_room_until = time.monotonic() + _ROOM_SECONDS  # it may come
+                        return taken
                     self._reject(path)
             except OSError as error:
                 failed.add(path)

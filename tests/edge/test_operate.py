@@ -392,6 +392,23 @@ def test_watched_folder_is_emptied_and_what_is_no_image_is_moved_aside(start, st
     assert sorted(path.name for path in folder.rglob("*") if not path.is_dir()) == ["link.dcm", "notes.txt"]
 
 
+def test_folder_waits_a_while_for_room_and_then_is_emptied(start, study, tmp_path, caplog, monkeypatch):
+    """A full disk would be told each second, and every file that waits be read for it."""
+    import shutil
+
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    shutil.copy(study[0], folder / "image.dcm")
+    service = start(watch={"folder": folder, "seconds_unchanged": 0.2}, disk={"keep_free_bytes": 2**60})
+    wait_for(lambda: "are kept free" in caplog.text)
+    time.sleep(2.5)  # looks once a second
+    assert caplog.text.count("are kept free") == 1
+    service._intake.disk = EMPTY
+    steady = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: steady() + 30.0)
+    wait_for(lambda: not (folder / "image.dcm").exists())
+
+
 def test_file_that_can_not_be_dealt_with_holds_up_no_other_and_is_told_once(start, study, tmp_path, caplog):
     """A file of that name where the folder for rejected ones would be: what is no image can't be moved."""
     import shutil
