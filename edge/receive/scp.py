@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
@@ -27,7 +26,7 @@ LOG = logging.getLogger("orthokernels.edge.receive")
 _CALLING_TITLE_UNKNOWN = (0x01, 0x01, 0x03)
 _CALLED_TITLE_UNKNOWN = (0x01, 0x01, 0x07)
 
-# For so long an archive's name is not looked up again.
+# How often archives' names are looked up.
 _LOOKUP_SECONDS = 60.0
 
 _HIGH = 1  # C-STORE's priority (PS3.7 table 9.3-1)
@@ -48,6 +47,7 @@ class Receiver:
         self._studies = studies
         self._counts: dict[Any, int] = {}
         self._server: LimitedServer | None = None
+        self._stopped = threading.Event()
 
     def start(self) -> threading.Thread:
         """Listen, in a thread of its own.
@@ -86,12 +86,14 @@ class Receiver:
         server.hosts_allowed = lambda host: self._allowed(host) is not None
         server.ended = self._ended
         self._server = server
+        threading.Thread(target=self._archives.run, args=(self._stopped,), name="archives", daemon=True).start()
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-port", daemon=True)
         thread.start()
         return thread
 
     def stop(self) -> None:
         """Stop listening; associations that are open are aborted, and their senders keep what was not acknowledged."""
+        self._stopped.set()
         if self._server is None:
             return
         self._server.shutdown()
@@ -170,8 +172,9 @@ class Receiver:
 class _Archives:
     """Destinations that report commitments on associations of their own, from their addresses.
 
-    Names are looked up when someone asks, as they may be unknown for a while, or change; in the meantime the addresses
-    that were found last count. Of an archive that was never found, reports on associations of its own are refused.
+    Names are looked up once a minute, as they may be unknown for a while, or change, and in a thread of their own, as
+    that may take its time; in the meantime the addresses that were found last count. Of an archive that was never
+    found, reports on associations of its own are refused.
     """
 
     def __init__(self, config: Config) -> None:
@@ -179,30 +182,32 @@ class _Archives:
             one for one in config.destinations if isinstance(one, DimseDestination) and one.commitment
         ]
         self.titles = tuple(one.ae_title for one in self._destinations)
-        self._lock = threading.Lock()
-        self._asked: dict[str, float] = {}
         self._found: dict[str, tuple[IPv4Network | IPv6Network, ...]] = {}
         self._unknown: set[str] = set()
 
     def peers(self) -> tuple[Peer, ...]:
         """Those whose addresses are known."""
-        with self._lock:
-            found = [(one.ae_title, self._addresses(one.name, one.host)) for one in self._destinations]
+        found = [(one.ae_title, self._found.get(one.host)) for one in self._destinations]
         return tuple(Peer(ae_title=title, hosts=addresses) for title, addresses in found if addresses)
 
-    def _addresses(self, name: str, host: str) -> tuple[IPv4Network | IPv6Network, ...]:
-        if time.monotonic() - self._asked.get(host, -_LOOKUP_SECONDS) >= _LOOKUP_SECONDS:
-            try:
-                found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-                self._found[host] = tuple(ip_network(str(entry[4][0]).split("%")[0]) for entry in found)
-                self._unknown.discard(host)
-            except (OSError, UnicodeError) as error:
-                if host not in self._unknown:
-                    last = "those found last count" if host in self._found else "its commitment reports are refused"
-                    LOG.warning("destination %s: host %r is not known (%s); %s", name, host, error, last)
-                self._unknown.add(host)
-            self._asked[host] = time.monotonic()
-        return self._found.get(host, ())
+    def run(self, stop: threading.Event) -> None:
+        """Look names up until told to stop."""
+        while True:
+            for one in self._destinations:
+                self._look_up(one.name, one.host)
+            if stop.wait(_LOOKUP_SECONDS):
+                return
+
+    def _look_up(self, name: str, host: str) -> None:
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            self._found[host] = tuple(ip_network(str(entry[4][0]).split("%")[0]) for entry in found)
+            self._unknown.discard(host)
+        except (OSError, UnicodeError) as error:
+            if host not in self._unknown:
+                last = "those found last count" if host in self._found else "its commitment reports are refused"
+                LOG.warning("destination %s: host %r is not known (%s); %s", name, host, error, last)
+            self._unknown.add(host)
 
 
 def report_status(event: Any, committed: Committed) -> int:
