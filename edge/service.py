@@ -73,6 +73,7 @@ class Service:
         quiet_libraries()
         self._recover()
         self._check()
+        self._threads.append(self._receiver.start())  # a port in use stops it before anything else starts
         for number, worker in enumerate(self.workers):
             self.run(worker.run, f"worker-{number}")
         for sender in self._senders:
@@ -85,7 +86,6 @@ class Service:
             self.run(self.inline.run, "inline-model")
             self.run(self._mrd.run, "mrd")
         self.run(self._keep_house, "housekeeping")
-        self._threads.append(self._receiver.start())
         title, receive = self.config.appliance.ae_title, self.config.receive
         LOG.info("listening as %s on %s:%d", title, receive.host, receive.port)
 

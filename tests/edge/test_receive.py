@@ -16,6 +16,7 @@ from orthokernels.edge.dcmtk import program
 from orthokernels.edge.receive.intake import Intake
 from orthokernels.edge.receive.open_studies import OpenStudies
 from orthokernels.edge.receive.scp import Receiver
+from orthokernels.edge.service import Service
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
@@ -23,7 +24,7 @@ from pynetdicom import AE, _config, evt
 
 from orthokernels.errors import InputError
 from tests.edge.certificates import Authority
-from tests.edge.kit import store, wait_for, write_study
+from tests.edge.kit import archive_destination, config, free_port, store, wait_for, write_study
 
 
 def echo(service, *options: str, **names: str) -> bool:
@@ -69,6 +70,19 @@ def test_port_that_is_in_use_is_told(start):
     intake, studies = Intake(service.config, service.store), OpenStudies(service.store)
     with pytest.raises(InputError, match="receive: can't listen on 127"):
         Receiver(service.config, intake, studies, lambda transaction, kept: False).start()
+
+
+def test_port_that_is_in_use_is_told_before_a_worker_or_a_sender_starts(tmp_path):
+    """Otherwise the sentence is followed by what a worker says whose appliance is gone; and a try to deliver is cut."""
+    settings = config(tmp_path, destinations=[archive_destination(free_port())])
+    service = Service(settings)
+    with (
+        socket.create_server(("127.0.0.1", settings.receive.port)),
+        pytest.raises(InputError, match="receive: can't listen on 127"),
+    ):
+        service.start()
+    assert service._threads == []
+    service.stop()
 
 
 def test_sender_that_is_listed_is_answered(start):
