@@ -94,7 +94,9 @@ class Service:
         for folder in (intake.FOLDER, work.FOLDER):
             make_folder(data / folder)
             remove_unfinished(data / folder)
-        swept = remove_unknown(self.store, data, (intake.FOLDER, work.FOLDER))
+        at_once = 1 + self.config.receive.limits.associations  # the watched folder's, and one of each
+        at_once += self.config.stow.limits.requests if self.config.stow else 0
+        swept = remove_unknown(self.store, data, (intake.FOLDER, work.FOLDER), at_once)
         viewing.remove_orphans(data / work.FOLDER)
         given_back = self.store.give_back_expired(all_owners=True)
         self._pull_back()

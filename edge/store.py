@@ -20,6 +20,8 @@ from orthokernels.edge.database import Database
 from orthokernels.edge.durable import name_of
 from orthokernels.edge.states import DELIVERED, FOLLOWS, LEASED, OPEN, WAITING, State
 
+from orthokernels.errors import InputError
+
 # What the headers said of a study's completeness; "unfit" means that no volume can be made of it.
 Verdict = Literal["whole", "unknown", "missing", "unfit"]
 
@@ -488,10 +490,14 @@ class Store:
         return {row["file"] for row in rows}
 
 
-def remove_unknown(store: Store, data: Path, folders: Iterable[str]) -> int:
+def remove_unknown(store: Store, data: Path, folders: Iterable[str], at_once: int) -> int:
     """Remove DICOM files below these folders that no row speaks of; run while nothing is received or made.
 
     Such a file was written just before a crash, and neither acknowledged nor delivered; or its job's time was over.
+    Before the first study is known, a crash leaves no more of them than can be received ``at_once``.
+
+    Raises:
+        InputError: there are more, so this is not the database of these files; they are left as they are.
     """
     known = store.known_files()
     unknown = [
@@ -500,6 +506,11 @@ def remove_unknown(store: Store, data: Path, folders: Iterable[str]) -> int:
         for path in (data / folder).rglob("*.dcm")
         if str(path.relative_to(data)) not in known
     ]
+    if len(unknown) > at_once and not store.jobs(limit=1):
+        raise InputError(
+            f"{store.database.path}: knows of no study, and {len(unknown)} DICOM files lie beside it, so it is not "
+            f"theirs. Restore it from a copy; or move {' and '.join(folders)} away and send the studies again."
+        )
     for path in unknown:
         path.unlink()
     return len(unknown)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from orthokernels.edge import config as configuration
 from orthokernels.edge.audit import entries
 from orthokernels.edge.database import Database
 from orthokernels.edge.deliveries import Deliveries
+from orthokernels.edge.service import Service
 from orthokernels.edge.store import Store
 
+from orthokernels.errors import InputError
 from tests.edge.kit import (
     archive_destination,
     config,
@@ -150,3 +154,21 @@ def test_second_appliance_on_the_same_folder_does_not_start(start):
     service = start()
     with pytest.raises(InputError, match="another appliance runs on this folder"):
         Service(service.config)
+
+
+def test_files_of_a_database_that_was_lost_are_not_swept_up(start, study, tmp_path):
+    """Whoever moves a damaged database away, or loses it, still has what was acknowledged."""
+    service = start()
+    assert store(service.config, study).returncode == 0
+    wait_for(lambda: service.store.jobs(("sent",)))
+    data = service.config.appliance.data
+    (tmp_path / "copy").mkdir()
+    for folder in ("images", "results"):
+        shutil.copytree(data / folder, tmp_path / "copy" / folder)
+    lost = Service(service.config.model_copy(update={"appliance": configuration.Appliance(data=tmp_path / "copy")}))
+    try:
+        with pytest.raises(InputError, match=f"knows of no study, and {len(study) + 3} DICOM files lie beside it"):
+            lost.start()
+        assert len(list((tmp_path / "copy").rglob("*.dcm"))) == len(study) + 3
+    finally:
+        lost.stop()
