@@ -383,7 +383,8 @@ class Deliveries:
         """Whether a person's retry of a job changes anything."""
         states = [(own["state"], own["destination"]) for own in self.of(job_id)]
         revived = any(own == "dead" and name in self.destinations for own, name in states)
-        return revived or state == "rejected" or (state == "dead" and not states)
+        anew = state == "rejected" or (state == "dead" and not states)
+        return revived or (anew and not self.store.superseded(self.store.job(job_id)))
 
     def discard(self, job: Job, actor: str) -> Job:
         """Give up on a dead job, or on a job's dead deliveries, by a person's decision; retention removes it in its

@@ -457,7 +457,8 @@ class Store:
         return [row["file"] for row in rows]
 
     def again(self, job: Job, actor: str) -> Job:
-        """A new version of a study that was rejected or put aside, with the images that are here.
+        """A new version of a study that was rejected or put aside, with the images that are here; where a later one
+        waits or has its results, that one.
 
         A job whose own images are all here was rejected for lack of earlier ones, if any of its study are gone: to take
         it up again is to do without them.
@@ -465,7 +466,7 @@ class Store:
         with self.database.write() as connection:
             latest = self._latest(connection, job.study_uid)
             assert latest is not None
-            if latest.state in WAITING:
+            if latest.state in WAITING or self.superseded(job):
                 return latest
             own = connection.execute(
                 "SELECT count(*), count(file) FROM instances JOIN job_instances ON instance = id WHERE job = ?",
@@ -479,6 +480,11 @@ class Store:
             new = self._begin(connection, job.study_uid, latest.version + 1, job.priority, actor)
             self.move(new.id, "settling", actor)
             return self.job(new.id)
+
+    def superseded(self, job: Job) -> bool:
+        """Whether a later version of a job's study has its results, delivered or on their way."""
+        latest = self.versions(job.study_uid)[-1]
+        return latest.id != job.id and latest.state in ("sending", *DELIVERED)
 
     def known_files(self) -> set[str]:
         """Every file that a row speaks of, below the data folder."""

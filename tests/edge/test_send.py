@@ -74,7 +74,7 @@ def test_older_version_that_waits_is_superseded_and_never_arrives_after_the_newe
     assert delivery["state"] == "superseded"
 
 
-def owed(deliveries: Deliveries, number: int) -> Job:
+def owed(deliveries: Deliveries, number: int, rejected: str | None = None) -> Job:
     """A further image of the study, and two objects made of the version that it begins."""
     kept = deliveries.store
     kept.add(Image(f"1.2.{number}", "1", "1.9", "1.8", f"{number}", 1, f"images/{number}.dcm", "MR1"), 5)
@@ -83,7 +83,8 @@ def owed(deliveries: Deliveries, number: int) -> Job:
     kept.move(job.id, "checked", "test")
     leased = kept.lease_to_infer("test", 60.0)
     kept.move(leased.id, "writing", "test")
-    deliveries.owe(leased, "test", [Made("1", f"1.3.{number}.{one}", "", f"{number}/{one}.dcm") for one in (1, 2)])
+    made = [Made("1", f"1.3.{number}.{one}", "", f"{number}/{one}.dcm") for one in (1, 2)]
+    deliveries.owe(leased, "test", made, rejected)
     return kept.job(leased.id)
 
 
@@ -141,6 +142,17 @@ def test_retry_of_what_only_a_destination_that_is_gone_did_not_take_makes_nothin
     assert (renamed.gone(job.id), renamed.retriable(job.id, dead.state)) == (["b"], False)
     assert renamed.discard(dead, "test").state == "discarded"
     assert renamed.gone(job.id) == []
+
+
+def test_retry_of_a_rejected_version_makes_nothing_again_where_a_later_one_has_its_results(tmp_path):
+    """As where images came in two halves: the second version has them all, and was sent."""
+    deliveries = deliveries_to(tmp_path, "archive")
+    first = owed(deliveries, 1, rejected="half of it is missing")
+    assert deliveries.retriable(first.id, "rejected")
+    second = owed(deliveries, 2)
+    assert not deliveries.retriable(first.id, "rejected")
+    assert deliveries.retry(first, "test").id == second.id
+    assert len(deliveries.store.jobs()) == 2
 
 
 def test_second_click_on_retry_finds_what_the_first_has_done(tmp_path):
