@@ -310,7 +310,7 @@ class WebDestination(Destination):
     @classmethod
     def _is_plain_address(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError("url must be https://HOST/PATH, with neither a user nor a query in it")
         return url.rstrip("/")
 

@@ -94,6 +94,7 @@ def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
         ("[mrd.limits]\nbytes_per_message = 9999999999", "mrd.limits.bytes_per_message: "),
         (f'{WEB}url = "http://pacs.example/dicom-web"', "destinations.0: url must be https off this machine"),
         (f'{WEB}url = "https://user:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
+        (f'{WEB}url = "https://:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "ftp://pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "https://p"\ntoken_file = "a"\npassword_file = "b"', "exclude each other"),
         (f'{WEB}url = "https://p"\nae_title = "PACS"', "destinations.0.ae_title: there is no such setting"),
