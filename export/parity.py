@@ -177,12 +177,20 @@ def _run_planes(
             tell(" ".join(key), len(runs), len(work))
             runs[key] = run(*key, own)
         return runs
+    others = multiprocessing.active_children()
     # A process that OpenVINO was in can not be forked.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_processor, (workers,)) as pool:
         pending = {pool.submit(run, *key, own): key for key, own in work.items()}
-        for done in as_completed(pending):
-            tell(" ".join(pending[done]), len(runs), len(work))
-            runs[pending[done]] = done.result()
+        try:
+            for done in as_completed(pending):
+                tell(" ".join(pending[done]), len(runs), len(work))
+                runs[pending[done]] = done.result()
+        except BaseException:  # a plane takes minutes, and nobody waits for the others any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            raise
     return {key: runs[key] for key in work}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from orthokernels.export.parity import (
     _Errors,
     _figures,
     _Run,
+    _run_planes,
     metrics_of,
     refusals_of,
     verdict,
@@ -275,3 +277,17 @@ def test_a_study_of_two_planes_has_their_heads_alone():
     model = load_torch(toy_weights(), "cpu")
     vectors = {plane: np.ones(32, np.float32) for plane in PLANES[:2]}
     assert list(study_outputs(model, "study", vectors)) == [f"{plane} head logits" for plane in PLANES[:2]]
+
+
+def _coronal_fails(joint, plane, records):
+    if plane == "coronal":
+        raise ValueError("no coronal")
+    time.sleep(120)
+
+
+def test_a_check_that_ends_early_waits_for_no_other_plane():
+    work = {("knee", plane): [] for plane in ("coronal", "sagittal", "axial")}
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="no coronal"):
+        _run_planes(_coronal_fails, work, 2, lambda what, done, total: None)
+    assert time.monotonic() - started < 100
