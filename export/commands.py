@@ -53,7 +53,7 @@ def bundle(
 ) -> None:
     """Export every graph in every form, judge the forms on phantoms, and keep those that lose little enough."""
     wanted = _forms(forms)
-    _check_place("--report", report)
+    _check_place("--report", report, out)
     _need_packages()
     from orthokernels.export.make import Options, make_bundle
 
@@ -77,15 +77,20 @@ def _writer(report: Path | None) -> Callable[[dict[str, Any]], None]:
         if report is not None:
             from orthokernels.export.parity_page import write_parity
 
-            write_parity(parity, report)
+            write_parity(parity, report, "--report")
 
     return write
 
 
-def _check_place(option: str, folder: Path | None) -> None:
-    """Refuse a folder that can't be written, before anything is computed for it; nothing is made there yet."""
+def _check_place(option: str, folder: Path | None, bundle: Path) -> None:
+    """Refuse a folder that can't be written, before anything is computed for it; nothing is made there yet.
+
+    So is one in the bundle, which is only one with no file but its own.
+    """
     if folder is None:
         return
+    if folder.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"{option} {folder}: is in the bundle {bundle}, which holds its own files only. Name another.")
     there = next(own for own in (folder.absolute(), *folder.absolute().parents) if own.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{option} {folder}: can't be written; {there} is no folder to write into.")
@@ -171,7 +176,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Run the reference in PyTorch and every form of a bundle over the same phantoms; write table, JSON and page."""
-    _check_place("--out", out)
+    _check_place("--out", out, bundle)
     _need_packages()
     from orthokernels.export.make import Options, judged_records
     from orthokernels.export.parity import check as compare

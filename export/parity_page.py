@@ -25,8 +25,12 @@ from orthokernels.tasks import RESEARCH_NOTICE
 Result = Mapping[str, Any]
 
 
-def write_parity(result: Result, out: Path) -> None:
+def write_parity(result: Result, out: Path, option: str = "--out") -> None:
     """parity.json, then what is made of it, parity.md and parity.html. JSON has no infinity; null stands for it.
+
+    Args:
+        out: folder for them.
+        option: that named it.
 
     Raises:
         InputError: ``out`` can not be written.
@@ -46,7 +50,7 @@ def write_parity(result: Result, out: Path) -> None:
             os.chmod(file.name, 0o644)
             os.replace(file.name, out / name)
     except OSError as error:
-        raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+        raise InputError(f"{option} {out}: can't be written ({error.strerror}). Choose another place.") from error
 
 
 def finite(record: Any) -> Any:

@@ -14,6 +14,7 @@ pytest.importorskip("nncf")
 pytest.importorskip("onnxscript")
 
 from orthokernels.export.chain import Recorder
+from orthokernels.export.commands import check
 from orthokernels.export.make import CALIBRATION_STUDIES, Options, make_bundle
 
 from orthokernels.bundle.golden import golden_study
@@ -88,6 +89,7 @@ def test_the_command_ends_with_one_sentence_and_leaves_nothing(tmp_path):
         (("--forms", "int4"), "there is no form 'int4'"),
         (("--key", str(tmp_path / "mistyped.pem")), "can't be read as a private key"),
         (("--report", str(tmp_path / "file" / "report")), "file is no folder to write into"),
+        (("--report", str(tmp_path / "bundle" / "report")), "is in the bundle"),
     ):
         out = tmp_path / "bundle"
         done = subprocess.run([*command, "--out", str(out), *arguments], capture_output=True, text=True, check=False)
@@ -104,6 +106,13 @@ def test_a_check_knows_at_once_that_its_folder_can_not_be_written(tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path / "file")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "file is no folder to write into" in done.stderr
+
+
+def test_a_check_writes_nothing_into_the_bundle(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", [])
+    with pytest.raises(InputError, match="is in the bundle"):
+        check(bundle, bundle / "golden" / ".." / "parity")
+    assert not (bundle / "parity").exists()
 
 
 def test_joints_to_check_may_stand_apart(tmp_path, monkeypatch, capsys):

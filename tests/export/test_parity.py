@@ -31,6 +31,7 @@ from orthokernels.export.parity_page import markdown, page, verdict_of, write_pa
 from orthokernels.export.study_outputs import SCORERS, drawn_patient, study_outputs
 from sklearn.metrics import roc_auc_score
 
+from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.patient_data import LateFusion
 from orthokernels.models.orthodiffusion.study_model import load_torch
 from orthokernels.models.patient_data import Encoding, LateFusionCard
@@ -216,6 +217,12 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     assert "| knee | fp32 onnxruntime | 10 |" in (tmp_path / "out" / "parity.md").read_text()
     assert own == before
     assert markdown(own) == (tmp_path / "out" / "parity.md").read_text()
+
+
+def test_a_report_that_can_not_be_written_names_its_option(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--report .*file: can't be written"):
+        write_parity(result(), tmp_path / "file", "--report")
 
 
 def test_planes_without_a_fusion_are_judged_by_the_mean_of_their_probabilities():
