@@ -5,6 +5,7 @@ The folder is made beside its place and renamed when it is whole and verified, s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -32,6 +33,7 @@ from orthokernels.models.weights_folder import demo_folder, folder_of
 from orthokernels.progress import Progress
 
 GRAPHS = "graphs"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 INTENDED_USE = (
     "Research on joint MRI: label maps and finding scores for studies of the joints named here. "
@@ -301,8 +303,10 @@ class BundleFolder:
     def __enter__(self) -> BundleFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         shutil.rmtree(self.draft, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise InputError(f"--out {self.path}: can't be written ({error.strerror}). Name another folder.") from error
 
     def publish(self, key: Path | None) -> Bundle:
         """Sign where there is a key, verify as any user would, and move into place."""
@@ -310,5 +314,8 @@ class BundleFolder:
             sign(self.draft, key)
         found = verify(self.draft)
         self.draft.chmod(0o755)
-        os.replace(self.draft, self.path)
+        try:
+            os.replace(self.draft, self.path)
+        except OSError as error:  # something else came to be there meanwhile
+            raise InputError(f"--out {self.path}: can't be written ({error.strerror}). Name another folder.") from error
         return replace(found, folder=self.path)

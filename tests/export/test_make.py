@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("nncf")
 pytest.importorskip("onnxscript")
 
+from orthokernels.export.bundle import BundleFolder
 from orthokernels.export.chain import Recorder
 from orthokernels.export.commands import check
 from orthokernels.export.make import CALIBRATION_STUDIES, Options, make_bundle
@@ -113,6 +116,26 @@ def test_a_check_writes_nothing_into_the_bundle(tmp_path):
     with pytest.raises(InputError, match="is in the bundle"):
         check(bundle, bundle / "golden" / ".." / "parity")
     assert not (bundle / "parity").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_is_told_in_one_sentence_and_nothing_is_left(number, tmp_path):
+    with pytest.raises(InputError, match=r"--out .*bundle: can't be written"), BundleFolder(tmp_path / "bundle"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(FileNotFoundError), BundleFolder(tmp_path / "bundle"):
+        (tmp_path / "nowhere").read_bytes()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("orthokernels.export.bundle.verify", lambda folder: None)
+    with BundleFolder(tmp_path / "bundle") as own:
+        (tmp_path / "bundle").mkdir()
+        (tmp_path / "bundle" / "mine").write_text("kept")
+        with pytest.raises(InputError, match=r"--out .*bundle: can't be written"):
+            own.publish(None)
+    assert (tmp_path / "bundle" / "mine").exists()
+    assert not list(tmp_path.glob(".bundle*"))
 
 
 def test_joints_to_check_may_stand_apart(tmp_path, monkeypatch, capsys):
