@@ -128,7 +128,7 @@ def check(
         bundle: verified, with the weights that it was made from in it.
         records: series by joint, with labels and findings where there are some.
         forms: to run; all that the bundle has by default.
-        slabs: of each series, for errors alone; all by default, which Dice needs.
+        slabs: of each series, for errors alone; all by default, which Dice and AUROC need.
         workers: processes that share the planes; the figures are the same with any number.
         tell: called with each plane that is done.
 
@@ -142,7 +142,9 @@ def check(
             raise InputError(f"{bundle.folder}: has nothing for the {joint}.")
     runs = _run_planes(partial(_run_plane, bundle, wanted, slabs), _work(bundle, records), workers, tell)
     result: dict[str, Any] = {"name": bundle.manifest.name, "bundle": bundle.digest, "trained": bundle.manifest.trained}
-    result["joints"] = {joint: _joint_figures(bundle, joint, own, wanted, runs) for joint, own in records.items()}
+    result["joints"] = {
+        joint: _joint_figures(bundle, joint, own, wanted, runs, whole=slabs is None) for joint, own in records.items()
+    }
     judged = bundle.manifest.trained and slabs is None
     result["forms"] = {form: verdict(form, result["joints"], judged=judged) for form, _ in wanted}
     result["slabs"] = slabs
@@ -223,9 +225,10 @@ def _run_plane(
 
 
 def _joint_figures(
-    bundle: Bundle, joint: str, records: Sequence[Record], wanted: Sequence[tuple[Form, GraphEngine]], runs: Runs
-) -> dict[str, Any]:
-    """Figures of each contender over a joint's planes, their fusion among them."""
+    bundle: Bundle, joint: str, records: Sequence[Record], wanted: Sequence[tuple[Form, GraphEngine]], runs: Runs, *,
+    whole: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Figures of each contender over a joint's planes, their fusion among them; errors alone of series in part."""
     planes = tuple(plane for plane in PLANES if (joint, plane) in runs)
     models = _models(bundle, joint, planes, wanted)
     joined = {name: _Run() for name in models}
@@ -237,7 +240,7 @@ def _joint_figures(
             run.outputs[study] = study_outputs(models[name], study, vectors)
             for output, values in run.outputs[study].items() if name != REFERENCE else ():
                 run.error(output).add(values, joined[REFERENCE].outputs[study][output])
-    return {name: _figures(models[name], run, records, few=name == FEW) for name, run in joined.items()}
+    return {name: _figures(models[name], run, records, few=name == FEW, whole=whole) for name, run in joined.items()}
 
 
 def sizes_of(bundle: Bundle) -> dict[str, dict[str, int]]:
@@ -287,13 +290,15 @@ def _run_series(models: Mapping[str, StudyModel], runs: Mapping[str, _Run], reco
             runs[name].dice.setdefault(record.plane, []).append(dice(found, truth, model.classes))
 
 
-def _figures(model: StudyModel, run: _Run, records: Sequence[Record], *, few: bool = False) -> dict[str, Any]:
+def _figures(
+    model: StudyModel, run: _Run, records: Sequence[Record], *, few: bool = False, whole: bool = True
+) -> dict[str, Any]:
     studies = len({record.study for record in records})
     found: dict[str, Any] = {
         "errors": {output: own.told() for output, own in run.errors.items()},
         "studies": min(studies, FEW_STUDIES) if few else studies,
     }
-    if few:
+    if few or not whole:  # what a slab or two find of a study says nothing of what the study's would
         return found
     if run.dice and model.trained:
         names = {plane: class_names(model.planes[plane].classes or 0)[1:] for plane in run.dice}

@@ -247,6 +247,17 @@ def test_planes_without_a_fusion_are_judged_by_the_mean_of_their_probabilities()
     assert "AUROC uses up inf" in verdict("int8", joints)["reasons"][0]
 
 
+def test_series_looked_at_in_part_tell_errors_and_no_findings():
+    rng = np.random.default_rng(0)
+    model, run, records = load_torch(toy_weights(), "cpu"), _Run(), []
+    for number in range(4):
+        run.vectors[f"study {number}"] = {plane: rng.normal(size=32).astype(np.float32) for plane in PLANES}
+        findings = (float(number % 2),) * len(LABELS["knee"])
+        records.append(Record(f"study {number}", "", "axial", Path(), findings=findings))
+    assert _figures(model, run, records)["macro_auroc"] is not None
+    assert _figures(model, run, records, whole=False).keys() == {"errors", "studies"}
+
+
 def test_what_is_made_of_a_studys_vectors_is_what_its_heads_and_fusions_give():
     rng, weights = np.random.default_rng(0), toy_weights()
     labels, late = len(LABELS["knee"]), LateFusion(3 * 32, events=5).eval()
