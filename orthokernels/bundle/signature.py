@@ -40,11 +40,15 @@ def make_keys(private: Path, public: Path) -> str:
     for path in contents:
         if path.exists():
             raise InputError(f"{path}: is there already. A key is never overwritten; choose another name.")
+    made: list[Path] = []
     for path, (content, mode) in contents.items():
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                made.append(path)
                 file.write(content)
         except OSError as error:
+            for own in made:  # half a pair is none, and would be in the way of the next
+                own.unlink()
             raise InputError(f"{path}: can't be written ({error.strerror}). Choose another place.") from error
     return _hex(key.public_key())
 

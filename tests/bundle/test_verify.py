@@ -431,6 +431,12 @@ def test_a_key_is_never_overwritten(tmp_path):
         make_keys(tmp_path / "own.pem", tmp_path / "new.pub")
 
 
+def test_half_a_pair_of_keys_is_not_left(tmp_path):
+    with pytest.raises(InputError, match="can't be written"):
+        make_keys(tmp_path / "own.pem", tmp_path / "nowhere" / "own.pub")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_refuses_with_one_line_and_exit_code_2(bundle):
     (bundle / "graphs" / "small.int8.bin").unlink()
     command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "bundle", "verify", str(bundle)]
