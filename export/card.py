@@ -105,7 +105,10 @@ def _metrics(manifest: Manifest) -> str:
         (own.task, own.metric, own.form, f"{own.value:.4f}", f"{own.fp32:.4f}", str(own.studies))
         for own in manifest.metrics
     ]
-    return _table(("task", "metric", "form", "value", "fp32", "studies"), rows)
+    told = "The studies are digital phantoms: the figures say what a form loses, and nothing of patients."
+    if any(own.metric.startswith("patient_data_") for own in manifest.metrics):
+        told += " Patient data are drawn at random, the same for every form."
+    return f"{told}\n\n" + _table(("task", "metric", "form", "value", "fp32", "studies"), rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -136,7 +136,7 @@ def _print_made(made: Made, out: Path) -> None:
     from rich.table import Table
 
     console, manifest = Console(highlight=False, emoji=False), made.bundle.manifest
-    table = Table(title="What each form reaches, beside fp32 in PyTorch", title_justify="left")
+    table = Table(title="What each form reaches on phantoms, beside fp32 in PyTorch", title_justify="left")
     for column in ("Joint", "Metric", "Form"):
         table.add_column(column)
     for column in ("Value", "fp32", "Studies"):
