@@ -28,6 +28,7 @@ from orthokernels.export.write_forms import Calibrator, calibration_inputs, fp32
 from orthokernels.bundle.manifest import FORMS, Form
 from orthokernels.bundle.signature import private_key
 from orthokernels.bundle.verify import Bundle, verify
+from orthokernels.errors import InputError
 from orthokernels.folders import cache_folder
 from orthokernels.progress import Progress
 from orthokernels.training.records import Record
@@ -39,6 +40,7 @@ Judged = Callable[[dict[str, Any]], None]
 JUDGED_SEED = 6_000_000  # of the phantoms that decide which forms are admitted
 CALIBRATION_STUDIES, VALIDATION_STUDIES = 4, 4  # phantoms of each joint
 MORE_STUDIES = 20  # phantoms of each joint beside the calibration's whose vectors alone are looked at
+_CALIBRATED = {"int8", "int8_qdq"}  # the forms that studies are needed for
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,20 @@ def make_bundle(
     """
     if options.key is not None:
         private_key(options.key)  # all that follows takes long
+    for study in options.calibration:
+        if not study.exists():
+            raise InputError(f"--calibrate {study}: no such file or folder. Check the path.")
+    if options.calibration and not _CALIBRATED & set(options.forms):
+        raise InputError(
+            f"--calibrate: of the forms {', '.join(options.forms) or 'fp32'} none is calibrated; add "
+            f"{' or '.join(sorted(_CALIBRATED))} to --forms, or leave --calibrate out."
+        )
     with BundleFolder(out) as folder:
         made = draft(weights, folder.draft, tell)
         graphs = folder.draft / GRAPHS
         write_dataless_forms(made.plan, graphs, options.forms, made.add)
         known: Vectors = {}
-        if {"int8", "int8_qdq"} & set(options.forms):
+        if _CALIBRATED & set(options.forms):
             known = _quantise(made, options, tell)
         finish(made)
         parity = None

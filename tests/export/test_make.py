@@ -93,6 +93,8 @@ def test_the_command_ends_with_one_sentence_and_leaves_nothing(tmp_path):
         (("--key", str(tmp_path / "mistyped.pem")), "can't be read as a private key"),
         (("--report", str(tmp_path / "file" / "report")), "file is no folder to write into"),
         (("--report", str(tmp_path / "bundle" / "report")), "is in the bundle"),
+        (("--calibrate", str(tmp_path / "nowhere")), "no such file or folder"),
+        (("--calibrate", str(tmp_path), "--forms", "fp32,fp16"), "none is calibrated; add int8 or int8_qdq"),
     ):
         out = tmp_path / "bundle"
         done = subprocess.run([*command, "--out", str(out), *arguments], capture_output=True, text=True, check=False)
