@@ -308,6 +308,7 @@ def _figures(
         }
         found["mean_dice"] = mean_of(mean_of(own.values()) for own in found["dice"].values())
     truths = {record.study: record.findings for record in records if record.findings is not None}
+    found["asks_labels"] = any(plane.classes is not None for plane in model.planes.values())
     found["asks_findings"] = bool(truths) and any(plane.scores for plane in model.planes.values())
     scored = {study: of[0] for study, own in run.vectors.items() if (of := probabilities_of(model, own)) is not None}
     found |= _diagnosis(model, scored, truths, model.thresholds)
@@ -370,6 +371,8 @@ def verdict(form: Form, joints: Mapping[str, Any], *, judged: bool = True) -> di
         scored = any(own is not None for own in fp32.get("auroc", {}).values())
         if judged and form != "fp32" and fp32.get("asks_findings") and not scored:
             reasons.append(f"{joint}: the studies have findings, and no AUROC could be computed of them")
+        if judged and form != "fp32" and fp32.get("asks_labels") and "dice" not in fp32 and not scored:
+            reasons.append(f"{joint}: the model segments, and the studies tell neither Dice nor AUROC")
         if judged and fp32["studies"] < LEAST_STUDIES:
             reasons.append(f"{joint}: {fp32['studies']} studies, and {LEAST_STUDIES} are asked for")
     reasons += [f"{what} uses up {share:.2f} of what may be lost" for what, share in used.items() if share > 1]

@@ -172,6 +172,17 @@ def test_findings_that_nobody_could_judge_admit_no_form_but_fp32():
     assert verdict("fp32", joints)["admitted"]
 
 
+def test_labels_that_nobody_could_judge_admit_no_form_but_fp32():
+    kept = ("errors", "studies")
+    unlabelled = {name: own for name, own in figures().items() if name in kept} | {"asks_labels": True}
+    joints = {"shoulder": dict.fromkeys((REFERENCE, "fp32 openvino", "int8 openvino"), unlabelled)}
+    assert "neither Dice nor AUROC" in verdict("int8", joints)["reasons"][0]
+    assert verdict("fp32", joints)["admitted"]
+    assert verdict("int8", joints, judged=False)["admitted"]
+    joints["shoulder"][REFERENCE] = unlabelled | {"asks_labels": False}  # nothing comes out that could be lost
+    assert verdict("int8", joints)["admitted"]
+
+
 def test_every_figure_stands_beside_fp32s():
     found = {metric.metric: (metric.value, metric.fp32) for metric in metrics_of(result(dice=0.899))}
     assert found["mean_dice"] == pytest.approx((0.9245, 0.925))
