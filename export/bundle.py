@@ -28,7 +28,7 @@ from orthokernels.data.prepare import SLAB, Mode
 from orthokernels.errors import InputError
 from orthokernels.folders import place_of
 from orthokernels.models.orthodiffusion.untrained import save_random
-from orthokernels.models.orthodiffusion.weights import Weights, load_weights
+from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
 from orthokernels.models.weights_folder import demo_folder, folder_of
 from orthokernels.progress import Progress
 
@@ -97,13 +97,23 @@ class Draft:
 
 
 def joints_of(weights: str) -> dict[str, Weights]:
-    """The weights of every joint that they have a diagnosis for; the knee's, whatever they have."""
+    """The weights of every joint that they have a diagnosis for; the knee's too, where they have anything for it.
+
+    A segmentation alone is the knee's where it is of no joint by name, else that of its own joint.
+    """
     found = {joint: load_weights(weights, joint) for joint in tasks.LABELS}
-    return {
-        joint: own
-        for joint, own in found.items()
-        if joint == "knee" or any(plane.pooling is not None for plane in own.planes.values())
-    }
+    knee = found["knee"].planes
+
+    def diagnoses(planes: Mapping[str, PlaneWeights]) -> bool:
+        return any(own.pooling is not None for own in planes.values())
+
+    def segments(planes: Mapping[str, PlaneWeights]) -> bool:
+        """What the knee does not."""
+        own = {name for name, plane in planes.items() if plane.segmentation is not None}
+        return bool(own if planes is knee else {name for name in own if knee[name].segmentation is None})
+
+    kept = {joint: own for joint, own in found.items() if diagnoses(own.planes) or segments(own.planes)}
+    return kept or {"knee": found["knee"]}
 
 
 def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total: None) -> Draft:
@@ -197,7 +207,7 @@ def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[
         name=first.name, version=__version__, notice=first.notice, intended_use=INTENDED_USE, limits=limits,
         trained=first.trained, licence=_licence(made), origin=_origin(made), size=made.size, depth=SLAB,
         preparation=made.preparation,
-        structures={plane: _structures(own) for plane, own in _classes(first).items()},
+        structures={plane: _structures(own) for plane, own in _classes(made.weights).items()},
         joints={joint: _joint(made, own) for joint, own in made.weights.items()},
         graphs=graphs, native=True,
         minimum_versions={"orthokernels": __version__, "openvino": "2024.5", "onnxruntime": "1.19"},
@@ -217,8 +227,10 @@ def _origin(made: Draft) -> str:
     return "trained by this project on digital phantoms alone" if made.packaged else f"weights {first.name!r}"
 
 
-def _classes(weights: Weights) -> dict[str, int]:
-    return {plane: own.segmentation.classes for plane, own in weights.planes.items() if own.segmentation is not None}
+def _classes(weights: Mapping[str, Weights]) -> dict[str, int]:
+    """Of each plane's segmentation, which all joints share that have it."""
+    planes = [(plane, own.segmentation) for joint in weights.values() for plane, own in joint.planes.items()]
+    return {plane: segmentation.classes for plane, segmentation in planes if segmentation is not None}
 
 
 def _structures(classes: int) -> tuple[records.Structure, ...]:

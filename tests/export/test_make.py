@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("nncf")
 pytest.importorskip("onnxscript")
 
-from orthokernels.export.bundle import BundleFolder
+from orthokernels.export.bundle import BundleFolder, _classes, joints_of
 from orthokernels.export.chain import Recorder
 from orthokernels.export.commands import check
 from orthokernels.export.make import CALIBRATION_STUDIES, Options, make_bundle
@@ -26,6 +26,7 @@ from orthokernels.bundle.verify import verify
 from orthokernels.cli import main
 from orthokernels.errors import InputError
 from orthokernels.folders import umask
+from orthokernels.models.orthodiffusion.weights import load_module, save_module
 from orthokernels.models.weights_folder import load_settings
 from orthokernels.pipeline import load_model, run
 from tests.edge.kit import write_bundle
@@ -111,6 +112,23 @@ def test_a_check_knows_at_once_that_its_folder_can_not_be_written(tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path / "file")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "file is no folder to write into" in done.stderr
+
+
+def test_a_segmentation_of_another_joint_makes_that_joints_bundle(tmp_path):
+    weights = weights_folder(tmp_path, trained=True, planes=("axial",))
+    for path in weights.glob("*knee*"):
+        path.unlink()
+    assert list(joints_of(str(weights))) == ["knee"]  # it is of no joint by name
+    module, card = load_module(weights / "axial.segmentation.safetensors", None)
+    save_module(
+        module, weights / "axial.segmentation.safetensors", card.module, arguments=card.arguments, joint="shoulder"
+    )
+    found = joints_of(str(weights))
+    assert list(found) == ["shoulder"]
+    assert _classes(found) == {"axial": 12}
+    for path in weights.glob("axial.segmentation*"):
+        path.unlink()
+    assert list(joints_of(str(weights))) == ["knee"]  # a denoiser alone
 
 
 def test_a_check_writes_nothing_into_the_bundle(tmp_path):
