@@ -70,6 +70,11 @@ class Draft:
         return next(iter(self.weights.values())).size
 
     @property
+    def trained(self) -> bool:
+        """Whether all that the bundle has for every joint was trained."""
+        return all(own.trained for own in self.weights.values())
+
+    @property
     def preparation(self) -> Mode:
         """Of every study that the bundle is calibrated with, judged by, and run on."""
         return next(iter(self.weights.values())).preparation or "full"
@@ -194,7 +199,7 @@ def _licence_file() -> Path:
 
 def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[records.Refusal]) -> Manifest:
     first = next(iter(made.weights.values()))
-    limits = LIMITS if first.trained else (UNTRAINED_LIMIT, *LIMITS)
+    limits = LIMITS if made.trained else (UNTRAINED_LIMIT, *LIMITS)
     graphs = {
         name: records.Graph(
             inputs={tensor: ["batch", *sides] for tensor, sides in source.inputs.items()},
@@ -205,7 +210,7 @@ def _manifest(made: Draft, metrics: Sequence[records.Metric], refused: Sequence[
     }
     return Manifest(
         name=first.name, version=__version__, notice=first.notice, intended_use=INTENDED_USE, limits=limits,
-        trained=first.trained, licence=_licence(made), origin=_origin(made), size=made.size, depth=SLAB,
+        trained=made.trained, licence=_licence(made), origin=_origin(made), size=made.size, depth=SLAB,
         preparation=made.preparation,
         structures={plane: _structures(own) for plane, own in _classes(made.weights).items()},
         joints={joint: _joint(made, own) for joint, own in made.weights.items()},
@@ -222,8 +227,10 @@ def _licence(made: Draft) -> str:
 
 def _origin(made: Draft) -> str:
     first = next(iter(made.weights.values()))
-    if not first.trained:
+    if not any(own.trained for own in made.weights.values()):
         return "random numbers; nothing was trained"
+    if not made.trained:
+        return f"weights {first.name!r}; not all of them are trained"
     return "trained by this project on digital phantoms alone" if made.packaged else f"weights {first.name!r}"
 
 

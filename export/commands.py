@@ -44,7 +44,10 @@ def bundle(
     ] = 100,
     calibrate: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder with a study of your own to calibrate INT8 with, else phantoms do; may be repeated."),
+        typer.Option(
+            help="Folder with a study of your own to calibrate INT8 with, else phantoms do; may be repeated. Of the "
+            "slabs of 16 slices that a graph is given, the first 24 count."
+        ),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Private key (PEM, Ed25519) to sign with.")] = None,
     report: Report = None,

@@ -109,7 +109,7 @@ def make_bundle(
             known = _quantise(made, options, tell)
         finish(made)
         parity = None
-        if next(iter(made.weights.values())).trained:
+        if made.trained:
             parity = _judge(made, known, options, tell, judged)
         bundle = folder.publish(options.key)
     if parity is not None:
@@ -119,7 +119,7 @@ def make_bundle(
 
 def _quantise(made: Draft, options: Options, tell: Progress) -> Vectors:
     """Write the INT8 forms; the vectors that calibrated them."""
-    trained, graphs = next(iter(made.weights.values())).trained, made.folder / GRAPHS
+    trained, graphs = made.trained, made.folder / GRAPHS
     calibration, more = _calibration(made, options, tell, trained)
     sessions = fp32_sessions(made.plan, graphs)
     known = known_vectors(

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ pytest.importorskip("torch")
 pytest.importorskip("nncf")
 pytest.importorskip("onnxscript")
 
-from orthokernels.export.bundle import BundleFolder, _classes, joints_of
+from orthokernels.export.bundle import BundleFolder, Draft, _classes, _origin, joints_of
 from orthokernels.export.chain import Recorder
 from orthokernels.export.commands import check
+from orthokernels.export.graphs import Plan
 from orthokernels.export.make import CALIBRATION_STUDIES, Options, make_bundle
 
 from orthokernels.bundle.golden import golden_study
@@ -26,7 +28,7 @@ from orthokernels.bundle.verify import verify
 from orthokernels.cli import main
 from orthokernels.errors import InputError
 from orthokernels.folders import umask
-from orthokernels.models.orthodiffusion.weights import load_module, save_module
+from orthokernels.models.orthodiffusion.weights import load_module, load_weights, save_module
 from orthokernels.models.weights_folder import load_settings
 from orthokernels.pipeline import load_model, run
 from tests.edge.kit import write_bundle
@@ -129,6 +131,14 @@ def test_a_segmentation_of_another_joint_makes_that_joints_bundle(tmp_path):
     for path in weights.glob("axial.segmentation*"):
         path.unlink()
     assert list(joints_of(str(weights))) == ["knee"]  # a denoiser alone
+
+
+def test_weights_that_are_trained_for_one_joint_alone_are_not_called_trained(tmp_path):
+    weights = load_weights(str(weights_folder(tmp_path, trained=True, planes=("axial",))))
+    made = Draft(tmp_path, {"knee": weights, "ankle": replace(weights, trained=False)}, Plan({}, {}), {})
+    assert not made.trained
+    assert _origin(made) == f"weights {weights.name!r}; not all of them are trained"
+    assert replace(made, weights={"knee": weights}).trained
 
 
 def test_a_check_writes_nothing_into_the_bundle(tmp_path):
