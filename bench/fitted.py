@@ -29,7 +29,9 @@ from orthokernels.training.distributed import alone
 from orthokernels.training.loader import FixedSlabs, covering_slabs
 from orthokernels.training.segmentation_task import segmentation_losses
 from orthokernels.training.selection import labelled, select
+from orthokernels.training.weights_folder import change_settings
 
+NAME = "random:0, heads fitted to a digital joint"
 RATE = 5e-4  # with 3e-3 the head's ReLUs die, and all is background
 
 
@@ -64,7 +66,7 @@ def _of_plane(plane: TorchPlane, slabs: FixedSlabs) -> tuple[list[Tensor], list[
 def main(
     data: Annotated[Path, typer.Option(help="A digital study as NIfTI, of 'orthokernels phantom --nifti'.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights; a new one.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of each plane.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Of each plane.")] = 240,
 ) -> None:
     """Write random denoisers and heads fitted to one study as a weights folder."""
     try:
@@ -73,6 +75,7 @@ def main(
         raise InputError(f"--out {out}: can't be made ({error.strerror}). Name a new folder.") from error
     torch.manual_seed(0)
     save_random(0, out)
+    change_settings(out, lambda settings: settings.model_copy(update={"name": NAME}))
     model = load_torch(load_weights(str(out)), native=True)
     with tempfile.TemporaryDirectory() as cache:
         settings = DataConfig(preparation="full", size=model.size, validate_share=0.0, workers=0, cache=Path(cache))

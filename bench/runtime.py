@@ -4,6 +4,8 @@
     orthokernels export bundle --weights random:0 --forms fp32 --out BUNDLE    # the published size, 16 x 256 x 256
     python -m orthokernels.bench.runtime --bundle BUNDLE --study STUDY --out bench/results/runtime --name full
 
+The weights of ``orthokernels.bench.fitted`` in place of random:0 label that study somewhat like a joint, not as noise.
+
 Each run is a process of its own that never sees PyTorch, one engine after the other, round by round. With ``--python``
 it is that of an environment as an edge box has it (``pip install '.[openvino,onnxruntime]'`` of the same commit): there
 pydicom and others find fewer packages to load. "Networks" is what
