@@ -143,7 +143,10 @@ def test_each_visit_sends_a_new_study_of_nobody(study):
 
 def test_command_tells_what_failed_as_text_and_as_json_with_exit_code_1(tmp_path):
     path = tmp_path / "appliance.toml"
-    path.write_text(f'[appliance]\ndata = "{tmp_path / "data"}"\n[page]\nport = {free_port()}\n')
+    path.write_text(
+        f'[appliance]\ndata = "{tmp_path / "data"}"\n[page]\nport = {free_port()}\n'
+        "[disk]\nkeep_free_bytes = 0\nrefuse_above = 1.0\n"  # however full the disk is that tests run on
+    )
     path.chmod(0o666)
     done = edge("doctor", "--config", path, "--json")
     assert done.returncode == 1
