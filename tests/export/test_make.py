@@ -110,7 +110,8 @@ def test_the_command_ends_with_one_sentence_and_leaves_nothing(tmp_path):
 
 def test_a_check_knows_at_once_that_its_folder_can_not_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "export", "check", str(tmp_path)]
+    command = [sys.executable, "-c", "from orthokernels.cli import main; main()", "export", "check"]
+    command.append(str(tmp_path / "bundle"))
     done = subprocess.run([*command, "--out", str(tmp_path / "file")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "file is no folder to write into" in done.stderr
