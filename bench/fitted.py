@@ -73,7 +73,6 @@ def main(
         out.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"--out {out}: can't be made ({error.strerror}). Name a new folder.") from error
-    torch.manual_seed(0)
     save_random(0, out)
     change_settings(out, lambda settings: settings.model_copy(update={"name": NAME}))
     model = load_torch(load_weights(str(out)), native=True)

@@ -466,7 +466,7 @@ class Store:
         with self.database.write() as connection:
             latest = self._latest(connection, job.study_uid)
             assert latest is not None
-            if latest.state in WAITING or self.superseded(job):
+            if latest.state in WAITING or _supersedes(latest, job):
                 return latest
             own = connection.execute(
                 "SELECT count(*), count(file) FROM instances JOIN job_instances ON instance = id WHERE job = ?",
@@ -483,8 +483,7 @@ class Store:
 
     def superseded(self, job: Job) -> bool:
         """Whether a later version of a job's study has its results, delivered or on their way."""
-        latest = self.versions(job.study_uid)[-1]
-        return latest.id != job.id and latest.state in ("sending", *DELIVERED)
+        return _supersedes(self.versions(job.study_uid)[-1], job)
 
     def known_files(self) -> set[str]:
         """Every file that a row speaks of, below the data folder."""
@@ -494,6 +493,10 @@ class Store:
                 "UNION SELECT file FROM objects WHERE file IS NOT NULL"
             ).fetchall()
         return {row["file"] for row in rows}
+
+
+def _supersedes(latest: Job, job: Job) -> bool:
+    return latest.id != job.id and latest.state in ("sending", *DELIVERED)
 
 
 def remove_unknown(store: Store, data: Path, folders: Iterable[str], at_once: int) -> int:

@@ -28,7 +28,7 @@ from orthokernels.data.prepare import SLAB, Mode
 from orthokernels.errors import InputError
 from orthokernels.folders import place_of
 from orthokernels.models.orthodiffusion.untrained import save_random
-from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights, load_weights
+from orthokernels.models.orthodiffusion.weights import Weights, load_weights
 from orthokernels.models.weights_folder import demo_folder, folder_of
 from orthokernels.progress import Progress
 
@@ -107,18 +107,18 @@ def joints_of(weights: str) -> dict[str, Weights]:
     A segmentation alone is the knee's where it is of no joint by name, else that of its own joint.
     """
     found = {joint: load_weights(weights, joint) for joint in tasks.LABELS}
-    knee = found["knee"].planes
-
-    def diagnoses(planes: Mapping[str, PlaneWeights]) -> bool:
-        return any(own.pooling is not None for own in planes.values())
-
-    def segments(planes: Mapping[str, PlaneWeights]) -> bool:
-        """What the knee does not."""
-        own = {name for name, plane in planes.items() if plane.segmentation is not None}
-        return bool(own if planes is knee else {name for name in own if knee[name].segmentation is None})
-
-    kept = {joint: own for joint, own in found.items() if diagnoses(own.planes) or segments(own.planes)}
+    knees = _segmented(found["knee"])
+    kept = {
+        joint: own
+        for joint, own in found.items()
+        if any(plane.pooling is not None for plane in own.planes.values())
+        or (knees if joint == "knee" else _segmented(own) - knees)
+    }
     return kept or {"knee": found["knee"]}
+
+
+def _segmented(weights: Weights) -> set[str]:
+    return {name for name, plane in weights.planes.items() if plane.segmentation is not None}
 
 
 def draft(weights: str, folder: Path, tell: Progress = lambda what, done, total: None) -> Draft:

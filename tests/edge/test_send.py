@@ -8,6 +8,8 @@ import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -267,6 +269,19 @@ def tmp_path_of(tmp_path, name: str):
     return folder
 
 
+@contextmanager
+def scp_of(keep: Callable[[Any], int]) -> Iterator[int]:
+    """The port of an archive that takes objects and answers each as told."""
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(SecondaryCaptureImageStorage)
+    port = free_port()
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        yield port
+    finally:
+        server.shutdown()
+
+
 def test_archive_that_ends_the_association_after_each_object_gets_every_object(start, study):
     """Each try delivers what it can; what was accepted is not sent again."""
     received = []
@@ -276,18 +291,12 @@ def test_archive_that_ends_the_association_after_each_object_gets_every_object(s
         threading.Timer(0.05, event.assoc.abort).start()
         return 0x0000
 
-    entity = AE(ae_title="PACS")
-    entity.add_supported_context(SecondaryCaptureImageStorage)
-    port = free_port()
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
-    try:
+    with scp_of(keep) as port:
         service = start(destinations=[archive_destination(port, tries=20)])
         assert store(service.config, study).returncode == 0
         (job,) = wait_for(lambda: service.store.jobs(("sent",)))
         owed = {made.sop_uid for made in service.deliveries.objects(job.id)}
         assert owed <= set(received)
-    finally:
-        server.shutdown()
 
 
 def test_archive_that_takes_nothing_twice_gets_what_it_could_not_answer_for(start, study):
@@ -302,17 +311,11 @@ def test_archive_that_takes_nothing_twice_gets_what_it_could_not_answer_for(star
         event.assoc.abort()
         return 0x0000
 
-    entity = AE(ae_title="PACS")
-    entity.add_supported_context(SecondaryCaptureImageStorage)
-    port = free_port()
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
-    try:
+    with scp_of(keep) as port:
         service = start(destinations=[archive_destination(port, tries=20)])
         assert store(service.config, study).returncode == 0
         (job,) = wait_for(lambda: service.store.jobs(("sent",)))
         assert sorted(received) == sorted(made.sop_uid for made in service.deliveries.objects(job.id))
-    finally:
-        server.shutdown()
 
 
 def test_orthanc_commits_to_keep_what_it_was_sent(start, study, orthanc):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,9 +26,10 @@ PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REACH = 2  # pixels of the rim around a structure
 
 
-class Pooling:
+class Pooling(ABC):
     """What makes a vector of a slab's map, and a series' vector of its slabs' mean."""
 
+    @abstractmethod
     def vector(self, x: Array, logits: Array | None, volume: Array, *, threads: int = 1) -> Array:
         """A slab's vector, [width].
 
@@ -36,7 +38,6 @@ class Pooling:
             logits: of the segmentation, [classes, D, H, W], for those who read it.
             volume: [D, H, W], values in [-1, 1].
         """
-        raise NotImplementedError
 
     def of_series(self, mean: Array) -> Array:
         """A series' vector of the mean of its slabs' vectors."""

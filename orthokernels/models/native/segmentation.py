@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -41,7 +42,7 @@ class SegmentationHead(Protocol):
         """Let go of plans and their weights, which the next call makes anew."""
 
 
-class _Planned:
+class _Planned(ABC):
     """Plans of a head, one for each shape of maps."""
 
     def __init__(self, state: State, *, exact: bool, memory: _native.PlanMemory | None) -> None:
@@ -59,8 +60,8 @@ class _Planned:
         self._last = self._plans[shapes]
         return self._last.run(inputs, threads)[0]
 
-    def _build(self, builder: Builder, inputs: list[int]) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _build(self, builder: Builder, inputs: list[int]) -> int: ...
 
     def describe(self) -> list[dict[str, Any]]:
         return [] if self._last is None else list(self._last.describe())
