@@ -54,7 +54,7 @@ def montage(plane: PlaneResult, arrays: PlaneArrays, path: str | Path, *, untrai
     Raises:
         ValueError: if the voxels are not a volume, or the label map is on another grid.
     """
-    _write_whole(Path(path), _png(draw_montage(plane, arrays, untrained=untrained)))
+    write_png(draw_montage(plane, arrays, untrained=untrained), Path(path))
 
 
 def draw_montage(plane: PlaneResult, arrays: PlaneArrays, *, untrained: bool) -> np.ndarray:
@@ -87,6 +87,13 @@ def draw_montage(plane: PlaneResult, arrays: PlaneArrays, *, untrained: bool) ->
     return np.asarray(picture)
 
 
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """Write what ``draw_montage`` gave; the file appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(_png(pixels))
+    os.replace(part, path)
+
+
 def _png(pixels: np.ndarray) -> bytes:
     """Encode pixels with axes (y, x, RGB); a picture too large for a report is reduced to 256 colours."""
     picture = Image.fromarray(pixels)
@@ -102,12 +109,6 @@ def _encoded(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=2)  # level 3 takes a third longer for a tenth of the bytes
     return stream.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _window(voxels: np.ndarray) -> tuple[float, float]:

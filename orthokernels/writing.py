@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -17,7 +17,7 @@ import numpy as np
 from orthokernels import tasks
 from orthokernels.errors import InputError
 from orthokernels.folders import place_of, umask
-from orthokernels.montage import montage
+from orthokernels.montage import draw_montage, write_png
 from orthokernels.report import findings_json, html
 from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
 from orthokernels.system import threads
@@ -75,12 +75,7 @@ class OutputFolder:
         folder = None
         try:
             folder = self._temporary_folder()
-            with ThreadPoolExecutor(threads()) as pool:  # compressing and resizing need no Python meanwhile
-                written = [
-                    pool.submit(self._write_plane, folder, result, p, arrays[p.plane], label_maps)
-                    for p in result.planes
-                ]
-                planes = tuple(own.result() for own in written)
+            planes = _write_planes(folder, result, arrays, label_maps)
             spent = {**seconds, "report": time.perf_counter() - started}
             result = result.model_copy(
                 update={"planes": planes, "seconds": {stage: round(s, 3) for stage, s in spent.items()}}
@@ -100,23 +95,6 @@ class OutputFolder:
     def _temporary_folder(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}-"))
 
-    def _write_plane(
-        self,
-        folder: Path,
-        result: StudyResult,
-        plane: PlaneResult,
-        arrays: PlaneArrays,
-        label_maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    ) -> PlaneResult:
-        names: dict[str, str] = {"montage": f"montage_{plane.plane}.png"}
-        if plane.plane in label_maps:
-            names["segmentation"] = f"segmentation_{plane.plane}.nii.gz"
-            labels, affine = label_maps[plane.plane]
-            write_label_map(labels, affine, folder / names["segmentation"], untrained=bool(result.untrained))
-        plane = plane.model_copy(update=names)
-        montage(plane, arrays, folder / names["montage"], untrained=bool(result.untrained))
-        return plane
-
     def _move_into_place(self, folder: Path) -> None:
         self._check_place()  # something may have come meanwhile
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -126,6 +104,39 @@ class OutputFolder:
             shutil.rmtree(earlier, ignore_errors=True)
         else:
             os.replace(folder, self.path)
+
+
+def _write_planes(
+    folder: Path,
+    result: StudyResult,
+    arrays: Mapping[str, PlaneArrays],
+    label_maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> tuple[PlaneResult, ...]:
+    """Write each plane's montage and label map. Returns the planes with the files' names filled in."""
+    untrained = bool(result.untrained)
+    planes = []
+    # Compressing and resizing need no Python meanwhile. A picture is drawn and encoded in two steps, since three planes
+    # of one step each would leave one of two threads idle for a third of the time.
+    with ThreadPoolExecutor(threads()) as pool:
+        pictures = [
+            pool.submit(draw_montage, plane, arrays[plane.plane], untrained=untrained) for plane in result.planes
+        ]
+        writing: list[Future[None]] = []
+        for plane, picture in zip(result.planes, pictures, strict=True):
+            names = {"montage": f"montage_{plane.plane}.png"}
+            writing.append(pool.submit(_write_picture, picture, folder / names["montage"]))
+            if plane.plane in label_maps:
+                names["segmentation"] = f"segmentation_{plane.plane}.nii.gz"
+                path = folder / names["segmentation"]
+                writing.append(pool.submit(write_label_map, *label_maps[plane.plane], path, untrained=untrained))
+            planes.append(plane.model_copy(update=names))
+        for own in writing:
+            own.result()
+    return tuple(planes)
+
+
+def _write_picture(picture: Future[np.ndarray], path: Path) -> None:
+    write_png(picture.result(), path)  # begun before this was, so that no thread waits for what none would draw
 
 
 def write_label_map(labels: np.ndarray, affine: np.ndarray, path: Path, *, untrained: bool) -> None:

@@ -19,7 +19,7 @@ from orthokernels import tasks
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import FUSIONS, POOLINGS, SegmentationHead, UNet
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
-from orthokernels.pipeline import load_model, run
+from orthokernels.pipeline import _all_finite, load_model, run
 from orthokernels.result import StudyResult
 from tests.data.series import noise, write_series
 from tests.runtime.bundles import write_weights
@@ -149,6 +149,18 @@ def test_numbers_that_are_not_finite_end_the_run(study, tmp_path, broken, said):
         run(study, tmp_path / "out", weights=weights)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("some", "finite"),
+    [([], True), ([1e38] * 9, True), ([np.nan], False), ([np.inf, -np.inf], False), ([1e38] * 9 + [-np.inf], False)],
+    ids=["ordinary", "sum overflows", "nan", "both infinities", "infinity in a sum that overflows"],
+)
+def test_whether_all_numbers_are_finite_is_found_whatever_their_sum(some, finite, order):
+    numbers = np.random.default_rng(3).standard_normal((5, 7, 11)).astype(np.float32)
+    numbers.reshape(-1)[: len(some)] = some
+    assert _all_finite(np.asarray(numbers, order=order)) is finite
 
 
 def test_two_runs_write_the_same_label_maps_pictures_and_findings(study, tmp_path):
