@@ -11,7 +11,7 @@ import numpy as np
 
 from orthokernels import tasks
 from orthokernels.fonts import has_glyph
-from orthokernels.result import PlaneArrays, PlaneResult
+from orthokernels.result import PlaneArrays, PlaneResult, label_counts
 
 SLICES = 12
 WIDTH, MARGIN, GAP, SEAM = 1800, 40, 28, 4
@@ -108,7 +108,7 @@ def _legend_entries(plane: PlaneResult, arrays: PlaneArrays) -> list[LegendEntry
     if arrays.labels is None:
         return []
     reported = {s.index: s for s in plane.structures}
-    counts = np.bincount(arrays.labels.ravel(order="K"))
+    counts = label_counts(arrays.labels)
     voxel_ml = abs(np.linalg.det(arrays.affine[:3, :3])) / 1000
     entries = []
     for index in (int(i) for i in np.flatnonzero(counts) if i):

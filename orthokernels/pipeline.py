@@ -40,6 +40,7 @@ from orthokernels.result import (
     PlaneResult,
     StructureVolume,
     StudyResult,
+    label_counts,
 )
 from orthokernels.system import peak_memory_mb, threads, versions
 
@@ -561,7 +562,7 @@ def _names(model: PlaneModel) -> tuple[str, ...]:
 def _structures(own: _PlaneRun, names: tuple[str, ...]) -> tuple[StructureVolume, ...]:
     assert own.labels is not None
     known = {s.key: s.name for s in tasks.STRUCTURES}
-    counts = np.bincount(own.labels.ravel(order="K"), minlength=len(names))
+    counts = label_counts(own.labels)
     ml = abs(float(np.linalg.det(own.volume.affine[:3, :3]))) / 1000.0  # cubic mm per voxel
     return tuple(
         StructureVolume(

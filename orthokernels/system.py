@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -30,13 +31,16 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Installed versions of Python and of the packages that can change a result; absent ones are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **{name: own for name, own in found.items() if own is not None}}
+
+
+@functools.cache  # a file to be found and read, and it does not change while a process runs
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def processor() -> dict[str, Any]:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from PIL import Image
 
 from orthokernels import tasks
 from orthokernels.errors import InputError
 from orthokernels.folders import place_of, umask
-from orthokernels.montage import draw_montage, write_png
+from orthokernels.montage import draw_picture, write_png
 from orthokernels.report import findings_json, html
 from orthokernels.result import PlaneArrays, PlaneResult, StudyResult
 from orthokernels.system import threads
@@ -119,7 +120,7 @@ def _write_planes(
     # of one step each would leave one of two threads idle for a third of the time.
     with ThreadPoolExecutor(threads()) as pool:
         pictures = [
-            pool.submit(draw_montage, plane, arrays[plane.plane], untrained=untrained) for plane in result.planes
+            pool.submit(draw_picture, plane, arrays[plane.plane], untrained=untrained) for plane in result.planes
         ]
         writing: list[Future[None]] = []
         for plane, picture in zip(result.planes, pictures, strict=True):
@@ -135,7 +136,7 @@ def _write_planes(
     return tuple(planes)
 
 
-def _write_picture(picture: Future[np.ndarray], path: Path) -> None:
+def _write_picture(picture: Future[Image.Image], path: Path) -> None:
     write_png(picture.result(), path)  # begun before this was, so that no thread waits for what none would draw
 
 
