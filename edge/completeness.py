@@ -23,7 +23,7 @@ def examine(paths: Sequence[Path], planes: Sequence[str]) -> tuple[Verdict, str]
     """What the headers of a study's images say, and why.
 
     "whole" takes a volume of every plane in ``planes``, with no gap, of images whose acquisitions say how many they
-    are; scanners often send a series per association, so a study that lacks a plane may only be on its way.
+    are; scanners often send a series per association, so a study that lacks a plane ("partial") may only be on its way.
     """
     headers = list(_headers(paths))
     if named_by := several_patients(headers):
@@ -37,7 +37,7 @@ def examine(paths: Sequence[Path], planes: Sequence[str]) -> tuple[Verdict, str]
         return "missing", "; ".join(missing)
     absent = [plane for plane in planes if not study.stacks[plane]]
     if absent:
-        return "unknown", f"no {' and no '.join(absent)} volume yet"
+        return "partial", f"no {' and no '.join(absent)} volume yet"
     if gaps := list(_gaps(study)):
         return "unknown", "; ".join(gaps)
     if any(expected == 0 for _, expected in counted.values()):

@@ -227,9 +227,10 @@ class Mrd(_Section):
 
 
 class Settle(_Section):
-    """When a study counts as complete."""
+    """When a study counts as complete. One that lacks a plane waits ``plane_seconds`` for it, if that is longer."""
 
     quiet_seconds: Annotated[float, Field(gt=0)] = 60.0
+    plane_seconds: Annotated[float, Field(ge=0)] = 0.0
     early: bool = True
     give_up_seconds: Annotated[float, Field(gt=0)] = 5400.0
 
@@ -266,7 +267,7 @@ class Work(_Section):
     study_seconds: Annotated[float, Field(gt=0)] = 1800.0
     start_seconds: Annotated[float, Field(gt=0)] = 300.0
     attempts: Annotated[int, Field(ge=1)] = 2
-    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
+    lease_seconds: Annotated[float, Field(ge=1)] = 30.0
 
 
 class Destination(_Section):
@@ -328,6 +329,8 @@ class WebDestination(Destination):
             raise ValueError("url must be https off this machine, or allow_plain = true lets images go unencrypted")
         if self.token_file is not None and self.password_file is not None:
             raise ValueError("token_file and password_file exclude each other")
+        if address.scheme == "http" and self.tls is not None:
+            raise ValueError("url must be https where there is tls, which http does nothing with")
         return self
 
 

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS jobs (
   created_at REAL NOT NULL,
   changed_at REAL NOT NULL,
   last_image_at REAL NOT NULL,
-  examined TEXT,                 -- what the headers said: whole, unknown, missing or unfit; NULL after a new image
+  examined TEXT,                 -- what the headers said: whole, unknown, partial, missing or unfit; NULL after a new image
   because TEXT,                  -- and why
   inputs_digest TEXT,
   attempts INTEGER NOT NULL DEFAULT 0,

@@ -22,8 +22,9 @@ from orthokernels.edge.states import DELIVERED, FOLLOWS, LEASED, OPEN, WAITING, 
 
 from orthokernels.errors import InputError
 
-# What the headers said of a study's completeness; "unfit" means that no volume can be made of it.
-Verdict = Literal["whole", "unknown", "missing", "unfit"]
+# What the headers said of a study's completeness: "partial" that a plane is lacking, "unfit" that no volume can be made
+# of it.
+Verdict = Literal["whole", "unknown", "partial", "missing", "unfit"]
 
 
 @dataclass(frozen=True)
@@ -309,16 +310,20 @@ class Store:
         """The most urgent job for which it is time to examine headers, or to decide by what they said.
 
         That is: when they were not examined since the last image, after quiet or (early) after the association; when
-        they did not tell, after quiet; when images are missing, once it is given up.
+        they did not tell, after quiet, a longer one where a plane is lacking; when images are missing, once it is given
+        up.
         """
         now = time.time()
         quiet, capped = now - settle.quiet_seconds, now - settle.give_up_seconds
+        planes = now - _quiet_for(settle, "partial")
         with self.database.write() as connection:
             row = connection.execute(
                 "SELECT * FROM jobs WHERE state IN ('received', 'settling') AND coalesce(lease_until, 0) < :now AND ("
-                " created_at <= :capped OR (last_image_at <= :quiet AND coalesce(examined, '') != 'missing')"
+                " created_at <= :capped"
+                " OR (last_image_at <= :quiet AND coalesce(examined, '') NOT IN ('missing', 'partial'))"
+                " OR (last_image_at <= :planes AND examined = 'partial')"
                 " OR (:early AND state = 'settling' AND examined IS NULL)) ORDER BY priority, created_at LIMIT 1",
-                {"now": now, "quiet": quiet, "capped": capped, "early": settle.early},
+                {"now": now, "quiet": quiet, "planes": planes, "capped": capped, "early": settle.early},
             ).fetchone()
             if row is None:
                 return None
@@ -340,12 +345,12 @@ class Store:
             LostLeaseError: an image came meanwhile, or the lease had run out.
         """
         now = time.time()
-        quiet = now - job.last_image_at >= settle.quiet_seconds
+        quiet = now - job.last_image_at >= _quiet_for(settle, verdict)
         capped = now - job.created_at >= settle.give_up_seconds
         with self.database.write() as connection:
             self.check_lease(job, owner)  # an image that came meanwhile has ended it
             connection.execute("UPDATE jobs SET examined = ?, because = ? WHERE id = ?", (verdict, because, job.id))
-            if verdict == "whole" or (verdict == "unknown" and (quiet or capped)):
+            if verdict == "whole" or (verdict in ("unknown", "partial") and (quiet or capped)):
                 connection.execute(
                     "UPDATE jobs SET inputs_digest = ? WHERE id = ?", (self._inputs_digest(connection, job), job.id)
                 )
@@ -493,6 +498,11 @@ class Store:
                 "UNION SELECT file FROM objects WHERE file IS NOT NULL"
             ).fetchall()
         return {row["file"] for row in rows}
+
+
+def _quiet_for(settle: Settle, verdict: Verdict) -> float:
+    """Seconds without an image after which a study is taken as it is."""
+    return max(settle.quiet_seconds, settle.plane_seconds) if verdict == "partial" else settle.quiet_seconds
 
 
 def _supersedes(latest: Job, job: Job) -> bool:

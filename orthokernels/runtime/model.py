@@ -15,7 +15,7 @@ from orthokernels.errors import InputError
 from orthokernels.runtime.graph_model import GraphModel
 from orthokernels.runtime.sessions import ENGINES
 from orthokernels.runtime.tuning import Choice, goes_together, tuned
-from orthokernels.system import threads
+from orthokernels.system import threads, versions
 
 if TYPE_CHECKING:
     from orthokernels.models.study_model import StudyModel
@@ -36,26 +36,32 @@ def open_bundle(
         form: of the graphs; None for what was tuned, else fp32. The native engine has fp32 alone.
 
     Raises:
-        InputError: the bundle lacks the joint or the form, needs a newer version of the package, or the engine can't
-            run it.
+        InputError: the bundle lacks the joint or the form, needs a newer version of the package or of the engine, or
+            the engine can't run it.
     """
     if joint not in bundle.manifest.joints:
         known = ", ".join(bundle.manifest.joints)
         raise InputError(f"{bundle.folder}: has nothing for the {joint}; it has {known}.")
-    _check_version(bundle)
+    _check_version(bundle, "orthokernels", __version__)
     choice = _choice(bundle, joint, engine, form)
     if choice.engine == "native":
         if not bundle.manifest.native:
             raise InputError(f"{bundle.folder}: has no weights for the native engine. Choose {' or '.join(ENGINES)}.")
         return _native(bundle, joint, planes)
+    _check_version(bundle, choice.engine, versions().get(choice.engine, ""))
     return GraphModel(bundle, joint, planes, cast(GraphEngine, choice.engine), choice.form)
 
 
-def _check_version(bundle: Bundle) -> None:
-    least, own = bundle.manifest.minimum_versions.get("orthokernels", ""), _release(__version__)
-    if own and _release(least) > own:  # what is not installed has no version, and is no older than what it made
+def _check_version(bundle: Bundle, package: str, installed: str) -> None:
+    """Hold what is ``installed`` of a package against what the bundle needs; what has no version is let pass.
+
+    That is the package where it is not installed, which is no older than what it made, and an engine under another
+    name, as onnxruntime-gpu. An engine that is not there is told of where it is opened.
+    """
+    least, own = bundle.manifest.minimum_versions.get(package, ""), _release(installed)
+    if own and _release(least) > own:
         raise InputError(
-            f"{bundle.folder}: needs orthokernels {least} or newer, and this is {__version__}. Upgrade orthokernels."
+            f"{bundle.folder}: needs {package} {least} or newer, and this is {installed}. Upgrade {package}."
         )
 
 

@@ -97,6 +97,7 @@ def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
         (f'{WEB}url = "https://:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "ftp://pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "https://p"\ntoken_file = "a"\npassword_file = "b"', "exclude each other"),
+        (f'{WEB}url = "http://127.0.0.1/p"\ntls = {{authority = "a"}}', "url must be https where there is tls"),
         (f'{WEB}url = "https://p"\nae_title = "PACS"', "destinations.0.ae_title: there is no such setting"),
         (f'{WEB}url = "https://p"\nlabel_map = "auto"', "destinations.0.label_map: a DICOMweb server can't be asked"),
         (f'{WEB}url = "https://p"\nlabel_map = "yes"', "destinations.0.label_map: input should be True, False, 'auto'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import datetime
 
 import pydicom
@@ -99,6 +100,30 @@ def test_study_of_one_plane_waits_for_quiet_and_is_evaluated(start, tmp_path):
     (job,) = finished(service)
     assert job.state == "sent"
     assert job.because == "no coronal and no axial volume yet"
+
+
+def test_study_whose_planes_come_one_after_the_other_waits_for_the_last_and_gets_one_report(start, study, archive):
+    service = start(
+        settle={"quiet_seconds": 0.5, "plane_seconds": 3600.0}, destinations=[archive_destination(archive.port)]
+    )
+    for first in (0, SLICES):
+        assert store(service.config, study[first : first + SLICES]).returncode == 0
+        wait_for(lambda: [job.examined for job in service.store.jobs()] == ["partial"])
+        time.sleep(1.5)  # three times as long as a study of all planes is waited for
+        assert [job.state for job in service.store.jobs()] == ["settling"]
+    assert store(service.config, study[2 * SLICES :]).returncode == 0
+    (job,) = finished(service)
+    assert (job.state, job.version) == ("sent", 1)
+    assert len(service.store.files(job.id)) == len(study) == 3 * SLICES
+
+
+def test_plane_that_never_comes_is_waited_for_as_long_as_was_said(start, tmp_path):
+    service = start(settle={"quiet_seconds": 0.5, "plane_seconds": 3.0})
+    began = time.time()
+    assert store(service.config, write_study(tmp_path / "one", planes=("sagittal",))).returncode == 0
+    (job,) = finished(service)
+    assert job.state == "sent"
+    assert time.time() - began >= 3.0
 
 
 def test_study_that_lacks_images_is_rejected_with_their_number(start, study, archive):
