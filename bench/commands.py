@@ -64,7 +64,7 @@ def compile_kernels(
 @app.command("cpu")
 def cpu(
     suite: Annotated[
-        str, typer.Option(help="features, layer, denoiser, sampling, finetuning, heads or sweep.")
+        str, typer.Option(help="features, layer, denoiser, sampling, finetuning, heads, others or sweep.")
     ] = "features",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the suite's JSON, Markdown and plot.")

@@ -7,6 +7,7 @@ study has it. Weights change with every step, so that what the native convolutio
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -60,9 +61,15 @@ def _step(
     optimiser = torch.optim.Adam([{"params": own.diagnosis.parameters()}, encoder], lr=RATE)
     findings = torch.tensor([[1.0, 0.0] * 4])
 
+    return training_step(lambda: F.binary_cross_entropy_with_logits(own(volume), findings), optimiser, threads)
+
+
+def training_step(forward: Callable[[], Tensor], optimiser: torch.optim.Optimizer, threads: int) -> Call:
+    """A call that is forward to a loss, backward and the optimiser's step, and returns the loss, [1]."""
+
     def step() -> np.ndarray:
         torch.set_num_threads(threads)
-        loss = F.binary_cross_entropy_with_logits(own(volume), findings)
+        loss = forward()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

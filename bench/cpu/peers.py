@@ -39,8 +39,19 @@ def torch_channels_last(module: nn.Module, inputs: Inputs, threads: int) -> Call
     return _torch_call(module, inputs, torch.channels_last_3d, threads)
 
 
-def _torch_call(module: nn.Module, inputs: Inputs, memory_format: torch.memory_format, threads: int) -> Call:
-    own = copy.deepcopy(module).to(memory_format=memory_format)  # type: ignore[call-overload]
+def torch_compile(module: nn.Module, inputs: Inputs, threads: int) -> Call:
+    """torch.compile with its defaults, contiguous memory, compiled here for these shapes."""
+    torch._dynamo.reset()  # what was compiled before counts against its limits
+    call = _torch_call(module, inputs, torch.contiguous_format, threads, torch.compile)
+    call()
+    return call
+
+
+def _torch_call(
+    module: nn.Module, inputs: Inputs, memory_format: torch.memory_format, threads: int,
+    made: Callable[[nn.Module], Any] = lambda own: own,
+) -> Call:  # fmt: skip
+    own = made(copy.deepcopy(module).to(memory_format=memory_format))  # type: ignore[call-overload]
     volumes = [torch.from_numpy(x) for x in inputs]
     volumes = [x.contiguous(memory_format=memory_format) if x.ndim == 5 else x for x in volumes]
 
@@ -110,6 +121,7 @@ def _openvino_call(model: Any, inputs: Inputs, threads: int) -> Call:
 PEERS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "torch_eager": (torch_eager, ()),
     "torch_channels_last": (torch_channels_last, ()),
+    "torch_compile": (torch_compile, ("torch._inductor",)),
     "onnxruntime_fp32": (onnxruntime_fp32, ("onnxruntime", "onnx", "onnxscript")),
     "openvino_fp32": (openvino_fp32, ("openvino", "onnx", "onnxscript")),
     "openvino_int8": (openvino_int8, ("openvino", "nncf", "onnx", "onnxscript")),

@@ -6,6 +6,7 @@
 - ``sampling``: 50 steps of DDIM with it; rounds are not warmed up, since each has 50 passes.
 - ``finetuning``: forward, backward and Adam of a diagnosis head, the encoder and the middle, one volume a step.
 - ``heads``: both segmentation heads, a diagnosis head with its pooling, and a fusion.
+- ``others``: MONAI's networks, as its tutorials set them up, under ``accelerate``, and a training step of one.
 - ``sweep``: single ops as ``backend="auto"`` runs them, widths 16 to 128, planes 128 to 512, depths 8 to 32.
 
 ``ratios`` are "their time / ours", the median over the rounds. The layers' table holds every layer's time against the
@@ -29,6 +30,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from orthokernels.bench.cpu.finetuning import finetuning
+from orthokernels.bench.cpu.others import others
 from orthokernels.bench.cpu.peers import PEERS, Call, Inputs, made_ready
 from orthokernels.bench.cpu.subjects import (
     SIDES,
@@ -48,7 +50,7 @@ from torch import nn
 from orthokernels import _native
 from orthokernels.errors import InputError
 
-Suite = Literal["features", "layer", "denoiser", "sampling", "finetuning", "heads", "sweep"]
+Suite = Literal["features", "layer", "denoiser", "sampling", "finetuning", "heads", "others", "sweep"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
 HALF_GIBIBYTE = 2**29
 LIMITS = ("ORTHOKERNELS_ISA", "ONEDNN_MAX_CPU_ISA")  # of our instruction set, and of PyTorch's and OpenVINO's
@@ -77,7 +79,7 @@ def run_suite(
         in ``cases``.
 
     Raises:
-        InputError: no case's name holds ``cases``.
+        InputError: no case's name holds ``cases``, or MONAI is needed and not installed.
     """
     torch.manual_seed(0)
     keep_freed_memory()
@@ -100,7 +102,7 @@ def run_suite(
         "instruction_set": _native.instruction_set(),
         "rates": rates,
         "peak_resident_mb": peak_resident(suite, threads, tiny) if suite in ("features", "denoiser") else None,
-        **(found[0] if suite not in ("heads", "sweep") else {"cases": found}),
+        **(found[0] if suite not in ("heads", "others", "sweep") else {"cases": found}),
     }
 
 
@@ -121,8 +123,8 @@ def _subjects(suite: Suite, threads: int, tiny: bool, cases: str) -> Iterator[Su
     """The suite's cases, each made when the one before it is measured."""
     if suite == "sweep":
         yield from sweep(threads, tiny, cases)
-    elif suite == "heads":
-        yield from heads(threads, tiny)
+    elif suite in ("heads", "others"):
+        yield from {"heads": heads, "others": others}[suite](threads, tiny)
     elif suite in ("layer", "sampling", "finetuning"):
         yield {"layer": layer, "sampling": sampling, "finetuning": finetuning}[suite](threads, tiny)
     else:

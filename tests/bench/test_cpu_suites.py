@@ -73,6 +73,23 @@ def test_a_volume_too_large_to_hold_is_left_out_of_the_sweep(monkeypatch):
     assert list(subjects.sweep(1, tiny=True)) == []
 
 
+def test_what_torch_compile_makes_is_measured_beside_it():
+    facts = run_suite("layer", threads=1, rounds=1, tiny=True, peers=["torch_compile"])
+    assert set(facts["ratios"]) == {"orthokernels", "torch_compile"}, facts["left_out"]
+    assert facts["errors"]["torch_compile"] < 5e-6
+
+
+def test_others_networks_compute_the_same_under_accelerate_and_learn_the_same():
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    facts = run_suite("others", threads=1, rounds=1, tiny=True, peers=["torch_eager"])
+    cases = [case["name"].split(", ")[1] for case in facts["cases"]]
+    assert cases == ["a step", "a training step", "autoencoder", "a step"]
+    for case in facts["cases"]:
+        assert set(case["ratios"]) == {"orthokernels", "torch_eager"}
+        # F(4,4,4)'s 2e-6 a layer; in the training step the loss after two, in which weights moved by 1e-4.
+        assert all(error < 5e-6 for error in case["errors"].values()), case
+
+
 def test_a_peer_that_fails_does_not_end_the_suite(monkeypatch):
     def fails(module, inputs, threads):
         raise RuntimeError("no such layer\nmore")
