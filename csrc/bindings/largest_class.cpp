@@ -22,6 +22,14 @@ void check_axes(const char* name, const py::array& array, const py::dtype& type,
     if (array.strides(axis) % array.itemsize() != 0) refuse(name, "has elements that are not aligned to each other.");
 }
 
+// From an array's first byte to behind its last, in any order.
+std::pair<const char*, const char*> reach(const py::array& array) {
+  const char *first = static_cast<const char*>(array.data()), *end = first + array.itemsize();
+  for (int axis = 0; axis < array.ndim(); ++axis)
+    (array.strides(axis) < 0 ? first : end) += array.strides(axis) * (array.shape(axis) - 1);
+  return {first, end};
+}
+
 cpu::WeightedLogits weighted(const py::array& logits, float weight) {
   check_axes("logits", logits, py::dtype::of<float>(), 3);
   if (logits.shape(0) > cpu::kMostClasses) refuse("logits", "has more than 256 classes.");
@@ -40,6 +48,12 @@ void largest_class(const std::vector<std::pair<py::array, float>>& logits, py::a
   }
   check_axes("labels", labels, py::dtype::of<std::uint8_t>(), 2);
   if (!labels.writeable()) refuse("labels", "is read-only.");
+  for (int axis = 0; axis < 2; ++axis) size_from("labels", labels.shape(axis));
+  const auto [written, written_end] = reach(labels);
+  for (const auto& [own, weight] : logits) {
+    const auto [first_read, read_end] = reach(own);
+    if (written < read_end && first_read < written_end) refuse("labels", "overlaps logits, which is read.");
+  }
   cpu::LargestClassTask task{};
   task.logits = slabs.data(), task.slabs = static_cast<std::int64_t>(slabs.size());
   task.classes = first.shape(0), task.height = first.shape(1), task.width = first.shape(2);

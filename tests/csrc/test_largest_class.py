@@ -92,6 +92,27 @@ def test_slabs_are_weighted_and_added_in_float32_in_their_order():
         np.testing.assert_array_equal(labels, definition(total, shape))
 
 
+def test_labels_do_not_lie_over_logits():
+    logits, labels = made(CASES[0]), np.zeros((64, 64), np.uint8)
+    over = logits.view(np.uint8).reshape(-1)[: labels.size].reshape(labels.shape)
+    for target in (over, over[::-1].T):
+        with pytest.raises(ValueError, match="labels: overlaps logits, which is read"):
+            native.largest_class([(made(CASES[0]), 1.0), (logits, 1.0)], target, threads=2)
+    np.testing.assert_array_equal(logits, made(CASES[0]))
+    # Two halves of one array lie apart.
+    both = np.concatenate([logits.view(np.uint8).reshape(-1), labels.reshape(-1)])
+    halves = both[: logits.nbytes].view(np.float32).reshape(logits.shape), both[logits.nbytes :].reshape(labels.shape)
+    native.largest_class([(halves[0], 1.0)], halves[1])
+    np.testing.assert_array_equal(halves[1], definition(logits, labels.shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 2**55), (2**55, 1)])
+def test_labels_that_repeat_one_pixel_too_often_are_refused(shape):
+    labels = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), shape, (0, 0), writeable=True)
+    with pytest.raises(ValueError, match="labels: 36028797018963968; allowed are 1 to 2147483647"):
+        native.largest_class([(made(CASES[0]), 1.0)], labels, threads=1024)
+
+
 def test_bad_input_gets_a_sentence():
     logits, labels = np.zeros((3, 4, 4), np.float32), np.zeros((5, 5), np.uint8)
     frozen = labels.copy()
