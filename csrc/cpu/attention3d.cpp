@@ -10,7 +10,7 @@ namespace {
 
 static_assert(kQueries % kRows == 0, "a block of queries is whole rows of a product");
 
-constexpr float kUnseen = -3.0e38f;
+constexpr float kUnseen = -__builtin_inff();  // never the largest, also where all that is seen is as small
 
 std::int64_t whole(std::int64_t count, std::int64_t step) { return (count + step - 1) / step * step; }
 

@@ -40,7 +40,7 @@ void score_tile(const PoolingTask& task, const float* q, std::int64_t rows, cons
 // Scores to e^(score - largest), in place; gives the logarithm of their sum, and 1 / the sum of what was written.
 // Columns behind the last token become e^-87, which no sum of one or more sees.
 float exponentials(float* scores, std::int64_t tokens, std::int64_t columns, float& log_sum) {
-  for (std::int64_t t = tokens; t < columns; ++t) scores[t] = -3.0e38f;
+  for (std::int64_t t = tokens; t < columns; ++t) scores[t] = -__builtin_inff();
   Vector most = load(scores), sum = {};
   for (std::int64_t t = kLanes; t < columns; t += kLanes) {
     const Vector own = load(scores + t);

@@ -29,6 +29,14 @@ def test_any_number_of_threads_gives_the_same_bytes():
     assert len(found) == 1
 
 
+def test_a_query_whose_every_score_is_minus_infinity_sees_nothing_beyond_its_window():
+    given = made()
+    given["bias"][0] = -np.inf  # of every second head
+    native.attention3d(**given, threads=2)
+    assert np.isnan(given["out"][::2]).all()  # a softmax of nothing, as in plain PyTorch
+    assert np.isfinite(given["out"][1::2]).all()
+
+
 def test_bad_input_gets_a_sentence():
     given = made()
     for changes, told in [

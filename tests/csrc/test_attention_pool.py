@@ -30,6 +30,16 @@ def test_any_number_of_threads_gives_the_same_bytes(shape):
     assert len(found) == 1
 
 
+def test_a_query_whose_every_score_is_minus_infinity_gives_no_number():
+    given, written = made(SHAPES[0])
+    given["q"], given["k"] = np.abs(given["q"]), np.abs(given["k"])
+    given["k"][1, :, 3] = -np.inf
+    native.attention_pool(**given, **written, scale=0.3, threads=2)
+    for name in ("out", "looked_at"):
+        assert np.isnan(written[name][1]).all()  # a softmax of nothing, as in plain PyTorch
+        assert np.isfinite(written[name][[0, 2]]).all()
+
+
 def test_bad_input_gets_a_sentence():
     given, written = made(SHAPES[0])
     for changes, told in [
