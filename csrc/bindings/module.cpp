@@ -5,8 +5,22 @@
 #include "cpu/isa.h"
 #include "cpu/processor.h"
 
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__)
+#include <omp.h>
+#include <pthread.h>
+
+// GNU's OpenMP keeps a region's threads for the next one, and a forked process, which has none of them, would wait for
+// them without end. So they are ended before a fork, and both processes start threads anew.
+static void fork_without_threads() {
+  pthread_atfork([] { omp_pause_resource_all(omp_pause_hard); }, nullptr, nullptr);
+}
+#else
+static void fork_without_threads() {}
+#endif
+
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of orthokernels";
+  fork_without_threads();
   module.def("processor_features", &orthokernels::cpu::processor_features,
              "Vector extensions as (name, supported) pairs, in ascending order.");
   module.def("instruction_set", [] { return orthokernels::cpu::name_of(orthokernels::cpu::best_isa()); },

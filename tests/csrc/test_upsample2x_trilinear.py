@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -28,6 +32,20 @@ def test_any_number_of_threads_gives_the_same_bytes(shape):
         assert np.isfinite(dx).all()
         found.add(y.tobytes() + dx.tobytes())
     assert len(found) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_starts_threads_of_its_own():
+    code = (
+        "import numpy as np, os, signal\nfrom orthokernels import _native\n"
+        "x, y = np.ones((1, 4, 4, 4, 8), np.float32), np.empty((1, 8, 8, 8, 8), np.float32)\n"
+        "_native.upsample2x_trilinear(x, y, threads=2)\n"
+        "child = os.fork()\n"
+        "signal.alarm(20)\n"  # ends a process that waits for threads it does not have
+        "y.fill(0)\n_native.upsample2x_trilinear(x, y, threads=2)\nassert (y == 1).all()\n"
+        "if child: raise SystemExit(os.waitpid(child, 0)[1])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_backward_is_the_transpose_of_forward():
