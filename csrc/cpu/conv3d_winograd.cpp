@@ -44,8 +44,8 @@ void transform_volume(const ConvTask& task, const Box& box, const float* x, std:
   }
 }
 
-// Moments of a box's output for kLanes channels: values less a pivot, the first of them, so that a large mean costs no
-// digits.
+// Moments of a box's output for kLanes channels: values less a pivot, so that a large mean costs no digits. It is the
+// mean of the first tile, whose own pivot is its first value: one that lies far from all others would cost theirs.
 struct Gathered {
   Vector pivot, sum, squares;
 };
@@ -85,7 +85,8 @@ void transform_output(const ConvTask& task, const Place& place, std::int64_t cha
   const ConvOutput& output = task.output;
   const Vector bias = output.bias != nullptr ? load(output.bias + channel) : Vector{};
   const std::int64_t first = voxel_of(task.out, place) * task.out_channels + channel;
-  Gathered own = gathered != nullptr && !first_of_box ? *gathered : Gathered{};
+  const bool goes_on = gathered != nullptr && !first_of_box;
+  Gathered own{goes_on ? gathered->pivot : Vector{}, Vector{}, Vector{}};  // of this tile
   for (int j = 0; j < place.inside.height; ++j) {
     for (int k = 0; k < place.inside.width; ++k) {
       Vector line[Deep::kPlaces], made[Deep::kMade];
@@ -111,7 +112,13 @@ void transform_output(const ConvTask& task, const Place& place, std::int64_t cha
       }
     }
   }
-  if (gathered != nullptr) *gathered = own;
+  if (gathered == nullptr) return;
+  if (goes_on) {
+    gathered->sum += own.sum, gathered->squares += own.squares;
+    return;
+  }
+  const Vector apart = own.sum / static_cast<float>(place.inside.voxels());
+  *gathered = {own.pivot + apart, Vector{}, own.squares - apart * own.sum};
 }
 
 void store_moments(const ConvTask& task, const Gathered* gathered, std::int64_t number, std::int64_t voxels) {

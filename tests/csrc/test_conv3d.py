@@ -250,6 +250,22 @@ def test_moments_of_a_large_mean_keep_their_digits():
         np.testing.assert_allclose(variance, y.astype(np.float64).var((0, 1, 2)), rtol=256 * 2**-24)
 
 
+def test_moments_of_values_far_from_a_box_s_first_keep_their_digits():
+    sides, out = (16, 32, 48), 16
+    _, x, weight = inputs(out, 16, sides)
+    x[0, 0, 0] += 1000
+    for algorithm in algorithms(out, 16, 3, 1, sides):
+        conv = native.Conv3d(weight, 1, sides, algorithm)
+        y, moments = poisoned(*sides, out), poisoned(conv.moment_blocks, 3, out)
+        conv.run(x, y, moments=moments)
+        count, mean, squares = moments.astype(np.float64).swapaxes(0, 1)
+        whole = (count * mean).sum(0) / count.sum(0)
+        variance = (squares + count * (mean - whole) ** 2).sum(0) / count.sum(0)
+        # F(2,2,2) has the least tiles: its first, of 8 voxels, lies far from the other 95 of the box. Their squares'
+        # sum is up to 96 times what is left of it, after 8 + 96 additions, whose roundings have either sign.
+        np.testing.assert_allclose(variance, y.astype(np.float64).var((0, 1, 2)), rtol=96 * np.sqrt(8 + 96) * 2**-24)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [1, 32])
 def test_any_number_of_threads_gives_the_same_bytes(channels, stride):
