@@ -66,13 +66,19 @@ def test_the_demo_weights_give_the_reference_s_numbers(joint):
         for told in ("timestep", "block", "classes", "scores"):
             assert getattr(ours, told) == getattr(theirs, told), told
         given = {"seed": 3, "draws": 1, "sample": 16}
-        found, expected = (own.heads(own.features(x0, **given), x0) for own in (ours, theirs))
+        maps = ours.features(x0, **given)
+        found, expected = ours.heads(maps, x0), theirs.heads(theirs.features(x0, **given), x0)
         assert (found.logits is None) == (expected.logits is None)
         if found.logits is not None:
             assert relative(found.logits, expected.logits) < CLOSE
-        assert relative(found.vector, expected.vector) < CLOSE
+        # Of the reference's logits: a voxel whose two largest are as good as equal counts for either structure.
+        of_ours, vector = (
+            ours.pooling.vector(maps.diagnosis[ours.block], own.logits, x0, threads=2) for own in (found, expected)
+        )
+        assert np.array_equal(found.vector, of_ours)
+        assert relative(vector, expected.vector) < CLOSE
         vectors.append(theirs.series_vector([expected.vector, expected.vector * 0.5]))
-        assert relative(ours.series_vector([found.vector, found.vector * 0.5]), vectors[-1]) < CLOSE
+        assert relative(ours.series_vector([vector, vector * 0.5]), vectors[-1]) < CLOSE
         assert relative(ours.score(vectors[-1]), theirs.score(vectors[-1])) < CLOSE
     planes = np.stack([*vectors, vectors[0]])
     (logits, shares), (expected_logits, _) = native.fuse(planes), reference.fuse(planes)
