@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_threads_runs_and_timesteps_in_between_change_no_byte():
     plan.set_timestep(100)
     made.add(plan.run(x)["final"].tobytes())
     assert len(made) == 1
+
+
+def test_threads_with_timesteps_of_their_own_share_a_network():
+    arguments, sides = NETWORKS["odd sides"]
+    native, x = NativeUNet(network(arguments)), torch.randn(1, 1, *sides)
+
+    def often(timestep, times=8):
+        made = (native.features(x, torch.tensor([timestep]), ("final",))["final"] for _ in range(times))
+        return {own.numpy().tobytes() for own in made}
+
+    alone = [often(timestep, 1) for timestep in (7, 100)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(often, (7, 100))) == alone
 
 
 def test_a_plan_runs_without_pytorch_in_the_process(tmp_path):

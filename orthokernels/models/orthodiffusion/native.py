@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import torch
@@ -25,6 +26,7 @@ class NativeUNet:
         self.unet = unet
         self.exact = exact
         self._plans: dict[tuple[object, ...], UNetPlan] = {}
+        self._in_use = threading.Lock()  # a plan keeps its timestep from when it is set until it has run
 
     def features(self, x: Tensor, timesteps: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """As ``UNet.features``, one volume after the other; without gradients.
@@ -39,8 +41,9 @@ class NativeUNet:
         wanted = tuple(names)
         made = []
         for volume, timestep in zip(x, timesteps.tolist(), strict=True):
-            plan = self.plan(tuple(volume.shape[1:]), wanted, timestep)
-            found = plan.run(volume.detach().numpy(), threads=torch.get_num_threads())
+            with self._in_use:
+                plan = self.plan(tuple(volume.shape[1:]), wanted, timestep)
+                found = plan.run(volume.detach().numpy(), threads=torch.get_num_threads())
             made.append({name: torch.from_numpy(found[name]) for name in plan.names})
         return {name: torch.stack([own[name] for own in made]) for name in made[0]}
 
