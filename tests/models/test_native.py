@@ -166,6 +166,8 @@ def test_what_does_not_fit_is_told():
     for wrong in ((16, 32, 24), (1, 1, 16, 32, 24), (1, 16, 32, 22)):
         with pytest.raises(ValueError, match=r"x: shape .*; must be \(channels, 16, 32, 24\), one volume at a time"):
             UNetPlan(state, **given).run(np.zeros(wrong, np.float32))
+    with pytest.raises(ValueError, match="x: float64; must be float32"):
+        UNetPlan(state, **given).run(np.zeros((1, *sides)))
     del state["middle_block.0.in_layers.2.bias"]
     with pytest.raises(ValueError, match=r"state: there is no middle_block\.0\.in_layers\.2\.bias"):
         UNetPlan(state, **given)

@@ -101,6 +101,8 @@ class UNetPlan:
         if x.shape[1:] != self.sides:
             told = ", ".join(map(str, self.sides))
             raise ValueError(f"x: shape {x.shape}; must be (channels, {told}), one volume at a time.")
+        if x.dtype != np.float32:
+            raise ValueError(f"x: {x.dtype}; must be float32.")
         made = self._plan.run([channels_last(fold(x, self.patch))], threads)
         maps = {name: np.moveaxis(own, -1, 0) for name, own in zip(self.names, made, strict=True)}
         if "final" in maps:
