@@ -68,6 +68,11 @@ def _of_splits(records: Sequence[Record]) -> Iterator[str]:
         for name, own in sides.items():
             if len(own) > 1:
                 yield f"{what} {name}: is in {' and in '.join(sorted(own))}"
+    owners: dict[str, str] = {}
+    for record in records:  # a split that is drawn would put it on two sides
+        name = f"{record.image} ({record.plane})"
+        if owners.setdefault(name, record.patient) != record.patient:
+            yield f"file {name}: is of patient {owners[name]} and of patient {record.patient}"
 
 
 def _of_record(record: Record, preparation: str, labels: bool) -> Iterator[str]:

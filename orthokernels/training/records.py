@@ -71,7 +71,7 @@ def read_records(
         records = read_published(source, joint, images, masks, plane, poses, masks_mirrored)
     if split is not None:
         records = [replace(record, split=split) for record in records]
-    return _split_by_file(records, split_file) if split_file is not None else records
+    return _split_by_file(records, split_file, split is None) if split_file is not None else records
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -83,13 +83,16 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+            found = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: can't be read as a CSV table ({reason}). Give a folder with {STUDIES}.") from error
-    if not rows:
+    if not found:
         raise InputError(f"{path}: lists nothing.")
-    return rows
+    for line, row in found:
+        if any(row.get(None) or ()):  # a comma in a name: every cell behind it would be read as another column's
+            raise InputError(f"{path}, line {line}: has more cells than the header. Quote a cell that holds a comma.")
+    return [{k.strip(): (v or "").strip() for k, v in row.items() if k is not None} for _, row in found]
 
 
 def findings_of(row: Mapping[str, str], joint: str) -> tuple[float, ...] | None:
@@ -126,7 +129,8 @@ def _simple(folder: Path, joint: str) -> list[Record]:
     missing = {"study", "patient"} - rows[0].keys()
     if missing:
         raise InputError(f"{table}: has no column {' and no column '.join(sorted(missing))}.")
-    of_joint = [row for row in rows if row.get("joint", joint) in ("", joint)]
+    _check_rows(rows, table)
+    of_joint = [row for row in rows if row.get("joint", joint).lower() in ("", joint)]
     if not of_joint:
         raise InputError(f"{table}: lists no study of the {joint}.")
     records = []
@@ -137,6 +141,20 @@ def _simple(folder: Path, joint: str) -> list[Record]:
                 Record(row["study"], row["patient"], plane, image, labels, (), findings_of(row, joint), split)
             )
     return records
+
+
+def _check_rows(rows: Sequence[Mapping[str, str]], table: Path) -> None:
+    """Refuse rows that would be left out, or put on a wrong side of a split, without a word."""
+    seen: set[tuple[str, str]] = set()
+    for number, row in enumerate(rows, start=1):
+        study, joint = row["study"], row.get("joint", "").lower()
+        if not study or not row["patient"]:  # patients without a name would count as one
+            raise InputError(f"{table}, row {number}: has no {'patient' if study else 'study'}.")
+        if joint not in ("", *LABELS):
+            raise InputError(f"{table}, study {study}: there is no joint {joint!r}; use {', '.join(LABELS)}.")
+        if (study, joint) in seen:
+            raise InputError(f"{table}: lists study {study} twice. Leave one of its rows out.")
+        seen.add((study, joint))
 
 
 def _series(folder: Path, study: str) -> list[tuple[str, Path, Path | None]]:
@@ -179,12 +197,27 @@ def _stem(path: Path) -> str | None:
     return next((path.name[: -len(end)] for end in sorted(SUFFIXES, reverse=True) if path.name.endswith(end)), None)
 
 
-def _split_by_file(records: list[Record], split_file: Path) -> list[Record]:
+def _split_by_file(records: list[Record], split_file: Path, whole: bool) -> list[Record]:
+    """Records with the splits of a file; those that it does not name keep theirs.
+
+    Args:
+        whole: they are all records of the data set, so that a file which names none of them is another's.
+    """
     rows = read_table(split_file)
     key = next((column for column in ("patient", "study") if column in rows[0]), None)
     if key is None or "split" not in rows[0]:
         raise InputError(f"{split_file}: needs the columns patient (or study) and split.")
-    splits = {row[key]: split_name(row["split"], f"{split_file}, {key} {row[key]}") for row in rows}
+    splits: dict[str, str | None] = {}
+    for row in rows:
+        name = split_name(row["split"], f"{split_file}, {key} {row[key]}")
+        if splits.setdefault(row[key], name) != name:
+            told = " and in ".join(str(own or "none") for own in (splits[row[key]], name))
+            raise InputError(f"{split_file}: {key} {row[key]} is in {told}. Put each into one split.")
+    if whole and not any(getattr(record, key) in splits for record in records):
+        raise InputError(
+            f"{split_file}: names no {key} of the data set (it has {rows[0][key]!r}, the data set "
+            f"{getattr(records[0], key)!r}). Write them as the data set does."
+        )
     return [replace(record, split=splits.get(getattr(record, key), record.split)) for record in records]
 
 

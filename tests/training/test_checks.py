@@ -108,6 +108,11 @@ def test_a_patient_on_both_sides_is_named(good):
     assert "patient patient_000: is in test and in train" in problems(torn)
 
 
+def test_a_file_of_two_patients_is_named(good):
+    again = replace(good[0], study="another", patient="someone else")
+    assert "and of patient someone else" in problems([*good, again])
+
+
 def test_a_file_on_both_sides_is_named(good):
     torn = [replace(good[0], split="train"), replace(good[0], patient="another", split="test")]
     assert f"file {good[0].image} (sagittal): is in test and in train" in problems(torn)

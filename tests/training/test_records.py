@@ -74,12 +74,32 @@ def test_a_study_of_dicom_files_gives_the_planes_it_holds(tmp_path):
         (["study", "joint"], ["a", "knee"], "has no column patient"),
         (["study", "patient", "joint"], ["a", "1", "ankle"], "lists no study of the knee"),
         (["study", "patient", "split"], ["a", "1", "training"], "no split 'training'; use train, validate, test"),
+        (["study", "patient", "joint"], ["a", "Doe", " John", "knee"], "line 2: has more cells than the header"),
+        (["study", "patient", "joint"], ["a", "1", "hip"], "study a: there is no joint 'hip'; use knee"),
+        (["study", "patient", "joint"], ["a", "", "knee"], "row 1: has no patient"),
+        (["study", "patient", "joint"], ["", "1", "knee"], "row 1: has no study"),
     ],
 )
 def test_a_table_that_can_not_be_used_says_why(tmp_path, header, row, message):
     write_table(tmp_path / "studies.csv", header, row)
     with pytest.raises(InputError, match=message):
         read_records(tmp_path)
+
+
+def test_a_study_that_is_listed_twice_is_refused(tmp_path):
+    write_table(tmp_path / "studies.csv", ["study", "patient"], ["a", "1"], ["b", "1"], ["a", "2"])
+    with pytest.raises(InputError, match="lists study a twice"):
+        read_records(tmp_path)
+
+
+def test_empty_cells_behind_the_last_column_do_no_harm(tmp_path):
+    write_table(tmp_path / "studies.csv", ["study", "patient"], ["a", "1", "", ""])
+    assert {(r.study, r.patient) for r in read_records(tmp_path)} == {("a", "1")}
+
+
+def test_a_joint_s_capital_letter_leaves_no_study_out(tmp_path):
+    write_table(tmp_path / "studies.csv", ["study", "patient", "joint"], ["a", "1", "Knee"], ["b", "2", "knee"])
+    assert {r.study for r in read_records(tmp_path)} == {"a", "b"}
 
 
 def test_a_folder_without_a_table_says_what_to_write(tmp_path):
@@ -238,6 +258,21 @@ def test_a_split_file_is_honoured_by_patient(tmp_path):
     sides = split_by_patient(read_records(tmp_path, split_file=splits), {"train": 1.0})
     assert {r.patient for r in sides["train"]} == {"patient_001"}
     assert {r.patient for r in sides["validate"]} == {"patient_000"}
+
+
+def test_a_split_file_that_contradicts_itself_is_refused(tmp_path):
+    write_studies(tmp_path, 2)
+    rows = ["patient_0", "train"], ["patient_0", "test"]
+    split = write_table(tmp_path / "split.csv", ["patient", "split"], *rows)
+    with pytest.raises(InputError, match="patient patient_0 is in train and in test"):
+        read_records(tmp_path, split_file=split)
+
+
+def test_a_split_file_of_other_patients_is_refused(tmp_path):
+    write_studies(tmp_path, 2)
+    split = write_table(tmp_path / "split.csv", ["patient", "split"], ["someone", "train"])
+    with pytest.raises(InputError, match="names no patient of the data set"):
+        read_records(tmp_path, split_file=split)
 
 
 def test_a_patient_on_both_sides_of_a_given_split_is_refused():
