@@ -23,6 +23,8 @@ from orthokernels.tasks import PLANES
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]  # Adam divides by 1 - beta
+Some = Field(min_length=1)  # a list with nothing in it would leave nothing to do
 
 
 class Section(BaseModel):
@@ -135,7 +137,7 @@ class OptimiserConfig(Section):
     """
 
     rate: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: NotNegative = 0
     schedule: Literal["constant", "cosine"] = "constant"
@@ -207,7 +209,7 @@ class PretrainConfig(Section):
         picture_steps: DDIM steps of the sample picture at the end; 0 makes none.
     """
 
-    planes: tuple[str, ...] = PLANES
+    planes: Annotated[tuple[str, ...], Some] = PLANES
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -216,7 +218,7 @@ class PretrainConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     loss: Literal["l1", "l2"] = "l2"
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    validate_timesteps: tuple[Timestep, ...] = (20, 100, 300, 600, 900)
+    validate_timesteps: Annotated[tuple[Timestep, ...], Some] = (20, 100, 300, 600, 900)
     validate_slabs: Positive = 32
     half: bool = False
     picture_steps: NotNegative = 0

@@ -17,6 +17,7 @@ from orthokernels.training.config import (
     Positive,
     Section,
     Share,
+    Some,
 )
 
 Plane = Literal["sagittal", "coronal", "axial"]
@@ -104,7 +105,7 @@ class DiagnoseConfig(Section):
         half: store tensors as float16.
     """
 
-    planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+    planes: Annotated[tuple[Plane, ...], Some] = ("sagittal", "coronal", "axial")
     data: DataConfig = DataConfig()
     encoder: Literal["probe", "finetune"] = "probe"
     start: Literal["denoiser", "segmentation"] = "denoiser"
@@ -151,7 +152,7 @@ class SegmentConfig(Section):
         half: store tensors as float16.
     """
 
-    planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+    planes: Annotated[tuple[Plane, ...], Some] = ("sagittal", "coronal", "axial")
     data: DataConfig = DataConfig()
     head: Literal["multiscale", "published"] = "multiscale"
     head_channels: tuple[Positive, ...] | None = None
@@ -215,10 +216,10 @@ class SweepConfig(Section):
         write: write the best of each plane into the weights' settings.
     """
 
-    planes: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+    planes: Annotated[tuple[Plane, ...], Some] = ("sagittal", "coronal", "axial")
     data: DataConfig = DataConfig()
     task: Literal["diagnosis", "segmentation"] = "diagnosis"
-    timesteps: tuple[Timestep, ...] = (10, 30, 50, 100, 150, 200, 300, 500)
+    timesteps: Annotated[tuple[Timestep, ...], Some] = (10, 30, 50, 100, 150, 200, 300, 500)
     blocks: tuple[str, ...] | None = None
     regularisation: Rate = 0.1
     voxels: Positive = 50
@@ -253,9 +254,9 @@ class LabelsConfig(Section):
     task: Literal["segmentation", "diagnosis"] = "segmentation"
     plane: Plane = "sagittal"
     data: DataConfig = DataConfig(validate_share=0.0, test_share=0.1)
-    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
-    seeds: tuple[NotNegative, ...] = (0, 1, 2)
-    methods: tuple[Literal["pretrained", "scratch", "frozen", "untrained", "monai"], ...] = (
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Some] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+    seeds: Annotated[tuple[NotNegative, ...], Some] = (0, 1, 2)
+    methods: Annotated[tuple[Literal["pretrained", "scratch", "frozen", "untrained", "monai"], ...], Some] = (
         "pretrained", "scratch", "monai",
     )  # fmt: skip
     point: FeaturePoint | None = None

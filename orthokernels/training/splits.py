@@ -58,6 +58,12 @@ def split_as_set(records: Sequence[Record], data: DataConfig) -> dict[str, list[
         shares = {"train": 0.0, "validate": 0.0, "test": 0.0, "unused": 1.0}
     else:
         train_share = 1 - data.validate_share - data.test_share
+        if train_share < -1e-6:
+            raise InputError(
+                f"data.validate_share = {data.validate_share:g} and data.test_share = {data.test_share:g} are together "
+                "more than all patients. Lower one of them."
+            )
+        train_share = max(0.0, train_share)
         shares = {"train": train_share, "validate": data.validate_share, "test": data.test_share}
     return split_by_patient(records, shares, data.split_seed)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from orthokernels.errors import InputError
 from orthokernels.training import settings_file
 from orthokernels.training.config import PretrainConfig, load_config
-from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig, SegmentConfig
+from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig, SegmentConfig, SweepConfig
 from orthokernels.training.demo import DemoConfig
 
 
@@ -66,6 +66,9 @@ def test_numbers_may_be_written_as_python_writes_them():
         ("loop.steps=0", r"loop\.steps = 0: input should be greater than or equal to 1"),
         ("loop.precision=fp16", r"loop\.precision = 'fp16': input should be 'fp32' or 'bf16'"),
         ("network.patch=[1,2]", r"network\.patch"),
+        ("optimiser.betas=[0.9,1]", r"optimiser\.betas\.1 = 1: input should be less than 1"),
+        ("planes=[]", r"planes = \[\]: tuple should have at least 1 item"),
+        ("validate_timesteps=[]", r"validate_timesteps = \[\]: tuple should have at least 1 item"),
         ("loop.steps", r"--set loop\.steps: is not of the form name=value"),
         ("loop.steps=[1", r"--set loop\.steps=\[1: '\[1' is no value"),
     ],
@@ -99,6 +102,13 @@ def test_a_wrong_setting_is_named(override, message):
 def test_a_wrong_setting_below_a_name_of_the_user_s_is_named(model, override, message):
     with pytest.raises(InputError, match=message):
         load_config(model, None, [override])
+
+
+@pytest.mark.parametrize("model", [SegmentConfig, DiagnoseConfig, SweepConfig, LabelsConfig])
+def test_a_list_that_leaves_nothing_to_do_is_refused(model):
+    for name in {"planes", "timesteps", "shares", "seeds", "methods"} & set(model.model_fields):
+        with pytest.raises(InputError, match=rf"{name} = \[\]: tuple should have at least 1 item"):
+            load_config(model, None, [f"{name}=[]"])
 
 
 def test_steps_that_are_given_count_in_place_of_the_usual_passes():

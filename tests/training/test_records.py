@@ -244,6 +244,14 @@ def test_a_patient_s_side_does_not_depend_on_the_planes_asked_for(tmp_path):
             assert {r.patient for r in records} <= {r.patient for r in every[side]}
 
 
+def test_shares_of_more_than_all_patients_are_named(tmp_path):
+    write_studies(tmp_path, 2)
+    with pytest.raises(
+        InputError, match=r"validate_share = 0\.7 and data\.test_share = 0\.6 are together more than all"
+    ):
+        load_splits(tmp_path, data_settings(tmp_path, validate_share=0.7, test_share=0.6), PLANES)
+
+
 def test_a_given_split_is_kept():
     records = [record("a", "test"), record("b", "train"), *(record(f"p{n}") for n in range(10))]
     sides = split_by_patient(records, {"train": 0.0, "validate": 1.0}, 0)
