@@ -52,7 +52,8 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(path, state)
-            for old in self.steps()[: -self.keep]:
+            # A later one is damaged, or the run would have gone on from it: it must not push out what is new.
+            for old in [own for own in self.steps() if own <= step][: -self.keep]:
                 self.path(old).unlink(missing_ok=True)
             for part in self.folder.glob("*.writing"):  # of a run that was killed
                 part.unlink(missing_ok=True)
@@ -69,11 +70,13 @@ class Checkpoints:
 
     def newest(self) -> tuple[int, State] | None:
         """The newest checkpoint that is whole, tensors on the CPU; a damaged one is warned of and passed over."""
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for number, step in reversed(list(enumerate(steps))):
             try:
                 return step, read(self.path(step))
             except InputError as error:
-                warnings.warn(f"{error} The one before it is used.", stacklevel=2)
+                then = "The one before it is used." if number else "There is none before it: the run begins anew."
+                warnings.warn(f"{error} {then}", stacklevel=2)
         return None
 
     def best(self) -> State | None:

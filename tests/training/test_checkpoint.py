@@ -65,6 +65,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
     assert torch.equal(found["model"]["w"], torch.ones(1000))
 
 
+def test_a_damaged_checkpoint_pushes_no_new_one_out(tmp_path):
+    kept = Checkpoints(tmp_path, keep=1)
+    kept.save(8, state())
+    kept.path(8).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="There is none before it: the run begins anew"):
+        assert kept.newest() is None
+    for step in (1, 2):
+        assert kept.save(step, state(step)).is_file()
+    assert kept.steps() == [2, 8]
+
+
 class Payload:
     def __reduce__(self):
         return print, ("code ran",)
