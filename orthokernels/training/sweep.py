@@ -68,6 +68,11 @@ def sweep(
         own = selection.of_plane(plane)
         if not own.validate:
             raise InputError(f"{data}: no {plane} series is held out to validate on. Set data.validate_share.")
+        if config.task == "diagnosis" and not _scorable(own):
+            raise InputError(
+                f"{data}: no finding is both there and not there among the {plane} series of each side, so that no "
+                "point can be scored. Set data.validate_share higher."
+            )
         unet, _ = load_denoiser(out, plane)
         found = _sweep_plane(plane, unet, own, config, processes, silent)
         best = max(found, key=lambda row: row[metric])
@@ -107,23 +112,32 @@ def _sweep_plane(
     return rows
 
 
+def _truth(selection: Selection) -> tuple[np.ndarray, np.ndarray]:
+    """Findings [series, labels] to train and to validate on; NaN where unknown."""
+    train, validate = (np.array([r.findings for r in side], float) for side in (selection.train, selection.validate))
+    return train, validate
+
+
+def _scorable(selection: Selection) -> list[int]:
+    """The labels of which both classes occur to train and to validate on."""
+    sides = _truth(selection)
+    return [n for n in range(sides[0].shape[1]) if all({0.0, 1.0} <= set(truth[:, n]) for truth in sides)]
+
+
 def _diagnosis_scores(
     store: FeatureStore, selection: Selection, blocks: Sequence[str], timestep: int, config: SweepConfig
 ) -> dict[str, float]:
     """Macro AUROC of a logistic regression per label on each block's mean features."""
     train, validate = (store.means(side, blocks, timestep) for side in (selection.train, selection.validate))
-    truth = {side: np.array([r.findings for r in getattr(selection, side)], float) for side in ("train", "validate")}
+    taught, held_out = _truth(selection)
     scores = {}
     for block in blocks:
         areas = []
-        for label in range(truth["train"].shape[1]):
-            known = np.isfinite(truth["train"][:, label])
-            held = np.isfinite(truth["validate"][:, label])
-            if len(np.unique(truth["train"][known, label])) < 2:
-                continue
+        for label in _scorable(selection):
+            known, held = np.isfinite(taught[:, label]), np.isfinite(held_out[:, label])
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=config.regularisation, max_iter=1000))
-            probe.fit(train[block].numpy()[known], truth["train"][known, label])
-            areas.append(auroc(truth["validate"][held, label], probe.decision_function(validate[block].numpy()[held])))
+            probe.fit(train[block].numpy()[known], taught[known, label])
+            areas.append(auroc(held_out[held, label], probe.decision_function(validate[block].numpy()[held])))
         scores[block] = mean_of(areas) or 0.0
     return scores
 

@@ -100,3 +100,18 @@ def test_unknown_block_and_no_validation_are_one_sentence(studies, tmp_path):
         sweep(studies, weights, weights, config(studies, blocks=("in_99",)))
     with pytest.raises(InputError, match="no axial series is held out"):
         sweep(studies, weights, weights, config(studies, data=data_settings(studies, validate_share=0.0)))
+
+
+def test_a_sweep_that_could_score_nothing_is_refused_before_it_chooses(studies, tmp_path):
+    weights = write_weights(tmp_path / "weights", planes=("axial",))
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in studies.glob("study_*"):
+        (data / path.name).symlink_to(path)
+    with (studies / "studies.csv").open() as file:
+        header, *rows = csv.reader(file)
+    with (data / "studies.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *([*row[:4], *["0"] * len(row[4:])] for row in rows)])
+    with pytest.raises(InputError, match="no finding is both there and not there among the axial series"):
+        sweep(data, weights, weights, config(studies))
+    assert load_settings(weights).points == {}
