@@ -77,7 +77,7 @@ def _sorted(truth: np.ndarray, score: np.ndarray, counts: np.ndarray) -> tuple[n
     """Counts of present and of absent studies from the highest score down, and where each run of equal scores ends."""
     order = np.argsort(-score, kind="stable")
     truth, score, counts = np.asarray(truth).astype(bool)[order], score[order], counts[:, order]
-    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
+    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)[: len(score)]  # none where there is no study
     return counts * truth, counts * ~truth, ends
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from orthokernels.training.metrics import diagnosis_metrics, mean_of
 from orthokernels.training.predictions import Findings, SeriesOutput, run_records, study_findings
 from orthokernels.training.series import Record
 from orthokernels.training.splits import read_both, split_as_set
+from orthokernels.training.weights_folder import folder_for_results
 
 Evaluation = dict[str, Any]
 
@@ -61,16 +63,17 @@ def evaluate(
     if isinstance(weights, str):
         weights = load_weights(weights, config.data.joint)
     config = _prepared_for(weights, config)
-    records = records_to_score(data, config)
-    with progress("Evaluating", 10, silent) as tell:
-        outputs = run_records(
-            records, weights, mode=config.data.preparation, seed=config.seed, draws=config.draws, device=device,
-            surface_distance=config.surface_distance, tell=lambda done, total: tell(done, total, {}),
-        )  # fmt: skip
-    findings = study_findings(outputs, weights)
-    result = score(outputs, findings, weights, config)
-    if "macro_auroc" not in result and "mean_dice" not in result:
-        raise InputError(f"{data}: nothing can be scored: the weights' heads and the data's labels do not meet.")
+    with nullcontext() if out is None else folder_for_results(out):
+        records = records_to_score(data, config)
+        with progress("Evaluating", 10, silent) as tell:
+            outputs = run_records(
+                records, weights, mode=config.data.preparation, seed=config.seed, draws=config.draws, device=device,
+                surface_distance=config.surface_distance, tell=lambda done, total: tell(done, total, {}),
+            )  # fmt: skip
+        findings = study_findings(outputs, weights)
+        result = score(outputs, findings, weights, config)
+        if "macro_auroc" not in result and "mean_dice" not in result:
+            raise InputError(f"{data}: nothing can be scored: the weights' heads and the data's labels do not meet.")
     result = {"data": data.name, **result}
     if out is not None:
         write_evaluation(out, result, outputs, findings, weights)
@@ -160,7 +163,7 @@ def _segmentation(
                 figures["mean_dice_by_plane"][plane] = mean_of(figures["dice"][plane].values())
                 intervals["mean_dice_by_plane"][plane] = interval(drawn_planes[-1], config.level)
     figures["mean_dice"] = mean_of(figures["mean_dice_by_plane"].values())
-    intervals["mean_dice"] = interval(np.mean(drawn_planes, axis=0), config.level)
+    intervals["mean_dice"] = interval(mean_over_labels(np.stack(drawn_planes, axis=1)), config.level)
     if not config.surface_distance:
         del figures["surface_distance_mm"], intervals["surface_distance_mm"]
     return figures, intervals
@@ -246,6 +249,8 @@ def write_evaluation(
             header = ["study", "plane", "structure", "dice", "surface_distance_mm"]
             _write_table(out / "series.csv", header, list(_series_rows(segmented, weights)))
             dice_boxes(segmented, {plane: _structures(weights, plane) for plane in weights.planes}, out)
+        else:
+            _remove(out, "series.csv", "dice.png")
         if findings is not None:
             keys = [label.key for label in LABELS[weights.joint]]
             _write_table(out / "findings.csv", ["study", "patient", *(f"{k} truth" for k in keys), *keys], [
@@ -255,8 +260,16 @@ def write_evaluation(
                 )
             ])  # fmt: skip
             finding_plots(findings.truth, findings.probability, keys, out)
+        else:
+            _remove(out, "findings.csv", "roc.png", "precision_recall.png", "calibration.png")
     except OSError as error:
         raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
+
+
+def _remove(out: Path, *names: str) -> None:
+    """Drop what an evaluation of other data or weights left beside the files of this one."""
+    for name in names:
+        (out / name).unlink(missing_ok=True)
 
 
 def _series_rows(outputs: Sequence[SeriesOutput], weights: Weights) -> Iterator[list[Any]]:

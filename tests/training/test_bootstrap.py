@@ -75,6 +75,12 @@ def test_draws_without_both_classes_are_left_out():
     assert np.isnan(average_precisions(truth, score, np.array([[0.0, 2, 1], [3, 0, 0]]))).all()
 
 
+def test_a_label_that_is_known_of_no_study_has_no_area_in_any_draw():
+    none, counts = np.zeros(0), np.ones((3, 0))
+    assert np.isnan(aurocs(none, none, counts)).all()
+    assert np.isnan(average_precisions(none, none, counts)).all()
+
+
 def test_means_leave_out_series_that_lack_the_figure():
     values = means([1.0, None, 3.0], np.array([[1.0, 5, 1], [0, 1, 2], [0, 3, 0]]))
     assert values[:2].tolist() == [2.0, 3.0]

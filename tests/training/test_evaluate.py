@@ -17,7 +17,7 @@ from orthokernels.models.weights_folder import load_settings
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import DiagnoseConfig, EvaluateConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
-from orthokernels.training.evaluate import evaluate, records_to_score, rows_of
+from orthokernels.training.evaluate import evaluate, records_to_score, rows_of, score
 from orthokernels.training.metrics import dice
 from orthokernels.training.predictions import run_records, study_findings
 from orthokernels.training.records import read_records
@@ -126,6 +126,36 @@ def test_tables_and_plots_are_written(studies, trained, tmp_path, monkeypatch, c
         assert len(list(csv.DictReader(file))) == 24 * 11
     with (tmp_path / "out" / "findings.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 8
+
+
+def test_a_plane_that_can_not_be_scored_takes_no_interval_from_the_others(studies, trained):
+    weights = load_weights(str(trained))
+    outputs = run_records(read_records(studies), weights, surface_distance=False)
+    blind = [replace(o, dice=(None,) * 11) if o.record.plane == "axial" else o for o in outputs]
+    result = score(blind, None, weights, CONFIG.model_copy(update={"surface_distance": False}))
+    assert result["mean_dice_by_plane"]["axial"] is None
+    low, high = result["intervals"]["mean_dice"]
+    assert low <= result["mean_dice"] <= high
+
+
+def test_files_of_another_evaluation_do_not_stay_beside_the_new_ones(studies, trained, tmp_path):
+    out = tmp_path / "out"
+    evaluate(studies, str(trained), CONFIG, out)
+    weights = load_weights(str(trained))
+    for own in weights.planes.values():
+        own.segmentation = None
+    evaluate(studies, weights, CONFIG, out)
+    assert not (out / "series.csv").exists()
+    assert (out / "findings.csv").exists()
+
+
+def test_a_place_that_can_not_be_written_is_said_before_the_data_are_read(tmp_path, trained):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match=r"--out .*taken: can't be written"):
+        evaluate(tmp_path / "no such data", str(trained), CONFIG, tmp_path / "taken")
+    with pytest.raises(InputError, match="no such data"):
+        evaluate(tmp_path / "no such data", str(trained), CONFIG, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_nothing_to_score_is_one_sentence(studies, tmp_path):
