@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orthokernels.errors import InputError
 from orthokernels.models.weights_folder import Timestep
@@ -31,6 +31,19 @@ class Section(BaseModel):
     """A group of settings: unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_group_keeps_the_defaults_that_it_has_here(cls, given: Any) -> Any:
+        """One setting of a group leaves the others at this section's defaults, which may not be the group's own."""
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        for name, own in given.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, BaseModel) and isinstance(own, dict):
+                filled[name] = {**default.model_dump(exclude_unset=True), **own}
+        return filled
 
 
 class DataConfig(Section):

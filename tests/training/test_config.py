@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from orthokernels.errors import InputError
 from orthokernels.training import settings_file
-from orthokernels.training.config import PretrainConfig, load_config
+from orthokernels.training.config import PretrainConfig, load_config, named
 from orthokernels.training.config_heads import DiagnoseConfig, LabelsConfig, SegmentConfig, SweepConfig
 from orthokernels.training.demo import DemoConfig
 
@@ -117,6 +117,23 @@ def test_steps_that_are_given_count_in_place_of_the_usual_passes():
     assert (own.epochs, own.loop.steps) == (None, 2)
     assert load_config(SegmentConfig, overrides=["epochs=1", "loop.steps=2"]).epochs == 1
     assert SegmentConfig.model_validate(SegmentConfig().model_dump()).epochs == 30  # as a run's settings are kept
+
+
+@pytest.mark.parametrize(
+    ("model", "override"),
+    [
+        (SegmentConfig, "optimiser.warmup=5"),
+        (LabelsConfig, "loop.save_every=7"),
+        (LabelsConfig, "data.workers=0"),
+        (DiagnoseConfig, "finetune.batch=3"),
+        (DiagnoseConfig, "fusion.gate.epochs=3"),
+        (DiagnoseConfig, "fusion.head.standardise=true"),
+        (DemoConfig, "segment.optimiser.warmup=5"),
+    ],
+)
+def test_one_setting_of_a_group_changes_no_other(model, override):
+    before, after = named(model()), named(load_config(model, None, [override]))
+    assert [name for name in before if after[name] != before[name]] == [override.partition("=")[0]]
 
 
 def test_a_group_is_not_a_value():
