@@ -155,7 +155,9 @@ def segment_command(
         silent = quiet or as_json
         made = segment(data, weights, out, chosen, processes=processes, resume=resume, silent=silent)
         lines = [
-            f"{plane}: validation Dice {own.get('validation/dice', float('nan')):.3f}" for plane, own in made.items()
+            f"{plane}: {'training' if own['validated_on_training_data'] else 'validation'} Dice "
+            f"{own.get('validation/dice', float('nan')):.3f}"
+            for plane, own in made.items()
         ]
         report([*lines, f"weights: {out}"], made, processes, quiet, as_json)
 
@@ -187,7 +189,10 @@ def diagnose_command(
             parts = {**made["planes"], **made.get("fusion", {})}
             shown = ("macro_auroc", "map", "CF1", "OF1")
             print_rows([{"": name, **{key: own.get(key) for key in shown}} for name, own in parts.items()])
-        report([f"kept: {made.get('kept_fusion', 'no fusion')}; weights: {out}"], made, processes, quiet, as_json)
+        lines = [f"kept: {made.get('kept_fusion', 'no fusion')}; weights: {out}"]
+        if made.get("validated_on_training_data"):
+            lines.append("No study with every plane was held out: figures and thresholds are of the training data.")
+        report(lines, made, processes, quiet, as_json)
 
 
 @app.command("evaluate")

@@ -84,11 +84,12 @@ def diagnose(
     }
     if not processes.first:
         return {}
-    if not sides["validate"][config.planes[0]]:
-        sides["validate"] = sides["train"]  # nothing was held out: figures are then of the training data
+    held_out = _held_out(sides, config.planes)
+    if not held_out:
+        sides["validate"] = sides["train"]  # figures are then of the training data
         for own in planes.values():
             own.validate = own.train
-    report: dict[str, Any] = {"joint": joint, "validated_on_training_data": not selection.validate, "planes": {}}
+    report: dict[str, Any] = {"joint": joint, "validated_on_training_data": not held_out, "planes": {}}
     single: dict[str, tuple[Triplets, np.ndarray]] = {}
     for plane, own in planes.items():
         found = triplets(sides["validate"], (plane,))
@@ -111,6 +112,13 @@ def diagnose(
 
 def _by_plane(records: Sequence[Record], planes: Sequence[str]) -> dict[str, list[Record]]:
     return {plane: [record for record in records if record.plane == plane] for plane in planes}
+
+
+def _held_out(sides: dict[str, dict[str, list[Record]]], planes: Sequence[str]) -> bool:
+    """Whether a study with every plane is held out; where none is to train on either, whether a series of each is."""
+    if triplets(sides["train"], planes).studies:
+        return bool(triplets(sides["validate"], planes).studies)
+    return all(sides["validate"].values())
 
 
 def _figures(found: Triplets, probability: np.ndarray, joint: str) -> dict[str, Any]:

@@ -113,10 +113,11 @@ def _segment_plane(
         trained = train(task, run)
     if config.keep_best:
         network.load_state_dict(checkpoint.read(run.out / "checkpoints" / "best.pt")["model"])
+    figures = {**trained.figures, "validated_on_training_data": not selection.validate}
     if processes.first:
-        _write(out, plane, network, point, arguments, config, card.digest, trained.figures)
+        _write(out, plane, network, point, arguments, config, card.digest, figures)
     processes.wait()
-    return trained.figures
+    return figures
 
 
 def training_run(out: Path, selection: Selection, config: SegmentConfig, processes: Processes) -> Run:
@@ -208,7 +209,8 @@ def _write(
 ) -> None:
     origin = {"denoiser": denoiser, "timestep": str(point.timestep)}
     if "validation/dice" in figures and not config.keep_best:
-        origin["validation_dice"] = f"{figures['validation/dice']:.4f}"
+        side = "training" if figures["validated_on_training_data"] else "validation"
+        origin[f"{side}_dice"] = f"{figures['validation/dice']:.4f}"
     kind = "segmentation_head" if config.head == "published" else "multiscale_segmentation_head"
     facts: dict[str, Any] = {"plane": plane, "joint": config.data.joint, "half": config.half}
     unet, tuned = network.features.unet, config.encoder_rate > 0

@@ -294,6 +294,25 @@ def test_patient_data_that_nothing_could_be_fused_with_are_refused_before_traini
     assert not list(weights.glob("*.ankle.*"))
 
 
+@pytest.mark.parametrize("lacking", ["sagittal", "axial"])
+def test_figures_of_training_data_are_called_so_whichever_plane_is_not_held_out(studies, cache, tmp_path, lacking):
+    weights, data = write_weights(tmp_path / "weights"), shutil.copytree(studies, tmp_path / "data")
+    with (studies / "studies.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["split"] = "validate" if row["patient"] in ("patient_000", "patient_001") else "train"
+        if row["split"] == "validate":
+            (data / row["study"] / f"{lacking}.nii.gz").unlink()
+    with (data / "studies.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    fusion = config(cache).fusion.model_copy(update={"modes": ("simple_concat",)})
+    report = diagnose(data, weights, weights, config(cache, fusion=fusion))
+    assert report["validated_on_training_data"]
+    assert report["kept_fusion"] == "simple_concat"
+
+
 def test_pooling_heads_that_do_not_fit_are_named(studies, cache, tmp_path):
     weights = write_weights(tmp_path / "weights", planes=("axial",))
     with pytest.raises(InputError, match="pooling_heads: 3 heads do not divide 8 channels"):

@@ -14,7 +14,7 @@ from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion import MultiscaleSegmentationHead, UNet
 from orthokernels.models.orthodiffusion.unet import level_starts
 from orthokernels.models.orthodiffusion.weights import load_weights, save_encoder
-from orthokernels.models.weights_folder import FeaturePoint, load_settings
+from orthokernels.models.weights_folder import FeaturePoint, load_card, load_settings
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import SegmentConfig
 from orthokernels.training.distributed import Processes, alone
@@ -132,6 +132,15 @@ def test_head_learns_and_the_folder_loads(studies, tmp_path):
     assert loaded.segmentation_encoder is not None
     assert (tmp_path / "out" / "sagittal.safetensors").read_bytes() == before
     assert sorted(p.name for p in weights.iterdir()) == ["sagittal.json", "sagittal.safetensors", "weights.json"]
+
+
+def test_dice_of_training_series_is_not_called_validation(studies, tmp_path):
+    for share, side in ((0.0, "training"), (0.3, "validation")):
+        weights = write_weights(tmp_path / side, planes=("sagittal",))
+        own = data_settings(tmp_path, validate_share=share)
+        segment(studies, weights, weights, config(tmp_path, data=own, loop=SHORT))
+        origin = load_card(weights / "sagittal.segmentation.safetensors", None).origin
+        assert [name for name in origin if name.endswith("_dice")] == [f"{side}_dice"]
 
 
 def test_epochs_count_every_process_s_slabs(studies, tmp_path):
