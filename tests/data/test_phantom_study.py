@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -253,3 +254,13 @@ def test_other_findings_are_another_study(tmp_path):
 def test_a_joint_without_labelled_structures_has_no_label_maps(tmp_path):
     write_nifti(make_study(2, joint="ankle", matrix=32), tmp_path / "study")
     assert {path.name for path in (tmp_path / "study").iterdir()} == {f"{plane}.nii.gz" for plane in PLANES}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_full_disk_is_one_sentence_and_the_table_lists_what_is_complete(tmp_path, monkeypatch, count):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("orthokernels.data.phantom.dataset.write_nifti", full)
+    with pytest.raises(InputError, match=r"can't be written \(No space left on device\)\. Make room"):
+        write_single(tmp_path / "one", 0, SMALL) if count == 1 else write_studies(tmp_path / "two", [0, 1], SMALL)

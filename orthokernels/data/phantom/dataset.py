@@ -19,6 +19,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,14 +82,15 @@ def write_studies(
     target = Path(folder)
     for seed in seeds[:1]:
         _check(seed, recipe)
-    missing = _open(target, seeds, recipe)
-    try:
-        for name in (name_of(seed) for seed in seeds if seed not in set(missing)):
-            done(name)
-        for seed in _made(target, missing, recipe, workers):
-            done(name_of(seed))
-    finally:  # also when interrupted: the table lists what is complete
-        _write_table(target, seeds, recipe)
+    with _written(target):
+        missing = _open(target, seeds, recipe)
+        try:
+            for name in (name_of(seed) for seed in seeds if seed not in set(missing)):
+                done(name)
+            for seed in _made(target, missing, recipe, workers):
+                done(name_of(seed))
+        finally:  # also when interrupted: the table lists what is complete
+            _write_table(target, seeds, recipe)
 
 
 def write_single(folder: str | Path, seed: int, recipe: Recipe) -> None:
@@ -99,7 +101,20 @@ def write_single(folder: str | Path, seed: int, recipe: Recipe) -> None:
     """
     study = _made_study(seed, recipe)
     rows = [_row(".", seed, recipe)]
-    (write_nifti if recipe.nifti else write_dicom)(study, folder, beside={STUDIES: _table(rows, recipe)})
+    with _written(Path(folder)):
+        (write_nifti if recipe.nifti else write_dicom)(study, folder, beside={STUDIES: _table(rows, recipe)})
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """A disk that is full, or a folder that can't be written, told in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{target}: can't be written ({error.strerror or error}). Make room, or choose another place; the same "
+            "command keeps the studies that are complete."
+        ) from error
 
 
 def _open(target: Path, seeds: Sequence[int], recipe: Recipe) -> list[int]:
