@@ -14,6 +14,7 @@ import random
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,17 @@ def _write(path: Path, state: State) -> None:
     torch.save(state, buffer)
     content = buffer.getbuffer()
     beside = path.with_suffix(".writing")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.write(hashlib.sha256(content).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.write(hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with suppress(OSError):  # half a checkpoint would keep a full disk full
+            beside.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)  # the new name itself must reach the disk
     try:
         os.fsync(folder)

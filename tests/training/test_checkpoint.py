@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -133,6 +134,19 @@ def test_another_network_or_other_data_are_refused_in_a_sentence(tmp_path):
     check_same(stored, dict(stored), tmp_path)
     with pytest.raises(InputError, match=r"\(data\.size was 128, is 64; network\.groups was 8, is 4\).*--fresh"):
         check_same(stored, {**stored, "network.groups": 4, "data.size": 64}, tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path)
+    kept.save(1, state())
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("orthokernels.training.checkpoint.os.fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        kept.save(2, state())
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
 
 
 def test_a_folder_that_can_not_be_written_is_said(tmp_path):
