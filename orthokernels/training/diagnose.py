@@ -37,7 +37,7 @@ from orthokernels.training.plane_heads import train_plane
 from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import need_denoisers, start_from
+from orthokernels.training.weights_folder import need_denoisers, start_from, written_to
 
 
 def diagnose(
@@ -102,11 +102,12 @@ def diagnose(
     thresholds = chosen_thresholds(joint, truth, probability, config.thresholds)
     write_heads(out, planes, kept, late, thresholds, config)
     gates = out / f"{joint}.gate_weights.csv"
-    if kept is not None and kept.gates is not None:
-        write_gates(gates, triplets(sides["validate"]).studies, kept.gates, joint)
-    else:
-        gates.unlink(missing_ok=True)  # of an earlier run, whose fusion was another
-    (out / f"{joint}.diagnosis.json").write_text(json.dumps(report, indent=1) + "\n")
+    with written_to(out):
+        if kept is not None and kept.gates is not None:
+            write_gates(gates, triplets(sides["validate"]).studies, kept.gates, joint)
+        else:
+            gates.unlink(missing_ok=True)  # of an earlier run, whose fusion was another
+        (out / f"{joint}.diagnosis.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 

@@ -28,7 +28,7 @@ from orthokernels.training.randomness import Stream, generator
 from orthokernels.training.selection import Selection, diagnosed, labelled
 from orthokernels.training.series import Record
 from orthokernels.training.splits import fill, load_splits, patients_of, prepared_cache
-from orthokernels.training.weights_folder import folder_for_results, need_denoisers
+from orthokernels.training.weights_folder import folder_for_results, need_denoisers, written_to
 
 Rows = list[dict[str, Any]]
 HELD_OUT, PERHAPS_SEEN = "held out", "perhaps seen"  # test patients, from the denoiser and by it
@@ -82,11 +82,12 @@ def labels(
                 scores.setdefault((method, share), []).append(found)
     rows = [{**row, "test_patients": seen} for row in _rows(scores, selection, config)]
     name = f"label_efficiency_{config.task}_{config.plane}"
-    with (out / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    efficiency_curves(rows, METRIC[config.task], out / f"{name}.png")
+    with written_to(out):
+        with (out / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        efficiency_curves(rows, METRIC[config.task], out / f"{name}.png")
     return rows
 
 
@@ -146,10 +147,11 @@ def _scores(
             raise InputError(f"{folder}: belongs to a comparison with other settings or data. Use another --out.")
         return stored["scores"]
     found = train_and_score(method, seed, selection, weights, config, folder, identity, processes, silent)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps({"identity": identity, "scores": found}))
-    os.replace(beside, path)
+    with written_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".writing")
+        beside.write_text(json.dumps({"identity": identity, "scores": found}))
+        os.replace(beside, path)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return found
 

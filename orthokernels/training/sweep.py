@@ -31,6 +31,7 @@ from orthokernels.training.weights_folder import (
     load_denoiser,
     need_denoisers,
     start_from,
+    written_to,
 )
 
 Rows = list[dict[str, Any]]
@@ -77,8 +78,9 @@ def sweep(
         found = _sweep_plane(plane, unet, own, config, processes, silent)
         best = max(found, key=lambda row: row[metric])
         rows += [{**row, "chosen": row is best} for row in found]
-        sweep_curves(found, metric, out / f"sweep_{config.task}_{plane}.png")
-    with (out / f"sweep_{config.task}.csv").open("w", newline="") as file:
+        with written_to(out):
+            sweep_curves(found, metric, out / f"sweep_{config.task}_{plane}.png")
+    with written_to(out), (out / f"sweep_{config.task}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

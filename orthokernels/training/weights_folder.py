@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,13 +42,26 @@ def start_from(weights: Path, out: Path, preparation: Mode | None = None) -> Non
         for folder in (weights, out):
             _check_preparation(folder, preparation)
     make_folder(out)
-    try:
+    with written_to(out):
         if out.resolve() == weights.resolve():
             return
         _check_same_denoisers(weights, out)
-        for path in sorted(weights.iterdir()):
-            if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
-                shutil.copy2(path, out / path.name)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as beside:
+            for path in sorted(weights.iterdir()):
+                if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
+                    # Half a file would stay, since what is there is not copied again.
+                    os.replace(shutil.copy2(path, beside), out / path.name)
+
+
+@contextmanager
+def written_to(out: Path) -> Iterator[None]:
+    """A failure of writing results, told in a sentence.
+
+    Raises:
+        InputError: ``out`` can't be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
 
@@ -77,10 +91,8 @@ def make_folder(out: Path) -> None:
     Raises:
         InputError: it can't be made.
     """
-    try:
+    with written_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
 
 
 def _check_same_denoisers(weights: Path, out: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from orthokernels.errors import InputError
@@ -41,6 +44,23 @@ def test_out_that_began_with_these_weights_is_taken_up(tmp_path):
     start_from(weights, out)
     assert digest(out, "sagittal") == digest(weights, "sagittal")
     assert (out / "weights.json").read_text() == '{"name": "kept"}'
+
+
+def test_a_copy_that_breaks_off_leaves_no_half_file(tmp_path, monkeypatch):
+    weights, out = write_weights(tmp_path / "weights", planes=("axial",)), tmp_path / "out"
+
+    def half(source, place):
+        place = Path(place)
+        (place / source.name if place.is_dir() else place).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("orthokernels.training.weights_folder.shutil.copy2", half)
+        with pytest.raises(InputError, match="No space left on device"):
+            start_from(weights, out)
+    assert not list(out.iterdir())
+    start_from(weights, out)
+    assert digest(out, "axial") == digest(weights, "axial")
 
 
 def test_a_segmentation_of_another_denoiser_is_not_built_on(tmp_path):
