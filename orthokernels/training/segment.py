@@ -112,7 +112,10 @@ def _segment_plane(
     with progress(f"Segmentation, {plane}", config.loop.log_every, silent or not processes.first) as run.tell:
         trained = train(task, run)
     if config.keep_best:
-        network.load_state_dict(checkpoint.read(run.out / "checkpoints" / "best.pt")["model"])
+        best = run.out / "checkpoints" / "best.pt"
+        if not best.is_file():  # its steps were done without keep_best, or no Dice could be told
+            raise InputError(f"{best}: the run kept no best weights. Set keep_best=false, or train again with --fresh.")
+        network.load_state_dict(checkpoint.read(best)["model"])
     figures = {**trained.figures, "validated_on_training_data": not selection.validate}
     if processes.first:
         _write(out, plane, network, point, arguments, config, card.digest, figures)

@@ -184,6 +184,14 @@ def test_a_run_of_other_settings_is_not_taken_up(studies, begun, tmp_path, chang
         segment(studies, tmp_path / "out", tmp_path / "out", config(begun[1], **{"loop": SHORT, **change}))
 
 
+def test_a_finished_run_without_best_weights_says_how_to_get_them(studies, begun, tmp_path):
+    folder = shutil.copytree(begun[0], tmp_path / "again")
+    with pytest.raises(
+        InputError, match=r"best\.pt: the run kept no best weights\. Set keep_best=false, or .* --fresh"
+    ):
+        segment(studies, folder, folder, config(begun[1], loop=SHORT, validate_series=1, keep_best=True))
+
+
 def test_heads_of_another_preparation_are_refused_before_anything_is_copied(studies, begun, tmp_path):
     other = config(begun[1], loop=SHORT, data=data_settings(begun[1], preparation="published"))
     with pytest.raises(InputError, match=r"heads were trained on studies of data\.preparation=full"):
