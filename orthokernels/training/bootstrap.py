@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from orthokernels.training.metrics import CALIBRATION_BINS
 
@@ -96,7 +97,9 @@ def calibration_errors(truth: np.ndarray, probability: np.ndarray, counts: np.nd
         truth, probability: [studies, labels].
         counts: [draws, studies].
     """
-    bins = (probability * CALIBRATION_BINS).astype(int)
+    # As torchmetrics, in float32: a probability on an edge must fall into the same bin here.
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1).numpy()
+    bins = np.searchsorted(edges, probability.astype(np.float32), side="right") - 1
     total = np.zeros(len(counts))
     for number in range(CALIBRATION_BINS + 1):  # torchmetrics gives a probability of 1 a bin of its own
         inside = bins == number

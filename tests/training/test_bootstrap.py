@@ -65,6 +65,14 @@ def test_calibration_draws_equal_the_metric_on_repeated_studies():
         assert value == pytest.approx(calibration_error(truth[again], probability[again]), abs=1e-6)
 
 
+def test_probabilities_on_the_edges_of_bins_are_counted_as_the_metric_counts_them():
+    probability = np.arange(16)[:, None] / 15
+    for first in range(16):  # a label of its own for each edge, so that no two gaps can make up for each other
+        truth = (np.arange(16) >= first).astype(int)[:, None]
+        own = calibration_errors(truth, probability, np.ones((1, 16)))[0]
+        assert own == pytest.approx(calibration_error(truth, probability), abs=1e-6)  # float32's own error
+
+
 def test_draws_without_both_classes_are_left_out():
     truth, score = np.array([1, 0, 0]), np.array([0.9, 0.1, 0.2])
     values = aurocs(truth, score, np.array([[1.0, 1, 1], [0, 2, 1], [3, 0, 0]]))
