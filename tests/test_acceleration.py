@@ -428,6 +428,21 @@ def test_gradients_under_ddp_are_those_without(tmp_path):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-6)
 
 
+def test_monai_s_network_stays_channels_last_behind_its_attention():
+    nets = pytest.importorskip("monai.networks.nets", reason="MONAI is not installed")
+    model = randomised(monai_unet()[0])
+    accelerate(model, backend="cpu")
+    assert model.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    blocks = [own for own in model.modules() if isinstance(own, nets.diffusion_model_unet.DiffusionUNetResnetBlock)]
+    laid = []
+    for block in blocks:
+        block.register_forward_hook(
+            lambda _, given, made: laid.append(made.is_contiguous(memory_format=torch.channels_last_3d))
+        )
+    model(volume(1, 1, 4, 4, 4), torch.tensor([10]))
+    assert laid == [True] * len(blocks)
+
+
 def test_monai_s_attention_is_left_where_it_does_more():
     blocks = pytest.importorskip("monai.networks.blocks.selfattention", reason="MONAI is not installed")
     for options, reason in (

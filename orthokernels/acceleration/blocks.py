@@ -64,6 +64,17 @@ def _normalise(
     )  # fmt: skip
 
 
+def _like_weights(x: Tensor, weight: Tensor) -> Tensor:
+    """A volume channels last where the weights behind it are, as PyTorch's own convolution would give its result.
+
+    Attention over tokens leaves volumes channels first, and what follows would be brought into the kernels' layout and
+    back, op by op.
+    """
+    if x.ndim == 5 and layout_of(weight) == "channels_last" and layout_of(x) == "channels_first":
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x
+
+
 @_of_volumes
 def guided_block(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor, *more: Any, **named: Any) -> Tensor:
     """guided-diffusion's residual block; in this project's decoder it may be given its two inputs apart."""
@@ -114,18 +125,20 @@ def _rest(layers: nn.Sequential, h: Tensor) -> Tensor:
 @_of_volumes
 def monai_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
     """The residual block of MONAI's DiffusionModelUNet."""
+    x = _like_weights(x, self.conv1.conv.weight)
     h = _normalise(self, self.norm1, x)
     resample = self.upsample if self.upsample is not None else self.downsample
     if resample is not None:
         h, x = resample(h), resample(x)
     h = self.conv1(h)
     h = _normalise(self, self.norm2, h, shift=self.time_emb_proj(self.nonlinearity(emb)).to(h.dtype))
-    return self.skip_connection(x) + self.conv2(h)
+    return self.conv2(h) + self.skip_connection(x)  # laid as the first: pooling leaves volumes channels first, too
 
 
 @_of_volumes
 def autoencoder_block(self: Any, x: Tensor) -> Tensor:
     """The residual block of MONAI's AutoencoderKL."""
+    x = _like_weights(x, self.conv1.conv.weight)
     h = self.conv1(_normalise(self, self.norm1, x))
     h = self.conv2(_normalise(self, self.norm2, h))
     return self.nin_shortcut(x) + h
@@ -161,7 +174,7 @@ def convolution(self: Any, input: Tensor) -> Tensor:
     plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
     if plain or x.ndim != 5 or x.dtype != self.weight.dtype or lowers(x.device.type):
         return _plainly(self, x)
-    return conv3d(x, self.weight, self.bias, stride=stride, backend=backend)
+    return conv3d(_like_weights(x, self.weight), self.weight, self.bias, stride=stride, backend=backend)
 
 
 @_of_volumes
