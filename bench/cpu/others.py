@@ -1,8 +1,9 @@
 """Others' 3D diffusion models under ``accelerate``, as their makers' tutorials set them up, beside what else runs them.
 
-MONAI's tutorial of 3D diffusion models samples 32 x 40 x 32 voxels by a wide U-Net; that of latent diffusion encodes
-96 x 96 x 64 by an autoencoder, whose latent a narrow U-Net denoises. A training step is forward to the error of the
-noise, backward and Adam.
+MONAI's tutorial of 3D diffusion models (3d_ddpm) samples 32 x 40 x 32 voxels by a wide U-Net; that of latent diffusion
+(3d_ldm) encodes 96 x 96 x 64 by an autoencoder, whose latent a narrow U-Net denoises. Networks and volumes are theirs;
+a call takes one volume, where they train with several. A training step is forward to the error of the noise, backward
+and Adam.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def others(threads: int, tiny: bool) -> Iterator[Subject]:
     Raises:
         InputError: MONAI is not installed.
     """
-    need("the suite of others' models", "monai", "bench")
+    need("the suite of others' models", "monai", "peers")
     torch.manual_seed(0)
-    wide, sides = _unet(tiny, (256, 256, 512), (0, 0, 512), 32), (32, 40, 32)
+    wide, sides = _unet(tiny, 1, (256, 256, 512), (0, 0, 512), blocks=2), (32, 40, 32)
     yield _inference("MONAI's 3D DDPM, a step", _Denoiser(wide), (1, *_scaled(tiny, sides)), threads)
     yield _training("MONAI's 3D DDPM, a training step", _Denoiser(wide), (1, *_scaled(tiny, sides)), threads)
     encoded, sides = _Reconstruction(_autoencoder(tiny)), (96, 96, 64)
     yield _inference("MONAI's latent diffusion, autoencoder", encoded, (1, *_scaled(tiny, sides)), threads)
-    latent, sides = _unet(tiny, (32, 64, 64), (0, 64, 64), 32, channels=3), (24, 24, 16)
+    latent, sides = _unet(tiny, 3, (32, 64, 64), (0, 64, 64), blocks=1), (24, 24, 16)
     yield _inference("MONAI's latent diffusion, a step", _Denoiser(latent), (3, *_scaled(tiny, sides)), threads)
 
 
@@ -71,7 +72,7 @@ def _scaled(tiny: bool, sides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(side // 16 * 4 for side in sides) if tiny else sides  # halved twice, to whole numbers
 
 
-def _unet(tiny: bool, widths: tuple[int, ...], heads: tuple[int, ...], groups: int, *, channels: int = 1) -> nn.Module:
+def _unet(tiny: bool, channels: int, widths: tuple[int, ...], heads: tuple[int, ...], *, blocks: int) -> nn.Module:
     from monai.networks.nets import DiffusionModelUNet
 
     share = 32 if tiny else 1
@@ -80,7 +81,7 @@ def _unet(tiny: bool, widths: tuple[int, ...], heads: tuple[int, ...], groups: i
             spatial_dims=3, in_channels=channels, out_channels=channels,
             channels=[max(own // share, 8) for own in widths],
             attention_levels=[head > 0 for head in heads], num_head_channels=[max(own // share, 8) for own in heads],
-            num_res_blocks=2 if channels == 1 else 1, norm_num_groups=4 if tiny else groups,
+            num_res_blocks=blocks, norm_num_groups=4 if tiny else 32,
         )
     )  # fmt: skip
     return made

@@ -30,7 +30,7 @@ from orthokernels.training.metrics import diagnosis_metrics, mean_of
 from orthokernels.training.predictions import Findings, SeriesOutput, run_records, study_findings
 from orthokernels.training.series import Record
 from orthokernels.training.splits import read_both, split_as_set
-from orthokernels.training.weights_folder import folder_for_results
+from orthokernels.training.weights_folder import folder_for_results, written_to
 
 Evaluation = dict[str, Any]
 
@@ -236,7 +236,7 @@ def write_evaluation(
     """
     from orthokernels.training.plots import dice_boxes, finding_plots
 
-    try:
+    with written_to(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
         _write_table(
@@ -262,8 +262,6 @@ def write_evaluation(
             finding_plots(findings.truth, findings.probability, keys, out)
         else:
             _remove(out, "findings.csv", "roc.png", "precision_recall.png", "calibration.png")
-    except OSError as error:
-        raise InputError(f"--out {out}: can't be written ({error.strerror}). Choose another place.") from error
 
 
 def _remove(out: Path, *names: str) -> None:
