@@ -14,7 +14,9 @@ is the rest of the process's time, Python's start and end included. One run befo
 fills the caches of files and of what was verified.
 
 Each engine has two rows. "A command" is ``orthokernels run``. "The next one" is what a study takes in a process that
-has the model and has run a study already, as the appliance's workers do.
+has the model and has run a study already, as the appliance's workers do: from the study's folder to its report, and
+nothing else. What is held to a share outside the networks is this one. A command starts Python and reads the whole
+bundle through besides, which has a limit of its own, in seconds.
 """
 
 from __future__ import annotations
@@ -127,8 +129,9 @@ def table(facts: dict[str, Any]) -> str:
     lines = [
         *heading(facts),
         f"{facts['study']}; bundle of {facts['weights']}, {facts['bundle_mb']:.0f} MB; {facts['threads']} threads, "
-        f"medians of {facts['rounds']} rounds. Held to: at most {MOST_OUTSIDE:.0%} outside the networks, "
-        f"{MOST_SECONDS_TO_FIRST:g} s to the first study, {MOST_MB:g} MB.",
+        f"medians of {facts['rounds']} rounds. Held to: at most {MOST_OUTSIDE:.0%} outside the networks from folder to "
+        f"report, which is what the next study takes; {MOST_SECONDS_TO_FIRST:g} s from a command to its first study; "
+        f"{MOST_MB:g} MB.",
         "",
         "| engine | form | study | whole, s | networks, s | outside | outside, s | peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
 
+from orthokernels.cli import _importing
 from orthokernels.data.study import read_study
 
 
@@ -57,3 +59,11 @@ def test_bad_arguments_end_with_one_sentence_and_exit_code_2(tmp_path, arguments
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_garbage_is_collected_again_behind_imports_that_fail():
+    with pytest.raises(ModuleNotFoundError), _importing():
+        import no_such_module  # noqa: F401
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
