@@ -123,12 +123,13 @@ def _held_out(sides: dict[str, dict[str, list[Record]]], planes: Sequence[str]) 
 
 
 def _figures(found: Triplets, probability: np.ndarray, joint: str) -> dict[str, Any]:
-    """Figures at 0.5, over studies whose findings are all known."""
-    known = np.isfinite(found.truth).all(axis=1)
-    if not known.any():
+    """Figures at 0.5 of the labels that the data tell, over studies that know all of these."""
+    studies, labels = found.told()
+    if not studies.any():
         return {}
-    keys = [label.key for label in LABELS[joint]]
-    return diagnosis_metrics(found.truth[known], probability[known], keys, [0.5] * len(keys))
+    keys = [label.key for label, told in zip(LABELS[joint], labels, strict=True) if told]
+    told = np.ix_(studies, labels)
+    return diagnosis_metrics(found.truth[told], probability[told], keys, [0.5] * len(keys))
 
 
 def _vectors(planes: dict[str, PlaneResult], found: Triplets, side: str) -> Vectors:

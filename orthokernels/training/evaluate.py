@@ -14,7 +14,7 @@ import torch
 
 from orthokernels.errors import InputError
 from orthokernels.models.orthodiffusion.weights import Weights, load_weights
-from orthokernels.tasks import LABELS, PLANES, class_names
+from orthokernels.tasks import PLANES, class_names
 from orthokernels.training.bootstrap import (
     aurocs,
     diagnosis_intervals,
@@ -55,7 +55,8 @@ def evaluate(
         Figures, and under "intervals" the same layout with (low, high). "mean_dice" (over planes of the mean over
         structures), "mean_dice_by_plane", "dice" and "surface_distance_mm" (plane, then structure), what
         ``diagnosis_metrics`` gives ("macro_auroc", "auroc" by label, ...), "single_plane" (macro AUROC of each
-        plane's own head) and "fusion_gain" (over the best single plane). Parts that can't be scored are absent.
+        plane's own head) and "fusion_gain" (over the best single plane). Parts that can't be scored are absent, as are
+        labels that the data do not tell.
 
     Raises:
         InputError: data or weights can not be used, or nothing in the data can be scored with them.
@@ -170,7 +171,7 @@ def _segmentation(
 
 
 def _diagnosis(findings: Findings, weights: Weights, config: EvaluateConfig) -> tuple[Evaluation, Evaluation]:
-    keys = [label.key for label in LABELS[weights.joint]]
+    keys = findings.labels
     thresholds = [weights.thresholds.get(key, 0.5) for key in keys]
     counts = patient_counts(findings.patients, draws=config.bootstrap)
     figures = diagnosis_metrics(findings.truth, findings.probability, keys, thresholds)
@@ -252,7 +253,7 @@ def write_evaluation(
         else:
             _remove(out, "series.csv", "dice.png")
         if findings is not None:
-            keys = [label.key for label in LABELS[weights.joint]]
+            keys = findings.labels
             _write_table(out / "findings.csv", ["study", "patient", *(f"{k} truth" for k in keys), *keys], [
                 [study, patient, *truth, *(f"{p:.6f}" for p in probability)]
                 for study, patient, truth, probability in zip(

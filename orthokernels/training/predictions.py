@@ -14,7 +14,7 @@ from orthokernels.data.prepare import Mode, prepare
 from orthokernels.data.restore import Restorer
 from orthokernels.models.orthodiffusion.inference import series_vector, slab_features, slab_output
 from orthokernels.models.orthodiffusion.weights import PlaneWeights, Weights
-from orthokernels.tasks import PLANES
+from orthokernels.tasks import LABELS, PLANES
 from orthokernels.training.metrics import dice
 from orthokernels.training.series import IGNORED, Record, load_labels, load_volume
 from orthokernels.training.surface_distance import surface_distance_95
@@ -41,10 +41,12 @@ class Findings:
     """Probabilities of the studies that have a series in every plane that the weights score.
 
     Attributes:
+        labels: keys of those that the data tell.
         truth, probability: [studies, labels].
         single: the same from each plane's own head.
     """
 
+    labels: tuple[str, ...]
     studies: tuple[str, ...]
     patients: tuple[str, ...]
     truth: np.ndarray
@@ -132,7 +134,7 @@ def run_records(
 def study_findings(outputs: Sequence[SeriesOutput], weights: Weights) -> Findings | None:
     """Fused probabilities, mean over each study's triplets; None where the weights have no heads.
 
-    Studies with an unknown finding are left out.
+    Labels that no study knows are left out, and studies that do not know all of the others.
     """
     planes = tuple(
         p for p in PLANES if p in weights.planes and weights.planes[p].pooling is not None
@@ -143,8 +145,7 @@ def study_findings(outputs: Sequence[SeriesOutput], weights: Weights) -> Finding
         return None
     vectors = {p: torch.cat([o.vector for o in found if o.vector is not None]) for p, found in own.items()}
     found = triplets({p: [o.record for o in outputs] for p, outputs in own.items()}, planes)
-    known = np.isfinite(found.truth).all(axis=1)
-    if not known.any():
+    if not found.told()[0].any():
         return None
     rows = {p: vectors[p][torch.from_numpy(found.rows[:, n])] for n, p in enumerate(planes)}
     fused = found.mean_per_study(_probabilities(weights, rows).numpy())
@@ -152,16 +153,19 @@ def study_findings(outputs: Sequence[SeriesOutput], weights: Weights) -> Finding
         p: found.mean_per_study(head(rows[p]).sigmoid().numpy())
         for p in planes if (head := weights.planes[p].head) is not None
     }  # fmt: skip
-    return _known(found, fused, single, known)
+    return _told(found, fused, single, weights.joint)
 
 
-def _known(found: Triplets, fused: np.ndarray, single: Mapping[str, np.ndarray], known: np.ndarray) -> Findings:
+def _told(found: Triplets, fused: np.ndarray, single: Mapping[str, np.ndarray], joint: str) -> Findings:
+    studies, labels = found.told()
+    told = np.ix_(studies, labels)
     return Findings(
-        tuple(study for study, keep in zip(found.studies, known, strict=True) if keep),
-        tuple(patient for patient, keep in zip(found.patients, known, strict=True) if keep),
-        found.truth[known].astype(int),
-        fused[known],
-        {plane: values[known] for plane, values in single.items()},
+        tuple(label.key for label, keep in zip(LABELS[joint], labels, strict=True) if keep),
+        tuple(study for study, keep in zip(found.studies, studies, strict=True) if keep),
+        tuple(patient for patient, keep in zip(found.patients, studies, strict=True) if keep),
+        found.truth[told].astype(int),
+        fused[told],
+        {plane: values[told] for plane, values in single.items()},
     )
 
 

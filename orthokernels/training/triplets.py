@@ -52,6 +52,15 @@ class Triplets:
         np.add.at(total, self.study, values * self.weight.reshape(-1, *([1] * (values.ndim - 1))))
         return total
 
+    def told(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which studies and which labels can be scored, bool [studies] and [labels].
+
+        Labels that some study knows (a data set need not have every one), and studies that know all of those.
+        """
+        known = np.isfinite(self.truth)
+        labels = known.any(axis=0)
+        return known[:, labels].all(axis=1) & labels.any(), labels
+
 
 def triplets(series: Mapping[str, Sequence[Series]], planes: Sequence[str] = PLANES) -> Triplets:
     """The triplets of all studies that have a series with findings in every one of ``planes``.

@@ -170,6 +170,25 @@ def select_of(studies, cache):
     return select(studies, data_settings(cache), 32, PLANES, diagnosed, alone(), silent=True).validate
 
 
+def test_a_table_without_one_of_the_findings_gives_figures_of_the_others(studies, cache, tmp_path):
+    data = tmp_path / "ankles"
+    shutil.copytree(studies, data)
+    with (studies / "studies.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [name for name in rows[0] if name != LABELS["ankle"][1].key]
+    with (data / "studies.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, kept, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    report = diagnose(data, write_weights(tmp_path / "w"), tmp_path / "w", config(cache))
+    told = [label.key for label in LABELS["ankle"] if label.key in kept]
+    for figures in (*report["planes"].values(), *report["fusion"].values()):
+        assert list(figures["auroc"]) == told
+        assert figures["macro_auroc"] is not None
+    best = max(report["fusion"], key=lambda name: report["fusion"][name]["macro_auroc"])
+    assert report["fusion"][report["kept_fusion"]]["macro_auroc"] == report["fusion"][best]["macro_auroc"]
+
+
 def test_series_of_a_study_share_its_weight(studies):
     records = [r for r in read_records(studies, "ankle") if r.plane == "axial"][:3]
     _, weight = truth_and_weight([*records, records[0]])

@@ -17,7 +17,7 @@ from orthokernels.models.weights_folder import load_settings
 from orthokernels.training.config import LoopConfig, OptimiserConfig
 from orthokernels.training.config_heads import DiagnoseConfig, EvaluateConfig, FusionConfig, HeadConfig, SegmentConfig
 from orthokernels.training.diagnose import diagnose
-from orthokernels.training.evaluate import evaluate, records_to_score, rows_of, score
+from orthokernels.training.evaluate import evaluate, records_to_score, rows_of, score, write_evaluation
 from orthokernels.training.metrics import dice
 from orthokernels.training.predictions import run_records, study_findings
 from orthokernels.training.records import read_records
@@ -147,6 +147,28 @@ def test_files_of_another_evaluation_do_not_stay_beside_the_new_ones(studies, tr
     evaluate(studies, weights, CONFIG, out)
     assert not (out / "series.csv").exists()
     assert (out / "findings.csv").exists()
+
+
+def test_findings_that_the_data_do_not_tell_are_left_out_of_the_figures(studies, trained, tmp_path):
+    known = [label.key for label in tasks.LABELS["knee"]]
+    told = [key for key in known if key not in ("PCL", "PD")]
+    weights, records = load_weights(str(trained)), read_records(studies, "knee")
+    outputs = run_records(records, weights, surface_distance=False)
+    gaps = np.where(np.isin(known, told), 0.0, np.nan)
+    partly = [replace(o, record=replace(o.record, findings=tuple(gaps + o.record.findings))) for o in outputs]
+    whole, part = (score(own, study_findings(own, weights), weights, CONFIG) for own in (outputs, partly))
+    assert list(part["auroc"]) == told
+    assert part["auroc"] == {key: whole["auroc"][key] for key in told}
+    assert part["studies_with_findings"] == whole["studies_with_findings"] == 8
+    write_evaluation(tmp_path, part, partly, study_findings(partly, weights), weights)
+    with (tmp_path / "findings.csv").open() as file:
+        assert next(csv.reader(file)) == ["study", "patient", *(f"{key} truth" for key in told), *told]
+    # A study that leaves one of them open is left out itself.
+    open_one = [
+        replace(o, record=replace(o.record, findings=(np.nan, *o.record.findings[1:])))
+        if o.record.study == "study_003" else o for o in partly
+    ]  # fmt: skip
+    assert study_findings(open_one, weights).studies == tuple(f"study_{n:03d}" for n in range(8) if n != 3)
 
 
 def test_a_place_that_can_not_be_written_is_said_before_the_data_are_read(tmp_path, trained):
