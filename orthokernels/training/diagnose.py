@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from orthokernels.training.plane_heads import train_plane
 from orthokernels.training.selection import diagnosed, select
 from orthokernels.training.series import Record
 from orthokernels.training.triplets import Triplets, triplets
-from orthokernels.training.weights_folder import need_denoisers, start_from, written_to
+from orthokernels.training.weights_folder import need_denoisers, started_from, written_to
 
 
 def diagnose(
@@ -69,15 +70,14 @@ def diagnose(
             "not be trained. Leave it out, or train all three."
         )
     table = None if config.patient_data is None else read_patient_table(config.patient_data)
-    if processes.first:
-        start_from(weights, out, config.data.preparation)
-    processes.wait()
-    need_denoisers(out, config.planes)
-    settings, joint = load_settings(out), config.data.joint
-    selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
-    sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}
-    if table is not None:
-        _check_patients(table, sides, config)
+    with started_from(weights, out, config.data.preparation) if processes.first else nullcontext():
+        processes.wait()
+        need_denoisers(out, config.planes)
+        settings, joint = load_settings(out), config.data.joint
+        selection = select(data, config.data, settings.size, config.planes, diagnosed, processes, silent=silent)
+        sides = {side: _by_plane(getattr(selection, side), config.planes) for side in ("train", "validate")}
+        if table is not None:
+            _check_patients(table, sides, config)
     planes: dict[str, PlaneResult] = {
         plane: train_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
         for plane in config.planes

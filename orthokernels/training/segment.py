@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from orthokernels.training.weights_folder import (
     load_denoiser,
     need_denoisers,
     remove_module,
-    start_from,
+    started_from,
 )
 
 CLASSES = len(STRUCTURES) + 1
@@ -67,12 +68,11 @@ def segment(
         InputError: data or weights can not be used.
     """
     processes = processes or alone()
-    if processes.first:
-        start_from(weights, out, config.data.preparation)
-    processes.wait()
-    need_denoisers(out, config.planes)
-    settings = load_settings(out)
-    selection = select(data, config.data, settings.size, config.planes, labelled, processes, silent=silent)
+    with started_from(weights, out, config.data.preparation) if processes.first else nullcontext():
+        processes.wait()
+        need_denoisers(out, config.planes)
+        settings = load_settings(out)
+        selection = select(data, config.data, settings.size, config.planes, labelled, processes, silent=silent)
     return {
         plane: _segment_plane(plane, selection.of_plane(plane), out, settings, config, processes, resume, silent)
         for plane in config.planes

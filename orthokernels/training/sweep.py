@@ -30,7 +30,7 @@ from orthokernels.training.weights_folder import (
     change_settings,
     load_denoiser,
     need_denoisers,
-    start_from,
+    started_from,
     written_to,
 )
 
@@ -59,21 +59,16 @@ def sweep(
     from orthokernels.training.plots import sweep_curves
 
     processes = processes or alone()
-    start_from(weights, out, config.data.preparation if config.write else None)
-    need_denoisers(out, config.planes)
-    settings, metric = load_settings(out), METRIC[config.task]
-    usable = diagnosed if config.task == "diagnosis" else labelled
-    selection = select(data, config.data, settings.size, config.planes, usable, processes, silent=silent)
+    with started_from(weights, out, config.data.preparation if config.write else None):
+        need_denoisers(out, config.planes)
+        settings, metric = load_settings(out), METRIC[config.task]
+        usable = diagnosed if config.task == "diagnosis" else labelled
+        selection = select(data, config.data, settings.size, config.planes, usable, processes, silent=silent)
+        for plane in config.planes:
+            _check_can_be_scored(data, plane, selection.of_plane(plane), config)
     rows: Rows = []
     for plane in config.planes:
         own = selection.of_plane(plane)
-        if not own.validate:
-            raise InputError(f"{data}: no {plane} series is held out to validate on. Set data.validate_share.")
-        if config.task == "diagnosis" and not _scorable(own):
-            raise InputError(
-                f"{data}: no finding is both there and not there among the {plane} series of each side, so that no "
-                "point can be scored. Set data.validate_share higher."
-            )
         unet, _ = load_denoiser(out, plane)
         found = _sweep_plane(plane, unet, own, config, processes, silent)
         best = max(found, key=lambda row: row[metric])
@@ -87,6 +82,16 @@ def sweep(
     if config.write:
         _write(out, config, [row for row in rows if row["chosen"]])
     return rows
+
+
+def _check_can_be_scored(data: Path, plane: str, selection: Selection, config: SweepConfig) -> None:
+    if not selection.validate:
+        raise InputError(f"{data}: no {plane} series is held out to validate on. Set data.validate_share.")
+    if config.task == "diagnosis" and not _scorable(selection):
+        raise InputError(
+            f"{data}: no finding is both there and not there among the {plane} series of each side, so that no "
+            "point can be scored. Set data.validate_share higher."
+        )
 
 
 def _sweep_plane(

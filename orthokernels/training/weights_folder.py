@@ -26,8 +26,11 @@ from orthokernels.models.weights_folder import (
 from orthokernels.tasks import PLANES
 
 
-def start_from(weights: Path, out: Path, preparation: Mode | None = None) -> None:
+@contextmanager
+def started_from(weights: Path, out: Path, preparation: Mode | None = None) -> Iterator[None]:
     """Make ``out`` hold what ``weights`` holds, unless it is the same folder; files that ``out`` has stay.
+
+    Where the data are refused that are read meanwhile, what was copied goes again.
 
     Args:
         preparation: of the studies that heads in ``out`` are to be trained on; None where none are.
@@ -41,16 +44,29 @@ def start_from(weights: Path, out: Path, preparation: Mode | None = None) -> Non
     if preparation is not None:
         for folder in (weights, out):
             _check_preparation(folder, preparation)
-    make_folder(out)
-    with written_to(out):
-        if out.resolve() == weights.resolve():
-            return
-        _check_same_denoisers(weights, out)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as beside:
-            for path in sorted(weights.iterdir()):
-                if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
-                    # Half a file would stay, since what is there is not copied again.
-                    os.replace(shutil.copy2(path, beside), out / path.name)
+    copied: list[Path] = []
+    with folder_for_results(out):
+        try:
+            with written_to(out):
+                copied.extend(_copies(weights, out))
+            yield
+        except InputError:
+            for path in copied:
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _copies(weights: Path, out: Path) -> Iterator[Path]:
+    """What ``out`` lacks of a weights folder, copied one file after the other."""
+    if out.resolve() == weights.resolve():
+        return
+    _check_same_denoisers(weights, out)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as beside:
+        for path in sorted(weights.iterdir()):
+            if path.suffix in (".safetensors", ".json") and path.is_file() and not (out / path.name).exists():
+                # Half a file would stay, since what is there is not copied again.
+                os.replace(shutil.copy2(path, beside), out / path.name)
+                yield out / path.name
 
 
 @contextmanager

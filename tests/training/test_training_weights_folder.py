@@ -15,11 +15,16 @@ from orthokernels.training.weights_folder import (
     load_denoiser,
     load_segmentation,
     load_segmentation_encoder,
-    start_from,
+    started_from,
 )
 from tests.training.toy import NETWORK, write_weights
 
 WIDER = {**NETWORK, "base_channels": 12}
+
+
+def start(weights, out):
+    with started_from(weights, out):
+        pass
 
 
 def digest(folder, plane):
@@ -31,17 +36,17 @@ def test_out_with_another_denoiser_is_refused_and_left_as_it_is(tmp_path):
     out = write_weights(tmp_path / "out", planes=("axial",), network=WIDER)
     before = digest(out, "axial")
     with pytest.raises(InputError, match=r"out: its axial denoiser is another than that of --weights .*weights\."):
-        start_from(weights, out)
+        start(weights, out)
     assert digest(out, "axial") == before
     assert not (out / "sagittal.safetensors").exists()
 
 
 def test_out_that_began_with_these_weights_is_taken_up(tmp_path):
     weights, out = write_weights(tmp_path / "weights"), tmp_path / "out"
-    start_from(weights, out)
+    start(weights, out)
     (out / "weights.json").write_text('{"name": "kept"}')
     (out / "sagittal.safetensors").unlink()
-    start_from(weights, out)
+    start(weights, out)
     assert digest(out, "sagittal") == digest(weights, "sagittal")
     assert (out / "weights.json").read_text() == '{"name": "kept"}'
 
@@ -57,10 +62,32 @@ def test_a_copy_that_breaks_off_leaves_no_half_file(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr("orthokernels.training.weights_folder.shutil.copy2", half)
         with pytest.raises(InputError, match="No space left on device"):
-            start_from(weights, out)
-    assert not list(out.iterdir())
-    start_from(weights, out)
+            start(weights, out)
+    assert not out.exists()
+    start(weights, out)
     assert digest(out, "axial") == digest(weights, "axial")
+
+
+def test_what_was_copied_goes_again_where_the_data_are_refused(tmp_path):
+    weights, out = write_weights(tmp_path / "weights"), tmp_path / "out"
+
+    def read_from(folder):
+        with started_from(weights, folder):
+            assert digest(folder, "axial") == digest(weights, "axial")
+            raise InputError("no data")
+
+    def refused(folder):
+        with pytest.raises(InputError, match="no data"):
+            read_from(folder)
+
+    refused(out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused(out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    refused(weights)  # nothing is copied onto itself, and nothing taken away
+    assert digest(weights, "axial")
 
 
 def test_a_segmentation_of_another_denoiser_is_not_built_on(tmp_path):
