@@ -101,6 +101,15 @@ def test_side_decides_where_places_do_not(tmp_path):
     assert [stack.source.laterality for stack in study.elsewhere] == ["L"]
 
 
+@pytest.mark.parametrize("told", ["U", "B", ["R", "L"]])
+def test_what_names_no_single_side_contradicts_none(tmp_path, told):
+    for plane, side in (("sagittal", told), ("coronal", "R"), ("axial", "R")):
+        write_series(tmp_path / plane, noise(3, slices=17), plane=plane, Laterality=side)
+    study = read_study([tmp_path])
+    assert study.elsewhere == []
+    assert [stacks[0].source.laterality for stacks in study.stacks.values()] == [None, "R", "R"]
+
+
 def test_a_series_whose_slices_name_both_sides_has_none(tmp_path):
     for number, file in enumerate(write_series(tmp_path, noise(4))):
         dataset = pydicom.dcmread(file)

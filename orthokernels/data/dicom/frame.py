@@ -213,11 +213,16 @@ def _source(dataset: Dataset, groups: _Groups, path: Path) -> Source:
         echo_time=_number(groups.get("MREchoSequence", "EffectiveEchoTime", "EchoTime")),
         repetition_time=_number(groups.get("MRTimingAndRelatedParametersSequence", "RepetitionTime")),
         inversion_time=_number(inversion[0] if isinstance(inversion, Sequence) and len(inversion) else inversion),
-        laterality=groups.get("FrameAnatomySequence", "FrameLaterality", "Laterality")
-        or dataset.get("ImageLaterality")
-        or None,
+        laterality=_side(groups.get("FrameAnatomySequence", "FrameLaterality", "Laterality"))
+        or _side(dataset.get("ImageLaterality")),
         body_part=str(dataset.get("BodyPartExamined") or "") or None,
     )
+
+
+def _side(value: Any) -> str | None:
+    """R or L; DICOM's others (U, unpaired; B, both) and several values together tell no side."""
+    side = value.strip().upper() if isinstance(value, str) else ""
+    return side if side in ("R", "L") else None
 
 
 def _joined(value: Any) -> str:
