@@ -20,6 +20,10 @@ SUFFIXES = (".nii", ".nii.gz")
 # NIFTI_INTENT_LABEL: the file says itself that its values are names, not intensities.
 _INTENT_LABEL = 1002
 
+# Millimetres in the header's unit of length, by its code in the lowest bits of xyzt_units: metre and micrometre. No
+# code is taken for millimetres.
+_UNIT_BITS, _MM_OF_UNIT = 0b111, {1: 1000.0, 3: 0.001}
+
 _DAMAGE = (
     ValueError, TypeError, KeyError, OSError, EOFError, OverflowError, zlib.error,
     nibabel.filebasedimages.ImageFileError,
@@ -73,7 +77,7 @@ def read_stacks(path: Path) -> list[NiftiStack]:
         header = image.header
         shape = tuple(int(side) for side in image.shape)
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-        affine = np.array(image.affine, dtype=np.float64)
+        affine = affine_of(image)
     except _DAMAGE as error:
         raise InputError(f"{path}: not a readable NIfTI file ({short(error)}). Copy it again.") from error
     while len(shape) > 3 and shape[-1] == 1:
@@ -92,6 +96,13 @@ def read_stacks(path: Path) -> list[NiftiStack]:
     times = [None] if len(shape) == 3 else list(range(shape[3]))
     sides = (shape[0], shape[1], shape[2])
     return [NiftiStack(path, sides, affine, source, time) for time in times]
+
+
+def affine_of(image: Any) -> np.ndarray:
+    """The affine of nibabel's image, (4, 4) float64, voxel indices to RAS mm whatever the header's unit."""
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= _MM_OF_UNIT.get(int(image.header["xyzt_units"]) & _UNIT_BITS, 1.0)
+    return affine
 
 
 def _source(path: Path) -> Source:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from orthokernels.data.geometry import plane_of, slice_axis
+from orthokernels.data.nifti import affine_of
 from orthokernels.data.volume import MIN_SLICES
 from orthokernels.errors import InputError
 from orthokernels.training.series import (
@@ -124,7 +125,7 @@ def _of_label_map(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Ite
         return
     if stored.shape != shape:
         yield f"{path}: {_times(stored.shape)} voxels, its image has {_times(shape)}"
-    elif not np.allclose(_corners(image.affine, shape), _corners(affine, shape), atol=_SAME_PLACE_MM):
+    elif not np.allclose(_corners(affine_of(image), shape), _corners(affine, shape), atol=_SAME_PLACE_MM):
         yield f"{path}: does not lie where its image does"
     try:
         checked_labels(stored, path)

@@ -275,6 +275,16 @@ def test_nifti_keeps_its_affine_and_order(tmp_path):
     np.testing.assert_allclose(volume.affine, np.diag([-0.5, 0.5, 4.0, 1.0]))
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("mm", 1.0), ("micron", 0.001), ("unknown", 1.0)])
+def test_nifti_lies_in_mm_whatever_unit_it_is_written_in(tmp_path, unit, mm):
+    affine = np.array([[0, 0, 4.0, -30], [-0.5, 0, 0, 60], [0, 0.7, 0, -50], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(noise(1).T.astype(np.int16), np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ affine)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "knee.nii.gz")
+    # float32 headers hold seven digits.
+    np.testing.assert_allclose(read_study([tmp_path]).load("sagittal").affine, affine, rtol=1e-6, atol=1e-6)
+
+
 def test_nifti_with_slices_along_its_first_axis_finds_its_plane(tmp_path):
     affine = np.diag([4.0, 0.5, 0.5, 1.0])
     path = nifti(tmp_path / "ras.nii", np.random.default_rng(0).normal(size=(18, 30, 31)).astype(np.float32), affine)
