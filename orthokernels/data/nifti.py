@@ -24,6 +24,8 @@ _INTENT_LABEL = 1002
 # code is taken for millimetres.
 _UNIT_BITS, _MM_OF_UNIT = 0b111, {1: 1000.0, 3: 0.001}
 
+_LONGEST_SECONDS = 3600.0  # of a repetition, an echo or an inversion in a side file
+
 _DAMAGE = (
     ValueError, TypeError, KeyError, OSError, EOFError, OverflowError, zlib.error,
     nibabel.filebasedimages.ImageFileError,
@@ -112,26 +114,36 @@ def _source(path: Path) -> Source:
     side_file = path.with_name(stem + ".json")
     try:
         if side_file.is_file() and side_file.stat().st_size < 1 << 20:
-            facts = json.loads(side_file.read_text())
-    except (ValueError, OSError):
+            facts = json.loads(side_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
         facts = {}
     if not isinstance(facts, dict):
         facts = {}
 
     def milliseconds(key: str) -> float | None:
         value = facts.get(key)
-        return 1000.0 * value if isinstance(value, int | float) else None
+        # NaN, infinity and integers of any length are numbers to Python's JSON, and no times.
+        return 1000.0 * value if isinstance(value, int | float) and 0 <= value <= _LONGEST_SECONDS else None
+
+    def text(key: str) -> str:
+        value = facts.get(key)
+        return _writable(value) if isinstance(value, str) else ""
 
     return Source(
-        description=str(facts.get("SeriesDescription") or stem.encode("utf-8", "replace").decode()),
+        description=text("SeriesDescription") or _writable(stem),
         series_hash=hash_of(path.name),
         study_hash="",
         kind="NIfTI",
         paths=(path,),
-        sequence=str(facts.get("ScanningSequence", "")).replace("\\", " ").replace("_", " "),
-        scan_options=str(facts.get("ScanOptions", "")).replace("\\", " "),
+        sequence=text("ScanningSequence").replace("\\", " ").replace("_", " "),
+        scan_options=text("ScanOptions").replace("\\", " "),
         echo_time=milliseconds("EchoTime"),
         repetition_time=milliseconds("RepetitionTime"),
         inversion_time=milliseconds("InversionTime"),
-        body_part=facts.get("BodyPartExamined") if isinstance(facts.get("BodyPartExamined"), str) else None,
+        body_part=text("BodyPartExamined") or None,
     )
+
+
+def _writable(text: str) -> str:
+    """Text in which what UTF-8 can not hold, as JSON and file names can, is a question mark."""
+    return text.encode("utf-8", "replace").decode()

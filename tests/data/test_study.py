@@ -305,6 +305,28 @@ def test_side_file_of_dcm2niix_decides_the_contrast(tmp_path):
     assert [Path(own.what).name for own in study.left_out] == ["other.json", "a.nii.gz (20 x 22 x 17)"]
 
 
+@pytest.mark.parametrize(
+    "told",
+    ['{"EchoTime": NaN}', '{"EchoTime": Infinity}', f'{{"EchoTime": 1{"0" * 400}}}', '{"EchoTime": -1}', "[" * 100_000],
+    ids=["nan", "infinite", "huge", "negative", "deep"],
+)
+def test_a_side_file_that_tells_no_time_tells_nothing(tmp_path, told):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    nifti(tmp_path / "axial.nii.gz", voxels)
+    (tmp_path / "axial.json").write_text(told)
+    volume = read_study([tmp_path]).load("axial")
+    assert volume.source.echo_time is None
+    assert volume.source.description == "axial"
+
+
+def test_text_of_a_side_file_can_be_written_whatever_it_is(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
+    nifti(tmp_path / "axial.nii.gz", voxels)
+    (tmp_path / "axial.json").write_text('{"SeriesDescription": "\\ud800 PD", "BodyPartExamined": "\\udfff"}')
+    source = read_study([tmp_path]).load("axial").source
+    assert (source.description, source.body_part) == ("? PD", "?")
+
+
 def test_nifti_of_several_folders_that_compete_for_a_plane_may_be_several_patients(tmp_path):
     voxels = np.random.default_rng(0).normal(size=(20, 22, 17)).astype(np.float32)
     for name in ("one", "two", "three"):
