@@ -407,6 +407,7 @@ def test_plain_lines_without_a_terminal_and_silence_when_quiet(study, tmp_path):
         (["{data}/study", "--out", "{out}", "--preparation", "half"], "there is no preparation 'half'"),
         (["{data}/study", "--out", "{out}", "--joint", "hip"], "there is no joint 'hip'"),
         (["{data}/study", "--out", "{out}", "--device", "warp"], "device 'warp' can't be used"),
+        (["{data}/study", "--out", "{out}", "--device", "meta"], "device 'meta' can't be used"),
         (
             ["{data}/study", "--out", "{out}", "--engine", "steam"],
             "no engine 'steam' for weights",

@@ -95,6 +95,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         target = torch.device(wanted)
+        if target.type not in ("cpu", "cuda"):
+            raise RuntimeError("networks are trained on cpu and cuda")
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {wanted!r} can't be used: {str(error).splitlines()[0]}. Use cpu or auto.") from error
