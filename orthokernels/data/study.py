@@ -102,7 +102,7 @@ def read_study(paths: Sequence[Path | str], planes: Iterable[str] = PLANES) -> S
         InputError: nothing usable was found, or the volumes belong to more than one study.
     """
     left_out: list[LeftOut] = []
-    files = _files([Path(p) for p in paths])
+    files = _files([Path(p) for p in paths], left_out)
     stacks = _stacks(files, left_out)
     ranked: dict[str, list[Stack]] = {plane: [] for plane in PLANES if plane in set(planes)}
     usable: list[Stack] = []
@@ -125,24 +125,43 @@ def read_study(paths: Sequence[Path | str], planes: Iterable[str] = PLANES) -> S
     return Study(together, left_out, study_hash, elsewhere)
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    """Every file, once, in a fixed order. Folders are walked without following links out of them."""
+def _files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
+    """Every file, once, in a fixed order."""
     found: dict[Path, Path] = {}
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder. Check the path.")
-        if path.is_file():
-            found.setdefault(path.resolve(), path)
-            continue
-        for folder, subfolders, names in os.walk(path):
-            subfolders.sort()
-            for name in sorted(names):
-                file = Path(folder, name)
-                if not name.startswith(".") and file.is_file():
-                    found.setdefault(file.resolve(), file)
-    if not found:
+        try:
+            if not path.exists():
+                raise InputError(f"{path}: no such file or folder. Check the path.")
+            files = [path] if path.is_file() else _files_under(path, left_out)
+        except OSError as error:
+            raise InputError(f"{path}: can't be read ({error.strerror}). Check the path and permissions.") from error
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    if not found and not left_out:
         raise InputError(f"{', '.join(map(str, paths))}: the folder is empty. Pass a folder with DICOM or NIfTI files.")
     return list(found.values())
+
+
+def _files_under(folder: Path, left_out: list[LeftOut]) -> list[Path]:
+    """The files of a folder and those in it; links to folders are not followed, which could lead anywhere."""
+
+    def unreadable(error: OSError) -> None:
+        reason = f"can't be read ({error.strerror}). Check its permissions."
+        left_out.append(_file_left_out(Path(error.filename), reason))
+
+    found = []
+    for place, subfolders, names in os.walk(folder, onerror=unreadable):
+        subfolders.sort()
+        for path in (Path(place, name) for name in (*sorted(names), *subfolders) if not name.startswith(".")):
+            try:
+                if path.is_file():
+                    found.append(path)
+                elif path.is_symlink():
+                    what = "a folder, which is not followed" if path.is_dir() else "a file that is not there"
+                    left_out.append(_file_left_out(path, f"is a link to {what}. Pass what it stands for."))
+            except OSError as error:
+                unreadable(error)
+    return found
 
 
 def _stacks(files: Iterable[Path], left_out: list[LeftOut]) -> list[Stack]:
@@ -279,7 +298,9 @@ def _nothing_usable(paths: Sequence[Path | str], left_out: Sequence[LeftOut]) ->
     where = ", ".join(map(str, paths))
     if len(left_out) == 1:
         what, reason = left_out[0].what, left_out[0].reason
-        return f"{what}: {reason}" if what == where else f"{where}: {what}: {reason}. Pass the whole series."
+        # What is said of a file tells what to do, what is said of a stack ends without a full stop.
+        told = reason if reason.endswith(".") else f"{reason}. Pass the whole series."
+        return f"{what}: {reason}" if what == where else f"{where}: {what}: {told}"
     reasons = Counter(item.reason for item in left_out).most_common(2)
     told = "; ".join(
         f"{count} x {reason.rstrip('.')}" if count > 1 else f"{_example(left_out, reason)}: {reason.rstrip('.')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -448,6 +449,41 @@ def test_truncated_nifti_is_told_when_read(tmp_path):
     study = read_study([path])
     assert study.load("axial") is None
     assert "can't be read" in reasons(study)
+
+
+def test_links_that_lead_nowhere_or_to_a_folder_are_told(tmp_path):
+    write_series(tmp_path / "elsewhere", noise(1))
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "sagittal").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"sagittal: is a link to a folder, which is not followed\. Pass what"):
+        read_study([tmp_path / "study"])
+    write_series(tmp_path / "study" / "coronal", noise(2), plane="coronal")
+    (tmp_path / "study" / "lost.dcm").symlink_to(tmp_path / "nowhere")
+    study = read_study([tmp_path / "study"])
+    assert study.load("coronal") is not None
+    assert [Path(own.what).name for own in study.left_out] == ["lost.dcm", "sagittal"]
+    assert "lost.dcm: is a link to a file that is not there" in reasons(study)
+
+
+def test_a_folder_that_can_not_be_read_is_told(tmp_path, monkeypatch):
+    for plane in ("sagittal", "coronal"):
+        write_series(tmp_path / plane, noise(1), plane=plane)
+    scandir = os.scandir
+
+    def forbidding(path):
+        if Path(path).name == "coronal":  # no permission would keep root out
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    study = read_study([tmp_path])
+    assert [plane for plane, stacks in study.stacks.items() if stacks] == ["sagittal"]
+    assert "coronal: can't be read (Permission denied). Check its permissions." in reasons(study)
+
+
+def test_a_path_that_can_not_be_looked_at_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"can't be read \(File name too long\)\. Check the path"):
+        read_study([tmp_path / ("a" * 300)])
 
 
 def test_empty_folder_and_missing_path_are_refused(tmp_path):
