@@ -132,6 +132,20 @@ def test_two_stacks_of_one_series_are_told_apart(tmp_path):
     assert not stack.warnings
 
 
+@pytest.mark.parametrize(("slices", "behind"), [(17, 0.0), (17, 1.3), (20, 0.0)])
+def test_two_knees_side_by_side_in_one_series_are_told_apart(tmp_path, slices, behind):
+    """Coronal stacks of both knees share their places along the normal, or lie between one another's."""
+    write_series(tmp_path / "a", noise(3, slices=17), plane="coronal", series="1.2.3.4")
+    start = (160.0, -60.0 + behind, 50.0)
+    write_series(tmp_path / "b", noise(3, slices=slices), plane="coronal", start=start, series="1.2.3.4")
+    study = read_study([tmp_path])
+    found = [*study.stacks["coronal"], *study.elsewhere]
+    assert sorted(stack.shape for stack in found) == [(24, 20, 17), (24, 20, slices)]
+    assert all(not stack.warnings for stack in found)
+    assert {stack.source.description[-15:] for stack in found} == {"field of view 1", "field of view 2"}
+    assert np.ptp([stack.affine[0, 3] for stack in found]) == pytest.approx(200.0)
+
+
 def test_empty_echo_time_in_a_file_makes_a_stack_of_its_own(tmp_path):
     files = write_series(tmp_path, noise(3, slices=18))
     dataset = pydicom.dcmread(files[17])

@@ -82,13 +82,17 @@ def stacks_of(frames: Sequence[Frame]) -> tuple[list[DicomStack], list[tuple[str
     stacks: list[DicomStack] = []
     reasons: list[tuple[str, str]] = []
     echoes = len({frame.source.echo_time for frame in frames})
-    for group in _groups(frames):
+    groups = _groups(frames)
+    for group in groups:
         repetitions = _repetitions(group)
+        beside = [own for own in groups if _alike(own[0], group[0])]
         for number, (leftovers, repetition) in enumerate(repetitions, start=1):
             name = frames[0].source.description
             if echoes > 1:
                 echo = group[0].source.echo_time
                 name += f", echo {echo:g} ms" if echo is not None else ", no echo time"
+            if len(beside) > 1:
+                name += f", field of view {beside.index(group) + 1}"
             if len(repetitions) > 1:
                 name += f", repetition {number}"
             parts = _apart(repetition)
@@ -106,7 +110,7 @@ def _groups(frames: Sequence[Frame]) -> list[list[Frame]]:
     groups: list[list[Frame]] = []
     for frame in frames:
         for group in groups:
-            if _alike(group[0], frame):
+            if _alike(group[0], frame) and not _side_by_side(group[0], frame):
                 group.append(frame)
                 break
         else:
@@ -121,6 +125,14 @@ def _alike(a: Frame, b: Frame) -> bool:
         and np.allclose(a.pixel_spacing, b.pixel_spacing, rtol=1e-3, atol=0)
         and np.allclose(a.orientation, b.orientation, rtol=0, atol=1e-2)
     )
+
+
+def _side_by_side(a: Frame, b: Frame) -> bool:
+    """Whether two frames of one orientation show different fields of view, as two knees in one series have them."""
+    offset = np.array(b.position) - np.array(a.position)
+    along_rows, along_columns = abs(offset @ a.orientation[:3]), abs(offset @ a.orientation[3:])
+    between_rows, between_columns = a.pixel_spacing
+    return bool(along_rows > 0.5 * a.columns * between_columns or along_columns > 0.5 * a.rows * between_rows)
 
 
 def _repetitions(frames: Sequence[Frame]) -> list[tuple[int, list[Frame]]]:
