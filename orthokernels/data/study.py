@@ -29,6 +29,10 @@ _USUAL_ECHO_MS = 40.0
 # other volume; two knees' lie about 200 mm apart. In the other directions a table or a patient may have moved.
 _ONE_JOINT_MM = 100.0
 
+# In ImageType, or in an enhanced file's ComplexImageComponent. A real image (R, REAL) may be all there is of an
+# inversion recovery.
+_NO_MAGNITUDE = {"a phase image": {"P", "PHASE", "PHASE MAP"}, "an imaginary image": {"I", "IMAGINARY"}}
+
 STUDIES = "studies.csv"  # a table of studies and their findings, which training reads
 
 CHOICE_RULE = (
@@ -212,8 +216,10 @@ def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
     slices = _slices(stack)
     if slices < MIN_SLICES:
         return None, f"{slices} slice{'s' if slices != 1 else ''}; at least {MIN_SLICES} are needed"
-    if isinstance(stack, dicom.DicomStack) and {"P", "PHASE", "PHASE MAP"} & set(stack.frames[0].image_type[2:]):
-        return None, "a phase image, not a magnitude image"
+    if isinstance(stack, dicom.DicomStack):
+        for what, words in _NO_MAGNITUDE.items():
+            if words & set(stack.frames[0].image_type[2:]):
+                return None, f"{what}, not a magnitude image"
     plane, obliquity = plane_of(stack.affine, stack.source.kind)
     if plane is None:
         return None, f"{obliquity:.0f} degrees off the nearest plane; at most 45 are accepted"

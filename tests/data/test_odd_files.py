@@ -129,3 +129,24 @@ def test_enhanced_stack_is_read_from_its_functional_groups(tmp_path, real_data):
     assert volume.shape == (256, 256, 19)
     for frame, place in enumerate(order):
         np.testing.assert_array_equal(volume.voxels[:, :, place], pixels[frame, ::-1].T)
+
+
+def test_magnitude_and_phase_of_one_enhanced_file_are_two_stacks(tmp_path, real_data):
+    """17 places, each with a phase frame before its magnitude: nothing but ComplexImageComponent tells them apart."""
+    dataset = pydicom.dcmread(real_data / "knee-enhanced" / "MOVEKNEE.dcm")
+    first = dicom.read_frames(real_data / "knee-enhanced" / "MOVEKNEE.dcm")[0]
+    pixels = np.random.default_rng(0).integers(0, 1000, (34, 8, 8), dtype=np.uint16)
+    groups = []
+    for number in range(34):
+        group, place, kind = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = [float(v) for v in np.array(first.position) + 4.0 * (number // 2) * first.normal]
+        kind.FrameType = ["ORIGINAL", "PRIMARY", "T1", "NONE"]
+        kind.ComplexImageComponent = ("PHASE", "MAGNITUDE")[number % 2]
+        group.PlanePositionSequence, group.MRImageFrameTypeSequence = [place], [kind]
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence, dataset.NumberOfFrames = groups, len(groups)
+    dataset.Rows, dataset.Columns, dataset.PixelData = 8, 8, pixels.tobytes()
+    dataset.save_as(tmp_path / "both.dcm")
+    study = read_study([tmp_path])
+    np.testing.assert_array_equal(study.load("sagittal").voxels, pixels[1::2, ::-1].transpose(2, 1, 0))
+    assert [own.reason for own in study.left_out] == ["a phase image, not a magnitude image"]

@@ -191,6 +191,15 @@ def test_short_inversion_recovery_counts_as_fluid_sensitive_and_fat_suppressed(t
     assert first.source.inversion_time == 160.0
 
 
+@pytest.mark.parametrize(("word", "what"), [("P", "a phase image"), ("I", "an imaginary image")])
+def test_a_plane_stands_on_magnitude_images(tmp_path, word, what):
+    write_series(tmp_path / "m", noise(1), ImageType=["ORIGINAL", "PRIMARY", "M", "SE"])
+    write_series(tmp_path / "other", noise(2, slices=20), ImageType=["ORIGINAL", "PRIMARY", word, "SE"])
+    study = read_study([tmp_path])
+    assert study.load("sagittal").shape == (24, 20, 18)
+    assert [own.reason for own in study.left_out] == [f"{what}, not a magnitude image"]
+
+
 def test_missing_slice_leaves_the_longest_even_run(tmp_path):
     files = write_series(tmp_path, pixels := noise(12, slices=24))
     files[5].unlink()

@@ -152,6 +152,7 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
     if not (between_rows > 0 and between_columns > 0 and len(place) == 3 and np.isfinite(place).all()):
         raise InputError(f"{path}: pixel spacing or position is no valid number of mm. Export the file again.")
     image_type = groups.get("MRImageFrameTypeSequence", "FrameType", "ImageType") or ()
+    component = groups.get("MRImageFrameTypeSequence", "ComplexImageComponent")  # enhanced files say it here alone
     return Frame(
         path=path,
         index=index,
@@ -163,7 +164,8 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
         slope=float(groups.get("PixelValueTransformationSequence", "RescaleSlope") or 1.0),
         intercept=float(groups.get("PixelValueTransformationSequence", "RescaleIntercept") or 0.0),
         instance_uid=str(dataset.get("SOPInstanceUID", path)),
-        image_type=(image_type,) if isinstance(image_type, str) else tuple(image_type),
+        image_type=((image_type,) if isinstance(image_type, str) else tuple(image_type))
+        + ((str(component),) if component else ()),
         time_order=_time_order(dataset, groups),
         source=_source(dataset, groups, path),
     )
