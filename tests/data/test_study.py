@@ -200,6 +200,20 @@ def test_a_plane_stands_on_magnitude_images(tmp_path, word, what):
     assert [own.reason for own in study.left_out] == [f"{what}, not a magnitude image"]
 
 
+def test_a_backslash_in_a_name_leaves_it_text(tmp_path):
+    write_series(tmp_path, noise(1), SeriesDescription="SAG PD\\T2", BodyPartExamined="KNEE\\LEG")
+    source = read_study([tmp_path]).load("sagittal").source
+    assert (source.description, source.body_part) == ("SAG PD T2", "KNEE LEG")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")  # pydicom's, of the file that is made here
+@pytest.mark.parametrize("spacing", [["inf", "1"], ["0", "1"], ["-1", "1"]])
+def test_a_pixel_spacing_that_is_no_length_is_refused(tmp_path, spacing):
+    write_series(tmp_path, noise(1), PixelSpacing=spacing)
+    with pytest.raises(InputError, match="pixel spacing or position is no valid number of mm"):
+        read_study([tmp_path])
+
+
 def test_missing_slice_leaves_the_longest_even_run(tmp_path):
     files = write_series(tmp_path, pixels := noise(12, slices=24))
     files[5].unlink()

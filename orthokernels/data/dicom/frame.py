@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage, MRImageStorage
 
 from orthokernels.data.dicom.file import DAMAGE, quiet_pydicom, read, short
@@ -147,9 +148,9 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
             "Export the original series, not a derived picture."
         )
     orientation = _direction_cosines([float(v) for v in orientation], path)
-    between_rows, between_columns = (float(v) for v in spacing)
+    spacing = tuple(float(v) for v in spacing)
     place = tuple(float(v) for v in position)
-    if not (between_rows > 0 and between_columns > 0 and len(place) == 3 and np.isfinite(place).all()):
+    if not (min(spacing) > 0 and len(spacing) == 2 and len(place) == 3 and np.isfinite([*spacing, *place]).all()):
         raise InputError(f"{path}: pixel spacing or position is no valid number of mm. Export the file again.")
     image_type = groups.get("MRImageFrameTypeSequence", "FrameType", "ImageType") or ()
     component = groups.get("MRImageFrameTypeSequence", "ComplexImageComponent")  # enhanced files say it here alone
@@ -160,7 +161,7 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
         columns=int(dataset.Columns),
         position=place,
         orientation=orientation,
-        pixel_spacing=(between_rows, between_columns),
+        pixel_spacing=spacing,
         slope=float(groups.get("PixelValueTransformationSequence", "RescaleSlope") or 1.0),
         intercept=float(groups.get("PixelValueTransformationSequence", "RescaleIntercept") or 0.0),
         instance_uid=str(dataset.get("SOPInstanceUID", path)),
@@ -203,8 +204,9 @@ def _source(dataset: Dataset, groups: _Groups, path: Path) -> Source:
     sequence = dataset.get("ScanningSequence") or dataset.get("EchoPulseSequence") or ""
     inversion = groups.get("MRModifierSequence", "InversionTimes", "InversionTime")
     number = dataset.get("SeriesNumber")
+    name = dataset.get("SeriesDescription") or dataset.get("ProtocolName") or f"series {number or '?'}"
     return Source(
-        description=str(dataset.get("SeriesDescription") or dataset.get("ProtocolName") or f"series {number or '?'}"),
+        description=_joined(name),
         series_hash=hash_of(str(dataset.get("SeriesInstanceUID", path))),
         study_hash=hash_of(str(dataset.get("StudyInstanceUID", path))),
         kind="DICOM",
@@ -217,7 +219,7 @@ def _source(dataset: Dataset, groups: _Groups, path: Path) -> Source:
         inversion_time=_number(inversion[0] if isinstance(inversion, Sequence) and len(inversion) else inversion),
         laterality=_side(groups.get("FrameAnatomySequence", "FrameLaterality", "Laterality"))
         or _side(dataset.get("ImageLaterality")),
-        body_part=str(dataset.get("BodyPartExamined") or "") or None,
+        body_part=_joined(dataset.get("BodyPartExamined") or "") or None,
     )
 
 
@@ -228,7 +230,8 @@ def _side(value: Any) -> str | None:
 
 
 def _joined(value: Any) -> str:
-    return value if isinstance(value, str) else " ".join(value)
+    """A text, or the texts that a backslash in it made of it."""
+    return " ".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
 
 
 def _number(value: Any) -> float | None:
