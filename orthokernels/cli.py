@@ -186,8 +186,7 @@ def _print_result(result: StudyResult, out: Path) -> None:
     table.add_column("Probability", justify="right")
     table.add_column("Status")
     for finding in result.findings:
-        probability = "" if finding.probability is None else f"{finding.probability:.2f}"
-        table.add_row(finding.label, finding.name, probability, finding.status)
+        table.add_row(finding.label, finding.name, finding.shown[0], finding.status)
     console.print(table)
     for plane in result.planes:
         labelled = plane.segmentation or f"no label map: {plane.segmentation_reason}"

@@ -35,6 +35,16 @@ class Finding(_Record):
     plane_weights: dict[Plane, float] = {}
     images_share: float | None = None
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Probability and threshold for people, "" where there is none: two decimals, or as many as tell them apart."""
+        both = self.probability, self.threshold
+        for decimals in range(2, 7):
+            probability, threshold = ("" if own is None else f"{own:.{decimals}f}" for own in both)
+            if probability != threshold or None in both or both[0] == both[1] or self.status == "present":
+                break
+        return probability, threshold
+
 
 class StructureVolume(_Record):
     """Volume of one structure within the slices that were labelled.

@@ -316,6 +316,25 @@ def test_every_label_has_its_status_in_its_row(page_with_picture: str) -> None:
         assert (f"{finding.probability:.2f}" if finding.probability is not None else "no output for it") in row
 
 
+@pytest.mark.parametrize(
+    ("probability", "threshold", "status", "shown"),
+    [
+        (0.86, 0.5, "present", ("0.86", "0.50")),
+        (0.4996, 0.5, "absent", ("0.4996", "0.5000")),
+        (0.35102, 0.35118, "indeterminate", ("0.3510", "0.3512")),
+        (0.5, 0.5, "present", ("0.50", "0.50")),
+        (0.3512, 0.3511, "present", ("0.35", "0.35")),
+        (0.5 - 1e-9, 0.5, "absent", ("0.500000", "0.500000")),
+        (0.12, None, "absent", ("0.12", "")),
+    ],
+)
+def test_a_probability_below_its_threshold_is_seen_to_be(probability, threshold, status, shown) -> None:
+    finding = Finding(label="ACL", name="ACL", status=status, probability=probability, threshold=threshold)
+    assert finding.shown == shown
+    row = next(r for r in _Page(html(_study((), findings=(finding,)), {})).rows if r.split()[:1] == ["ACL"])
+    assert " ".join(shown).strip() in " ".join(row.split())
+
+
 @pytest.mark.parametrize("weighed", [True, False])
 def test_planes_have_a_column_and_a_key_only_where_a_fusion_weighs_them(weighed: bool) -> None:
     study = _study((_plane(np.zeros((8, 8, 4), np.float32), np.eye(4)),))

@@ -82,8 +82,7 @@ def _findings(result: StudyResult, answers: Sequence[str]) -> Iterator[_Row]:
     heading = ("Finding", "Answer", "Probability", "Threshold")
     yield _Row(heading, _COLUMNS, ink=MUTED, rule=True)
     for finding, answer in zip(result.findings, answers, strict=True):
-        numbers = ("" if value is None else f"{value:.2f}" for value in (finding.probability, finding.threshold))
-        yield _Row((shorten(finding.name, 46), answer, *numbers), _COLUMNS, bold=answer == "Present")
+        yield _Row((shorten(finding.name, 46), answer, *finding.shown), _COLUMNS, bold=answer == "Present")
     yield _Row(())
 
 
