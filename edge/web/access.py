@@ -12,7 +12,6 @@ Three things stand between a page from elsewhere and this one, in a browser that
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import secrets
@@ -43,6 +42,9 @@ _HEADERS = {
 # NiiVue carries the picture of its font in its script, as a data: address. It needs no worker, no WebAssembly (that is
 # in it for Zarr files, which we have none of), and no inline style.
 VIEWER_POLICY = {"Content-Security-Policy": _POLICY.format(images=" data:")}
+
+# Of ours none has a tenth of it; a study's number of thousands of digits would be an error instead of an answer.
+_LONGEST_PATH = 1024
 
 _LONGEST_FORM = 64 * 1024  # bytes
 _MOST_FIELDS = 20
@@ -76,6 +78,8 @@ class Access:
     def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
         if path in self._open:
             return None
+        if len(path) > _LONGEST_PATH:
+            return PlainTextResponse("there is no such page\n", 414)
         if not self._is_ours(headers.get("host", "")):
             told = "this name is not among the page's: use localhost, its IP address, or a name in page.names\n"
             return PlainTextResponse(told, 421)
@@ -99,7 +103,11 @@ class Access:
 def _from_our_pages(headers: Headers) -> bool:
     """What a browser says of where a form stood. Not every browser says it; the form's own token is asked for too."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    return (origin is None or urlsplit(origin).netloc == headers.get("host")) and site in (None, "same-origin")
+    try:
+        ours = origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:  # no address at all
+        return False
+    return ours and site in (None, "same-origin")
 
 
 def _given(headers: Headers) -> str:
@@ -109,7 +117,7 @@ def _given(headers: Headers) -> str:
         return given
     try:
         return base64.b64decode(given).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base 64, or not of text; binascii's and the decoder's own are ValueErrors too
         return ""
 
 

@@ -211,6 +211,17 @@ def test_name_that_is_not_ours_is_refused_so_that_no_other_site_can_become_this_
     assert get(service, "/readyz", Host="evil.example")[0] in (200, 503)
 
 
+def test_request_that_nobody_means_gets_an_answer_and_no_traceback(serve, tmp_path, caplog):
+    (tmp_path / "token").write_text("correct horse battery\n")
+    service = serve(page={"port": free_port(), "token_file": tmp_path / "token"})
+    known = {"Authorization": "Bearer correct horse battery"}
+    assert ask(service, "GET", "/", {"Authorization": "Basic \xfc\xf6"}).status == 401
+    assert ask(service, "GET", f"/study/{'9' * 5000}", known).status == 414
+    assert ask(service, "GET", f"/study/{'9' * 500}", known).status == 404
+    assert ask(service, "POST", "/study/1/retry", {**known, "Origin": "http://["}, {}).status == 403
+    assert "Traceback" not in caplog.text
+
+
 def test_form_from_elsewhere_is_refused(serve, study):
     service = serve(destinations=[archive_destination(free_port())])
     assert store(service.config, study).returncode == 0
