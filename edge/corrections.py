@@ -49,6 +49,11 @@ def labels(kind: Kind, joint: str) -> dict[str, str]:
     return {label.key: label.name for label in tasks.LABELS.get(joint, ())} if kind == "finding" else {}
 
 
+def every_label(kind: Kind) -> dict[str, str]:
+    """The same whatever the joint: a correction outlives the setting by which it was made."""
+    return {key: name for joint in tasks.LABELS for key, name in labels(kind, joint).items()}
+
+
 class Corrections:
     """The list. It only grows."""
 

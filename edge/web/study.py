@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from orthokernels.edge import audit, viewing
-from orthokernels.edge.corrections import LONGEST_NAME, LONGEST_TEXT, Corrections, labels
+from orthokernels.edge.corrections import LONGEST_NAME, LONGEST_TEXT, Corrections, every_label, labels
 from orthokernels.edge.service import Service
 from orthokernels.edge.store import Job
 from orthokernels.edge.web.access import VIEWER_POLICY
@@ -80,6 +80,7 @@ class StudyPages:
             "history": _history(self._service, job),
             "corrections": Corrections(store, joint).of(job),
             "wrong_labels": {kind: labels(kind, joint) for kind in ("structure", "finding")},
+            "wrong_names": {kind: every_label(kind) for kind in ("structure", "finding")},
             "longest": {"text": LONGEST_TEXT, "who": LONGEST_NAME},
         }
 

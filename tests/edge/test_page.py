@@ -276,6 +276,15 @@ def test_correction_is_kept_listed_exported_and_noted_without_its_text(shown, tm
     assert "Reader" not in str(entry)
 
 
+def test_correction_of_a_finding_is_still_shown_once_the_appliance_reads_another_joint(serve, study):
+    service = serve(results={"joint": "ankle"})
+    assert store(service.config, study).returncode == 0
+    job = finished(service)
+    Corrections(service.store, "knee").add(Correction(job.id, "finding", "ACL", None, "It is torn.", "A. Reader"))
+    status, page = get(service, f"/study/{job.id}")
+    assert (status, "Anterior cruciate ligament injury" in page) == (200, True)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
