@@ -158,6 +158,9 @@ def remarks_on(result: StudyResult) -> Iterator[str]:
         yield from (f"{plane.plane}: {told}" for told in plane.warnings if not told.startswith("left out: "))
         if plane.segmentation_reason:
             yield f"{plane.plane}: not segmented; {plane.segmentation_reason}"
+        if cut_off := [own.name for own in plane.structures if own.cut_off]:
+            told = "reach the edge of what was labelled, so their volumes are the least that there is"
+            yield f"{plane.plane}: {told}: {', '.join(cut_off)}"
     for finding in result.findings:
         if finding.reason:
             yield f"{finding.name}: {finding.reason}"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from orthokernels.montage import AMBER, BACKGROUND, BRIGHT, MUTED, RULE
 from orthokernels.montage_layout import colour, shorten
-from orthokernels.result import StudyResult
+from orthokernels.result import StructureVolume, StudyResult
 
 WIDTH, MARGIN, LINE = 1240, 60, 36
 _SIDES = {"L": "left ", "R": "right "}
@@ -92,9 +92,13 @@ def _volumes(result: StudyResult) -> Iterator[_Row]:
         return
     yield _Row(("Volume in ml", *(plane.plane.capitalize() for plane in planes)), _COLUMNS, ink=MUTED, rule=True)
     for structure in planes[0].structures:
-        volumes = ({s.key: f"{s.ml:.2f}" for s in plane.structures}.get(structure.key, "") for plane in planes)
+        volumes = ({s.key: _ml(s) for s in plane.structures}.get(structure.key, "") for plane in planes)
         yield _Row((structure.name, *volumes), _COLUMNS, square=colour(structure.key, structure.index))
     yield _Row(())
+
+
+def _ml(structure: StructureVolume) -> str:
+    return "\N{GREATER-THAN OR EQUAL TO} " * structure.cut_off + f"{structure.ml:.2f}"
 
 
 def _remarks(remarks: Sequence[str]) -> Iterator[_Row]:

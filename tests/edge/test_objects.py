@@ -22,7 +22,7 @@ from orthokernels.edge import viewing
 from orthokernels.edge.config import Results
 from orthokernels.edge.evaluate import PipelineEvaluator
 from orthokernels.edge.forms import FORMS
-from orthokernels.edge.objects import NOTICE, write_abstention, write_objects
+from orthokernels.edge.objects import NOTICE, page, write_abstention, write_objects
 from orthokernels.edge.objects.canvas import BANNER
 from orthokernels.edge.objects.codes import ABSENT, INDETERMINATE, PRESENT, UNKNOWN
 from orthokernels.edge.objects.sources import OF_PATIENT, read_sources
@@ -189,6 +189,23 @@ def test_report_gives_each_structure_s_volume_with_its_segment(phantom, objects)
         plane = uids[segment.referenced_sop_instance_uid]
         found[plane, segment.referenced_segment_numbers[0]] = measured.value
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_volume_of_a_structure_at_the_edge_of_what_was_labelled_is_told_as_the_least(phantom, tmp_path):
+    run, sources = phantom
+    planes = []
+    for own in run.result.planes:
+        cut = tuple(one.model_copy(update={"cut_off": one.key == "tibia"}) for one in own.structures)
+        planes.append(own.model_copy(update={"structures": cut}))
+    result = run.result.model_copy(update={"planes": tuple(planes)})
+    written = write_objects(replace(run, result=result), sources, tmp_path, **DIGESTS)
+    (report,) = (pydicom.dcmread(path) for path in written if path.name == "findings.dcm")
+    told = [comment for comment in comments_of(report) if "the least that there is" in comment]
+    assert [one.split(":")[0] for one in told] == [own.plane for own in planes]
+    assert all(one.endswith(": Tibia") for one in told)
+    drawn = {row.texts[0]: row.texts[1:] for row in page._volumes(result) if row.texts}
+    assert all(volume.startswith("\N{GREATER-THAN OR EQUAL TO} ") for volume in drawn["Tibia"])
+    assert not any(volume.startswith("\N{GREATER-THAN OR EQUAL TO}") for volume in drawn["Femur"])
 
 
 def test_report_answers_each_finding_with_its_probability(phantom, objects):
