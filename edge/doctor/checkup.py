@@ -71,11 +71,16 @@ def look_at_page(config: Config) -> Iterator[Look]:
 
 def ask_page(config: Config, what: str) -> tuple[int, str]:
     """Status and text of one of the page's probes; 0 where nobody answers."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(config.page.host, config.page.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.page.host, config.page.host)
+    host = f"[{host}]" if ":" in host else host
     try:
         context = own_context(config.page.tls) if config.page.tls else None
         url = f"{'https' if context else 'http'}://{host}:{config.page.port}/{what}"
-        with urllib.request.urlopen(url, timeout=_PROBE_SECONDS, context=context) as answer:
+        # No proxy of the environment's: it would be asked for a page of its own machine's.
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        with direct.open(url, timeout=_PROBE_SECONDS) as answer:
             return answer.status, answer.read(65536).decode().strip()
     except urllib.error.HTTPError as error:
         return error.code, error.read(65536).decode().strip()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from orthokernels.edge.config import Config, Disk
 from orthokernels.edge.deliveries import KEPT_HERE
-from orthokernels.edge.doctor.checkup import checkup
+from orthokernels.edge.doctor.checkup import ask_page, checkup
 from orthokernels.edge.doctor.loop import address, doctors_peer
 from orthokernels.edge.doctor.peers import look_at_destinations
 from orthokernels.edge.doctor.site import (
@@ -26,6 +26,7 @@ from orthokernels.edge.doctor.study import PATIENT_ID, new_study
 from orthokernels.edge.evaluate import PipelineEvaluator
 from orthokernels.edge.receive.intake import no_room, used_share
 from orthokernels.edge.send.scu import WRITTEN
+from orthokernels.edge.web import Page
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -173,6 +174,16 @@ def test_probe_says_whether_the_appliance_is_well(start, tmp_path):
     wait_for(lambda: listens(port))
     done = edge("probe", "--config", path)
     assert (done.returncode, done.stdout) == (0, "ok\n")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0:0:0:0:0:0:0:1"])
+def test_page_is_asked_for_at_any_address_and_past_the_environment_s_proxy(start, tmp_path, monkeypatch, host):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("no_proxy", "")
+    (tmp_path / "token").write_text("correct horse battery\n")
+    service = start(page={"host": host, "port": free_port(), "token_file": tmp_path / "token"})
+    Page(service).start()
+    assert wait_for(lambda: ask_page(service.config, "healthz")[0]) == 200
 
 
 def test_archive_that_is_down_unknown_or_no_dicom_is_told_apart(tmp_path):
