@@ -206,7 +206,10 @@ def discard(jobs: Jobs, config: ConfigFile = DEFAULT) -> None:
 
 def _decide(jobs: list[int], config: Path, decision: Callable[[Deliveries, Job, str], Job]) -> None:
     """A person's decision on jobs that came to nothing; none is touched where a number is wrong."""
+    import sqlite3
+
     from orthokernels.edge.config import load
+    from orthokernels.edge.database import unwritable
     from orthokernels.edge.deliveries import Deliveries
     from orthokernels.edge.status import open_store
 
@@ -218,7 +221,10 @@ def _decide(jobs: list[int], config: Path, decision: Callable[[Deliveries, Job, 
             raise InputError(f"there is no job {number}; 'orthokernels edge status' lists them.")
     deliveries = Deliveries(store, found.destinations)
     for number in jobs:
-        decided = decision(deliveries, known[number], "console")
+        try:
+            decided = decision(deliveries, known[number], "console")
+        except sqlite3.OperationalError as error:
+            raise unwritable(found.appliance.data, error) from error
         gone = deliveries.gone(decided.id)
         told = f"; {', '.join(gone)}: no longer configured. Discard it, or configure that destination again." * bool(
             gone

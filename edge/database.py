@@ -24,7 +24,7 @@ class Database:
     """One connection, shared by the process's threads in turn: each of our transactions takes about a millisecond.
 
     Raises:
-        InputError: the file was written by a newer version, or is no database.
+        InputError: the file was written by a newer version, is no database, or can't be opened or written now.
     """
 
     def __init__(self, data: Path) -> None:
@@ -33,14 +33,16 @@ class Database:
         self._lock = threading.RLock()
         self._depth = 0
         self._afterwards: list[Callable[[], None]] = []
-        self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=30.0)
-        self._connection.row_factory = sqlite3.Row
-        self.path.chmod(0o600)
         try:
+            self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=30.0)
+            self._connection.row_factory = sqlite3.Row
+            self.path.chmod(0o600)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._prepare()
+        except (sqlite3.OperationalError, OSError) as error:
+            raise unwritable(data, error) from error
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.path}: can't be used as a database ({error}). Restore it from a copy.") from error
 
@@ -65,7 +67,8 @@ class Database:
                 self._depth -= 1
                 if self._depth == 0:
                     self._afterwards.clear()
-                    self._connection.execute("ROLLBACK")
+                    if self._connection.in_transaction:  # a full disk has rolled it back already
+                        self._connection.execute("ROLLBACK")
                 raise
             self._depth -= 1
             if self._depth == 0:
@@ -94,3 +97,10 @@ class Database:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def unwritable(data: Path, error: sqlite3.OperationalError | OSError) -> InputError:
+    """What is said where nothing is wrong with the database, but with what it lies on or with who else holds it."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    remedy = "See that its disk has room and can be written, and that no other program holds the file."
+    return InputError(f"{data / NAME}: can't be opened or written now ({why}). {remedy}")

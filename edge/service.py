@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import signal
+import sqlite3
 import threading
 import time
 import warnings
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orthokernels.edge import audit, viewing, work
 from orthokernels.edge.clock import pull_back, push_on
 from orthokernels.edge.config import Config
-from orthokernels.edge.database import Database
+from orthokernels.edge.database import Database, unwritable
 from orthokernels.edge.deliveries import Deliveries
 from orthokernels.edge.durable import make_folder, remove_unfinished
 from orthokernels.edge.mrd.model import InlineModel
@@ -69,9 +70,16 @@ class Service:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Put right what a crash left, then listen and work."""
+        """Put right what a crash left, then listen and work.
+
+        Raises:
+            InputError: the data folder can't be written, or the port can't be had.
+        """
         quiet_libraries()
-        self._recover()
+        try:
+            self._recover()
+        except sqlite3.OperationalError as error:
+            raise unwritable(self.config.appliance.data, error) from error
         self._check()
         self._threads.append(self._receiver.start())  # a port in use stops it before anything else starts
         for number, worker in enumerate(self.workers):

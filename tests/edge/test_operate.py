@@ -13,9 +13,10 @@ import pydicom
 import pytest
 from orthokernels.edge import audit
 from orthokernels.edge.config import Disk, Retention
-from orthokernels.edge.database import Database
+from orthokernels.edge.database import NAME, Database
 from orthokernels.edge.doctor.site import look_at_clock
 from orthokernels.edge.retention import Cleaner
+from orthokernels.edge.service import Service
 from orthokernels.edge.status import open_store, recent
 from orthokernels.edge.store import Image, Store
 
@@ -71,6 +72,35 @@ def test_folder_of_another_user_is_told_in_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="can't be read by this user"):
         open_store(settings)
     assert look_at_clock(settings).verdict == "ok"
+
+
+def fill(database: Database) -> None:
+    """Write into a database until its disk is full."""
+    with database.read() as connection:
+        connection.execute("PRAGMA max_page_count = 1")  # as many as there are
+    while True:
+        with database.write() as connection:
+            audit.append(connection, "x", "x", "x")
+
+
+def test_full_disk_is_told_as_such_at_the_start_and_not_as_a_fault_of_the_database(tmp_path):
+    service = Service(config(tmp_path))
+    with pytest.raises(sqlite3.OperationalError, match="full"):  # and not that nothing could be rolled back
+        fill(service.store.database)
+    with pytest.raises(InputError, match=r"can't be opened or written now \(database or disk is full\)\. See that"):
+        service.start()
+    service.store.database.close()
+    os.close(service._lock)
+
+
+def test_database_that_can_not_be_opened_is_not_called_broken(tmp_path):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(InputError, match="can't be opened or written now"):
+        Database(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / NAME).write_bytes(b"no database " * 500)
+    with pytest.raises(InputError, match="Restore it from a copy"):
+        Database(tmp_path / "other")
 
 
 def test_study_that_was_put_aside_is_listed_however_many_came_after_it(tmp_path):
