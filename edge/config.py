@@ -50,6 +50,20 @@ def _network(given: Any) -> Any:
         raise ValueError("must be an address or a network, as 192.0.2.10 or 192.0.2.0/24") from error
 
 
+def _host(given: str) -> str:
+    """An empty one would be every interface, or this machine; one that no look-up takes ends in an error of ours."""
+    try:
+        given.encode("idna")
+    except UnicodeError:
+        given = ""
+    if not given.strip():
+        raise ValueError("must be an address or a host's name")
+    return given
+
+
+Host = Annotated[str, AfterValidator(_host)]
+
+
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], Field(min_length=1)]
 
@@ -130,7 +144,7 @@ class Disk(_Section):
 class Receive(_Section):
     """The DICOM storage SCP."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 11112
     peers: tuple[Peer, ...] = ()
     tls: ServedTls | None = None
@@ -182,7 +196,7 @@ class StowLimits(_Section):
 class Stow(_Section):
     """DICOMweb in: a STOW-RS server."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8081
     peers: tuple[StowPeer, ...] = ()
     tls: ServedTls | None = None
@@ -219,7 +233,7 @@ class MrdLimits(_Section):
 class Mrd(_Section):
     """Inline use: images from a scanner over MRD, labels back on the same connection."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 9002
     hosts: Networks = (IPv4Network("127.0.0.1/32"),)
     inline_seconds: Seconds = 120.0
@@ -285,13 +299,21 @@ class Destination(_Section):
     longest_wait_seconds: Annotated[float, Field(gt=0)] = 900.0
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
 
+    @field_validator("tls")
+    @classmethod
+    def _shows_its_own(cls, tls: Tls | None) -> Tls | None:
+        if tls is not None and tls.mutual:
+            told = "is for who connects here; a destination that asks for a certificate is shown certificate and key"
+            raise ValueError(f"mutual {told}")
+        return tls
+
 
 class DimseDestination(Destination):
     """A storage SCP, by C-STORE."""
 
     kind: Literal["dimse"] = "dimse"
     ae_title: AETitle
-    host: str
+    host: Host
     port: Port
     commitment: bool = False
     commitment_seconds: Annotated[float, Field(gt=0)] = 3600.0
@@ -311,8 +333,12 @@ class WebDestination(Destination):
     @classmethod
     def _is_plain_address(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise ValueError("url must be https://HOST/PATH, with neither a user nor a query in it")
+        more = "@" in parts.netloc or parts.query or parts.fragment
+        if parts.scheme not in ("http", "https") or not parts.hostname or more:
+            raise ValueError("url must be https://HOST/PATH, with neither a user nor a query nor a fragment in it")
+        _host(parts.hostname)
+        if parts.port == 0:  # one that is no number, or too large, it tells itself
+            raise ValueError("port must be from 1 to 65535")
         return url.rstrip("/")
 
     @field_validator("label_map")
@@ -361,7 +387,7 @@ class Page(_Section):
     ``names`` are the host names by which browsers may reach it, beside localhost and IP addresses.
     """
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
     token_file: Path | None = None
     names: tuple[HostName, ...] = ()

@@ -13,6 +13,7 @@ from orthokernels.edge.config import TEMPLATE, Config, Mrd, Stow, load, write_te
 from orthokernels.errors import InputError
 
 STOW_PEER = '[[stow.peers]]\nname = "router"\nhosts = ["192.0.2.1"]\ntoken_file = "token"'
+DIMSE = '[[destinations]]\nname = "a"\nae_title = "PACS"\nport = 104\n'
 WEB = '[[destinations]]\nname = "web"\nkind = "dicomweb"\n'
 
 
@@ -70,6 +71,13 @@ def test_written_configuration_lets_nobody_in_and_listens_on_loopback():
         ('[page.tls]\nauthority = "ca.pem"', "page.tls: needs a certificate"),
         ('[receive.tls]\nauthority = "ca.pem"', "receive.tls: needs a certificate"),
         ("port = ", "is not TOML"),
+        ('[receive]\nhost = ""', "receive.host: must be an address or a host's name"),
+        ('[page]\nhost = "a..b"', "page.host: must be an address or a host's name"),
+        (f'{DIMSE}host = "archive..example"', "destinations.0.host: must be an address or a host's name"),
+        (
+            f'{DIMSE}host = "h"\n[destinations.tls]\nauthority = "a"\nmutual = true',
+            "destinations.0.tls: mutual is for who connects here; a destination that asks for a certificate is shown",
+        ),
         ('[[destinations]]\nname = "Bad Name"\nae_title = "A"\nhost = "h"\nport = 1', "destinations.0.name"),
     ],
 )
@@ -95,6 +103,9 @@ def test_mistake_is_told_in_one_sentence_with_exit_code_2(tmp_path, text, told):
         (f'{WEB}url = "http://pacs.example/dicom-web"', "destinations.0: url must be https off this machine"),
         (f'{WEB}url = "https://user:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "https://:secret@pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
+        (f'{WEB}url = "https://pacs.example/web#part"', "destinations.0.url: url must be https://HOST/PATH"),
+        (f'{WEB}url = "https://pacs.example:99999"', "destinations.0.url: port out of range"),
+        (f'{WEB}url = "https://pacs..example"', "destinations.0.url: must be an address or a host's name"),
         (f'{WEB}url = "ftp://pacs.example"', "destinations.0.url: url must be https://HOST/PATH"),
         (f'{WEB}url = "https://p"\ntoken_file = "a"\npassword_file = "b"', "exclude each other"),
         (f'{WEB}url = "http://127.0.0.1/p"\ntls = {{authority = "a"}}', "url must be https where there is tls"),
