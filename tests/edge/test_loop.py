@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pydicom
 import pytest
+from orthokernels.edge.completeness import examine
 from orthokernels.edge.guard import Guard
 
 from tests.edge.kit import (
@@ -188,6 +189,21 @@ def test_study_of_two_patients_is_rejected_before_the_model_and_its_report_names
         made = pydicom.dcmread(path)
         assert (made.PatientID, made.PatientName, made.PatientBirthDate) == ("", "", "")
         assert made.StudyInstanceUID == "1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [
+        ({"PatientName": "DOE^JANE^^"}, "whole"),
+        ({"PatientName": ""}, "whole"),
+        ({"PatientName": "Roe^Richard"}, "unfit"),
+        ({"PatientBirthDate": "19990101"}, "unfit"),
+    ],
+)
+def test_images_without_an_id_are_of_one_patient_by_name_and_birth_date_alone(tmp_path, other, verdict):
+    files = write_study(tmp_path, PatientID="", PatientName="Doe^Jane", PatientBirthDate="19500101")
+    edit(files[-1], **other)
+    assert examine(files, ("sagittal", "coronal", "axial"))[0] == verdict
 
 
 def test_pictures_that_are_no_volume_are_rejected_with_the_reason(start, study):
