@@ -50,12 +50,15 @@ class Guard:
 
         Raises:
             WorkerDiedError: the process died or took longer than ``seconds``; the reason is the message.
-            InputError: the model can't be loaded.
+            InputError: the model can't be loaded, or there is no room for what it makes.
         """
         try:
             self._start_unless_it_runs(alive)
             self._send(request)
-            return self._wait(seconds, told, alive)
+            answer = self._wait(seconds, told, alive)
+            if "unusable" in answer:
+                raise InputError(str(answer["unusable"]))
+            return answer
         except BaseException:
             self.stop()
             raise

@@ -8,6 +8,7 @@ with the appliance, whichever way that ends.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from orthokernels.edge.store import Verdict
 from orthokernels.errors import InputError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 OUT_OF_MEMORY = 77  # exit status, so that the reason can be told
 
 
@@ -144,6 +146,10 @@ def _answer(evaluator: Evaluator, asked: dict[str, Any], answers: TextIO) -> Non
         rejected = list(rejection.reasons)
     except InputError as error:
         rejected = [without_paths(str(error), sources)]
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise InputError(f"there is no room for results ({error.strerror})") from error  # no fault of the study's
     made = [_made(path) for path in sorted(request.out.glob("*.dcm"))]
     _say(answers, done=True, rejected=rejected, made=made, **told)
 

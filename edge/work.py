@@ -25,7 +25,7 @@ FOLDER = "results"
 # Between looks for studies that time alone makes ready; the others ring.
 _IDLE_SECONDS = 0.2
 
-# After a model that could not be loaded; someone has to put it right.
+# After a model that could not be loaded, or a full disk; someone has to put it right.
 _UNUSABLE_SECONDS = 30.0
 
 
@@ -69,7 +69,7 @@ class Worker(Guarded):
         """Do the most urgent thing; whether there was any.
 
         Raises:
-            InputError: the model can't be loaded. The job waits.
+            InputError: the model can't be loaded, or there is no room for what it makes. The job waits.
         """
         seconds = self._config.work.lease_seconds
         job = self._store.lease_to_settle(self._name, seconds, self._config.settle)
@@ -93,7 +93,7 @@ class Worker(Guarded):
             metrics.CRASHES.inc()
             LOG.error("%s: the worker process died: %s", job.name, death)
             self._store.failed(job, self._name, f"the worker process died: {death}", self._config.work.attempts)
-        except InputError:  # the model, not the job
+        except InputError:  # the model or the disk, not the job
             self._store.release(job, self._name)
             raise
 

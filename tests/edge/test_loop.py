@@ -258,3 +258,17 @@ def test_worker_that_dies_once_does_not_cost_the_study(start, tmp_path, monkeypa
     assert store(service.config, write_study(tmp_path / "s", SeriesDescription="once only")).returncode == 0
     (job,) = finished(service)
     assert (job.state, job.attempts) == ("sent", 1)
+
+
+def test_disk_that_is_full_of_something_else_costs_no_study_an_attempt(start, tmp_path, monkeypatch):
+    (tmp_path / "full").touch()
+    monkeypatch.setenv("FULL", str(tmp_path / "full"))
+    monkeypatch.setattr("orthokernels.edge.work._UNUSABLE_SECONDS", 0.5)
+    service = start(work={"attempts": 1})
+    assert store(service.config, write_study(tmp_path / "s", SeriesDescription="full disk")).returncode == 0
+    (worker,) = service.workers
+    wait_for(lambda: worker.unusable)
+    assert "there is no room for results (No space left on device)" in worker.unusable
+    (tmp_path / "full").unlink()
+    (job,) = finished(service)
+    assert (job.state, job.attempts) == ("sent", 0)
