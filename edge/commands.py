@@ -249,7 +249,10 @@ def openrecon_label(
     label = openrecon_label(load(config), port=port, vendor=vendor, address=address)
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: {out.parent} is no folder. Make it, or name another place.")
-    write_durably(out, (json.dumps(label, indent=2).encode() + b"\n",))
+    try:
+        write_durably(out, (json.dumps(label, indent=2).encode() + b"\n",))
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror}). Name another place.") from error
     print(f"{out}: {len(label['parameters'])} parameters. In an image it is the label {IMAGE_LABEL}, as base 64.")
 
 

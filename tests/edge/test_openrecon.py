@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -79,3 +80,11 @@ def test_command_writes_the_file_whole_and_says_what_is_wrong(tmp_path):
     assert refused.returncode == 2
     assert "general.vendor" in refused.stderr
     assert edge("openrecon-label", "--config", tmp_path / "a.toml", "--out", tmp_path / "no" / "x").returncode == 2
+
+
+def test_label_that_can_not_be_written_there_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "appliance.toml").touch()
+    for out in (tmp_path, Path("/proc/label.json")):
+        answer = edge("openrecon-label", "--config", tmp_path / "appliance.toml", "--out", out)
+        assert answer.returncode == 2
+        assert f"--out {out}: can't be written" in answer.stderr
