@@ -55,7 +55,8 @@ class FolderWatcher:
         for path, seconds in self._settled():
             try:
                 try:
-                    if self._take(path, seconds):
+                    read = self._take(path, seconds)
+                    if read is not None and read == _state(path.lstat()):  # or another was put there meanwhile
                         path.unlink()
                         taken += 1
                 except Refused as refusal:
@@ -91,31 +92,38 @@ class FolderWatcher:
                 if not stat.S_ISREG(found.st_mode) or name.startswith(".") or path == rejected:
                     continue
                 *same, since = before.get(path, (0, 0, now))
-                if same != [found.st_mtime_ns, found.st_size]:
+                if same != [*_state(found)]:
                     since = now
-                self._seen[path] = found.st_mtime_ns, found.st_size, since
+                self._seen[path] = *_state(found), since
         return self._seen
 
-    def _take(self, path: Path, seconds: float) -> bool:
-        """Take a file in that was not changed for so long; False where it ends early and may not be whole yet."""
+    def _take(self, path: Path, seconds: float) -> tuple[int, int] | None:
+        """Take a file in that was not changed for so long, and tell which one it was, as ``_state``; None where it ends
+        early and may not be whole yet."""
         if path.stat().st_size > self._most_bytes:
             raise Refused(Status.NOT_UNDERSTOOD, "it is larger than an instance may be")
         with path.open("rb") as file:
+            state = _state(os.fstat(file.fileno()))
             found = read_meta(file)
             check_readable(found)
             content = io.BytesIO(file.read())
         if ends_early(content, found.syntax):
             if seconds < UNFINISHED_SECONDS:
-                return False
+                return None
             raise Refused(Status.NOT_UNDERSTOOD, "it ends before its data set does")
         self._intake.take(Arrival(content, found.syntax, _SOURCE, self._watch.priority, sop_class=found.sop_class))
-        return True
+        return state
 
     def _reject(self, path: Path) -> None:
         rejected = self._watch.folder / REJECTED
         rejected.mkdir(exist_ok=True)
         os.replace(path, _unused(rejected / path.name))
         LOG.warning("a file in the watched folder can't be taken in; it is in %s", rejected)
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    """By what a file is known to be the same as before: time of change and size."""
+    return found.st_mtime_ns, found.st_size
 
 
 def _unused(path: Path) -> Path:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pydicom
 import pytest
 from orthokernels.edge import audit
-from orthokernels.edge.config import Disk, Retention
+from orthokernels.edge.config import Disk, Retention, Watch
 from orthokernels.edge.database import NAME, Database
 from orthokernels.edge.doctor.site import look_at_clock
+from orthokernels.edge.receive.folder import FolderWatcher
+from orthokernels.edge.receive.intake import Intake
 from orthokernels.edge.retention import Cleaner
 from orthokernels.edge.service import Service
 from orthokernels.edge.status import open_store, recent
@@ -456,6 +458,29 @@ def test_file_that_can_not_be_dealt_with_holds_up_no_other_and_is_told_once(star
     time.sleep(2.5)  # looks once a second
     assert caplog.text.count("can't be read or removed") == 1
     assert (folder / "a.txt").is_file()
+
+
+def test_file_that_another_takes_the_place_of_while_it_is_read_costs_neither(tmp_path):
+    """As by an export of the next study under the same names."""
+    first, second = (write_study(tmp_path / name, study=f"1.2.{name}", planes=("axial",))[0] for name in ("3", "4"))
+    settings = config(tmp_path)
+    intake = Intake(settings, Store(Database(settings.appliance.data)))
+    exported = tmp_path / "watched" / "IM1"
+    exported.parent.mkdir()
+    os.replace(first, exported)
+
+    class Replaced:
+        def __getattr__(self, name):
+            return getattr(intake, name)
+
+        def take(self, arrival):
+            intake.take(arrival)
+            if second.exists():
+                os.replace(second, exported)
+
+    watcher = FolderWatcher(Watch(folder=exported.parent, seconds_unchanged=0.01), Replaced())
+    wait_for(lambda: watcher.look() == 0 and not exported.exists())
+    assert {job.study_uid for job in intake.store.jobs()} == {"1.2.3", "1.2.4"}
 
 
 def test_file_whose_copy_stalled_waits_for_its_rest_and_is_rejected_if_none_comes(start, study, tmp_path, monkeypatch):
