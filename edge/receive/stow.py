@@ -18,7 +18,7 @@ from orthokernels.edge import metrics
 from orthokernels.edge.config import Config, Stow, StowPeer
 from orthokernels.edge.credentials import SHORTEST_TOKEN, read_secret
 from orthokernels.edge.receive.connection import within
-from orthokernels.edge.receive.http_connection import body, drop, limited_protocol, serve_http
+from orthokernels.edge.receive.http_connection import Door, body, drop, limited_protocol, serve_http
 from orthokernels.edge.receive.identity import is_uid
 from orthokernels.edge.receive.intake import Arrival, Intake, Refused, Status, no_room
 from orthokernels.edge.receive.listening import listen
@@ -68,8 +68,9 @@ class StowServer:
         application = Starlette(routes=[Route(path, self._store, methods=["POST"]) for path in paths])
         application.router.redirect_slashes = False  # it would send a sender to the host that its own header names
         limits = self._stow.limits
-        protocol = limited_protocol(self._allowed, limits.requests + _SPARE, limits.header_seconds)
-        serve_http(application, self._socket, protocol, stop, self._tls)
+        door = Door(self._socket, self._allowed, limits.requests + _SPARE)
+        protocol = limited_protocol(door, limits.requests + _SPARE, limits.header_seconds)
+        serve_http(application, door, protocol, stop, self._tls)
 
     async def _store(self, request: Request) -> Response:
         peer = self._peer(request)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from orthokernels.edge.receive.http_connection import limited_protocol, serve_http
+from orthokernels.edge.receive.http_connection import Door, limited_protocol, serve_http
 from orthokernels.edge.receive.listening import listen
 from orthokernels.edge.service import Service
 from orthokernels.edge.tls import server_context
@@ -69,8 +69,8 @@ class Page:
 
     def _serve(self, stop: threading.Event) -> None:
         application = Starlette(routes=self.routes, middleware=[self._access])
-        protocol = limited_protocol(lambda host: True, _CONNECTIONS, _HEADER_SECONDS)
-        serve_http(application, self._socket, protocol, stop, self._tls)
+        door = Door(self._socket, lambda host: True, _CONNECTIONS)
+        serve_http(application, door, limited_protocol(door, _CONNECTIONS, _HEADER_SECONDS), stop, self._tls)
 
     def not_ready(self) -> Iterator[str]:
         """Why studies should not be sent here now; nothing, where they may."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import socket
 import ssl
@@ -378,6 +379,19 @@ def test_connections_that_say_nothing_do_not_keep_others_from_the_page(serve):
     try:
         assert get(service, "/healthz") == (200, "ok\n")
         assert time.monotonic() - began < 8  # before the first of them is given up for its silence
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_connections_that_shake_no_hands_take_neither_the_page_nor_every_file_that_may_be_open(serve, tmp_path):
+    certificate, key = Authority(tmp_path).sign("box")
+    service = serve(page={"port": free_port(), "tls": {"certificate": certificate, "key": key}})
+    before = len(os.listdir("/proc/self/fd"))
+    silent = [socket.create_connection(("127.0.0.1", service.config.page.port), timeout=30) for _ in range(400)]
+    try:
+        assert ask_page(service.config, "healthz") == (200, "ok")
+        wait_for(lambda: len(os.listdir("/proc/self/fd")) - before - len(silent) < 150)  # their other ends
     finally:
         for connection in silent:
             connection.close()
