@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from orthokernels import tasks
 from orthokernels.result import PlaneArrays, StudyResult
@@ -141,10 +142,10 @@ def pictures(folder: Path) -> list[str]:
 
 
 def read_result(folder: Path) -> StudyResult | None:
-    """The result; None where there is none, or no longer."""
+    """The result; None where there is none, or no longer, or it is one of a version that tells other things of it."""
     try:
         return StudyResult.model_validate_json((folder / FINDINGS).read_bytes())
-    except OSError:
+    except (OSError, ValidationError):
         return None
 
 

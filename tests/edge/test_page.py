@@ -17,13 +17,14 @@ from http.client import HTTPSConnection
 import nibabel
 import numpy as np
 import pytest
-from orthokernels.edge import audit
+from orthokernels.edge import audit, viewing
 from orthokernels.edge.config import Tls
 from orthokernels.edge.corrections import Correction, Corrections
 from orthokernels.edge.database import Database
 from orthokernels.edge.doctor.checkup import ask_page
 from orthokernels.edge.store import Store
 from orthokernels.edge.web import Page
+from orthokernels.edge.web.identity import view_folder
 from PIL import Image
 
 from orthokernels.data.study import read_study
@@ -120,6 +121,20 @@ def test_pinned_viewer_is_the_one_that_is_served(shown):
     served = ask(shown, "GET", f"/static/vendor/{name}").body
     assert hashlib.sha256(served).hexdigest() == pinned
     assert f'src="/static/vendor/{name}"' in get(shown, "/study/1")[1]
+
+
+def test_result_of_a_version_that_tells_more_of_it_leaves_its_page_and_its_pictures(serve, study):
+    service = serve(work=SHOWN)
+    assert store(service.config, study).returncode == 0
+    view = view_folder(service.config, finished(service).name)
+    told = json.loads((view / viewing.FINDINGS).read_text())
+    (view / viewing.FINDINGS).write_text(json.dumps({**told, "added_later": 1}))
+    status, page = get(service, "/study/1")
+    assert (status, "/study/1/picture/" in page) == (200, True)
+    assert json.loads(get(service, "/study/1/findings.json")[1])["added_later"] == 1
+    assert get(service, "/study/1/viewer.json") == (200, '{"planes":[]}')
+    headers, token = form(service)
+    assert ask(service, "POST", "/study/1/corrections", headers, {**CORRECTION, "token": token}).status == 303
 
 
 def test_volumes_and_label_maps_are_those_of_the_study(shown):
