@@ -90,7 +90,8 @@ class Intake:
             raise
         except (OSError, sqlite3.OperationalError) as error:
             metrics.INSTANCES.labels("refused").inc()
-            LOG.exception("could not keep an instance from %s", arrival.source)
+            # In a line: a study has hundreds, and what is full may be the disk that the log is on.
+            LOG.error("could not keep an instance from %s: %s", arrival.source, error)
             raise Refused(Status.OUT_OF_RESOURCES, f"it could not be written ({error})") from error
 
     def _identity(self, arrival: Arrival) -> Identity:

@@ -149,7 +149,7 @@ def test_full_disk_is_answered_with_out_of_resources_and_takes_images_again_late
     assert send(service, image) == 0x0000
 
 
-def test_disk_that_fails_while_writing_is_answered_with_out_of_resources(start, image, monkeypatch):
+def test_disk_that_fails_while_writing_is_answered_with_out_of_resources(start, image, monkeypatch, caplog):
     from orthokernels.edge.receive import intake
 
     def no_space(path, parts):
@@ -159,6 +159,8 @@ def test_disk_that_fails_while_writing_is_answered_with_out_of_resources(start, 
     monkeypatch.setattr(intake, "write_durably", no_space)
     assert send(service, image) == 0xA700
     assert service.store.known(image.SOPInstanceUID) is None
+    assert "could not keep an instance from MR1: [Errno 28] No space left on device" in caplog.text
+    assert "Traceback" not in caplog.text  # of hundreds of images, the log would fill the disk too
 
 
 def test_new_study_is_refused_while_too_many_wait_and_those_that_wait_go_on(start, tmp_path):
