@@ -504,6 +504,23 @@ def test_it_works_with_torch_compile_in_either_order(first):
     torch.testing.assert_close(compiled(*inputs), want, rtol=1e-5, atol=1e-5)  # float32 rounding of sums below 10
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+def test_an_exported_model_takes_any_batch_and_sides(learns, strict):
+    """Whether a kernel wins anything by a size is no question of a graph that is for all sizes."""
+    model = nn.Sequential(*(nn.Conv3d(8, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.SiLU(), nn.GroupNorm(4, 8)))
+    model.append(nn.Upsample(scale_factor=2, mode="trilinear"))
+    small, large = volume(2, 8, 5, 5, 5), volume(3, 8, 16, 17, 18)
+    want = randomised(model)(large)
+    accelerate(model)
+    open_axes = dict.fromkeys((0, 2, 3, 4), torch.export.Dim.AUTO)
+    with torch.set_grad_enabled(learns):
+        program = torch.export.export(model, (small,), dynamic_shapes=(open_axes,), strict=strict)
+    assert all(own.upper > 10**9 for own in program.range_constraints.values())
+    # float32 rounding of sums below 20, in the order of Winograd's algorithm
+    torch.testing.assert_close(program.module()(large), want, rtol=1e-4, atol=1e-4)
+
+
 def test_autocast_keeps_half_precision_between_convolutions():
     model, inputs = MODELS["guided_0_0"]()
     randomised(model)

@@ -1,7 +1,8 @@
 """Where a native kernel beats plain PyTorch, for "auto": what a call of an op costs is only won back by enough work.
 
 Fitted to processor times of one thread (bench/NOTES.md). What "auto" leaves to PyTorch it gives to the op's definition,
-called plainly.
+called plainly. So it does not where torch.export leaves the size open: an op takes any, and a comparison would become
+a limit of the exported program.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from orthokernels.backends.cpu.kept_memory import LEAST_BYTES
+
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # before 2.7 it can't be told apart
 
 
 def plain_is_faster_group_norm(
@@ -36,21 +39,21 @@ def plain_is_faster_group_norm(
     if any(own is not None and own.dtype != x.dtype for own in (*parameters, *added)):
         return False
     elements = x.numel() + (0 if skip is None else skip.numel())
-    return _here(x) and elements < (LEAST_BYTES // 4 if activation is None else 2**20)
+    return _here(x) and _below(elements, LEAST_BYTES // 4 if activation is None else 2**20)
 
 
 def plain_is_faster_doubling(x: Tensor) -> bool:
     """Of ``upsample2x_trilinear``."""
-    return _here(x) and x.numel() < (2**10 if x.is_contiguous() else 2**16)
+    return _here(x) and _below(x.numel(), 2**10 if x.is_contiguous() else 2**16)
 
 
 def plain_is_faster_conv(x: Tensor, weight: Tensor, stride: int) -> bool:
     """Of ``conv3d``: only Winograd's algorithm multiplies less than PyTorch's does."""
     if stride == 1 and weight.shape[-1] == 3:
-        return _here(x) and (x.numel() // x.shape[1]) * weight.numel() < 2**21
+        return _here(x) and _below((x.numel() // x.shape[1]) * weight.numel(), 2**21)
     if stride == 2:
-        return _here(x) and (x.is_contiguous() or max(weight.shape[:2]) > 32 or x.numel() < 2**16)
-    return _here(x) and (x.is_contiguous() or x.numel() < 2**18)
+        return _here(x) and (x.is_contiguous() or max(weight.shape[:2]) > 32 or _below(x.numel(), 2**16))
+    return _here(x) and (x.is_contiguous() or _below(x.numel(), 2**18))
 
 
 def plain_learns_faster(x: Tensor, weight: Tensor, stride: int) -> bool:
@@ -59,20 +62,29 @@ def plain_learns_faster(x: Tensor, weight: Tensor, stride: int) -> bool:
     The numbers of voxels were not fitted: of 3 x 3 x 3 at stride 1, 512 lost and 4,096 won (bench/NOTES.md).
     """
     if stride == 1 and weight.shape[-1] == 3:
-        return not _here(x) or x.numel() // x.shape[1] < 2**11
-    return not _here(x) or x.numel() // x.shape[1] < 2**14
+        return not _here(x) or _below(x.numel() // x.shape[1], 2**11)
+    return not _here(x) or _below(x.numel() // x.shape[1], 2**14)
 
 
 def plain_is_faster_pooling(q: Tensor) -> bool:
     """Of ``attention_pool``, by its tokens."""
-    return _here(q) and q.shape[2] < 256
+    return _here(q) and _below(q.shape[2], 256)
 
 
 def plain_is_faster_attention(q: Tensor) -> bool:
     """Of ``attention3d`` with a bias or a window, by its tokens."""
-    return _here(q) and q.shape[3] < 64
+    return _here(q) and _below(q.shape[3], 64)
 
 
 def _here(x: Tensor) -> bool:
     """Whether the native kernels would be asked at all; autocast has rules of its own for ops."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def _below(count: int, limit: int) -> bool:
+    """Whether a count is below a limit; one that is still open is so only where all that it may be is."""
+    if _exporting() or isinstance(count, torch.SymInt):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(count < limit)
+    return count < limit
