@@ -134,6 +134,58 @@ def test_a_parametrised_convolution_is_replaced(parametrise):
     torch.testing.assert_close(model(x), want, **EXACT)
 
 
+class LowRank(nn.Module):
+    """An adapter in the place of a convolution; it has no weight of its own."""
+
+    def __init__(self, base: nn.Module, given: int, made: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = nn.Conv3d(given, 2, 1, bias=False), nn.Conv3d(2, made, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def adapted(model: nn.Module, inside: bool) -> nn.Module:
+    """Adapters around MONAI's first convolutions of all residual blocks, or inside of what MONAI has around these."""
+    for block in list(model.modules()):
+        if hasattr(block, "conv1"):
+            own = block.conv1.conv
+            adapter = LowRank(own if inside else block.conv1, own.in_channels, own.out_channels)
+            if inside:
+                block.conv1.conv = adapter
+            else:
+                block.conv1 = adapter
+    return kit.randomised(model)
+
+
+@pytest.mark.parametrize("name", ["monai_unet", "monai_autoencoder"])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("afterwards", [False, True])
+def test_monai_s_convolutions_may_be_adapted(name, inside, afterwards):
+    model, inputs = kit.MODELS[name]()
+    if afterwards:
+        accelerate(model)
+    adapted(model, inside)
+    if not afterwards:
+        accelerate(model)
+    found = model(*inputs).detach()
+    restore(model)
+    # float32 rounding through a dozen layers, in the order of Winograd's algorithm
+    torch.testing.assert_close(found, model(*inputs), rtol=1e-3, atol=1e-3 * float(found.abs().max()))
+
+
+def test_monai_s_network_is_mapped_over_samples():
+    model, (x, timestep) = kit.monai_unet()
+    kit.randomised(model)
+    volumes = torch.cat([x, x.flip(2)])
+    accelerate(model)
+    found = torch.vmap(lambda own: model(own[None], timestep)[0])(volumes).detach()
+    want = model(volumes, timestep.expand(2)).detach()
+    # float32 rounding through a dozen layers
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
 class HeadsFirst(nn.Module):
     """improved-diffusion's and GLIDE's order, under the name that guided-diffusion has for the other one."""
 

@@ -19,7 +19,7 @@ from orthokernels.ops.attention_block import fits
 from orthokernels.ops.autocast import lowers
 from orthokernels.ops.conv3d import conv3d
 from orthokernels.ops.group_norm_silu import group_norm_silu
-from orthokernels.ops.layout import layout_of
+from orthokernels.ops.layout import conform, layout_of
 from orthokernels.ops.upsample2x_trilinear import upsample2x_trilinear
 
 
@@ -64,15 +64,17 @@ def _normalise(
     )  # fmt: skip
 
 
-def _like_weights(x: Tensor, weight: Tensor) -> Tensor:
+def _like_weights(x: Tensor, conv: nn.Module) -> Tensor:
     """A volume channels last where the weights behind it are, as PyTorch's own convolution would give its result.
 
     Attention over tokens leaves volumes channels first, and what follows would be brought into the kernels' layout and
-    back, op by op.
+    back, op by op. ``conv`` may be MONAI's ``Convolution`` around it. Where an adapter took its place, or its weight is
+    computed when it is read, the volume stays as it lies.
     """
-    if x.ndim == 5 and layout_of(weight) == "channels_last" and layout_of(x) == "channels_first":
-        return x.contiguous(memory_format=torch.channels_last_3d)
-    return x
+    weight = getattr(conv, "conv", conv)._parameters.get("weight")
+    if weight is None or x.ndim != 5:
+        return x
+    return conform(x, "channels_last") if layout_of(weight) == "channels_last" else x
 
 
 @_of_volumes
@@ -125,7 +127,7 @@ def _rest(layers: nn.Sequential, h: Tensor) -> Tensor:
 @_of_volumes
 def monai_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
     """The residual block of MONAI's DiffusionModelUNet."""
-    x = _like_weights(x, self.conv1.conv.weight)
+    x = _like_weights(x, self.conv1)
     h = _normalise(self, self.norm1, x)
     resample = self.upsample if self.upsample is not None else self.downsample
     if resample is not None:
@@ -138,7 +140,7 @@ def monai_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
 @_of_volumes
 def autoencoder_block(self: Any, x: Tensor) -> Tensor:
     """The residual block of MONAI's AutoencoderKL."""
-    x = _like_weights(x, self.conv1.conv.weight)
+    x = _like_weights(x, self.conv1)
     h = self.conv1(_normalise(self, self.norm1, x))
     h = self.conv2(_normalise(self, self.norm2, h))
     return self.nin_shortcut(x) + h
@@ -174,7 +176,7 @@ def convolution(self: Any, input: Tensor) -> Tensor:
     plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
     if plain or x.ndim != 5 or x.dtype != self.weight.dtype or lowers(x.device.type):
         return _plainly(self, x)
-    return conv3d(_like_weights(x, self.weight), self.weight, self.bias, stride=stride, backend=backend)
+    return conv3d(_like_weights(x, self), self.weight, self.bias, stride=stride, backend=backend)
 
 
 @_of_volumes
