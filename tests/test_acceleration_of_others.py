@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
-from torch.nn.utils.parametrize import remove_parametrizations
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from orthokernels.acceleration import accelerate, restore
 from tests import test_acceleration as kit
@@ -132,6 +132,39 @@ def test_a_parametrised_convolution_is_replaced(parametrise):
     want = model(x)
     assert [row.kind for row in accelerate(model, ops="conv3d", backend="cpu").replaced] == ["ParametrizedConv3d"]
     torch.testing.assert_close(model(x), want, **EXACT)
+
+
+class Counted(nn.Module):
+    """A parametrisation as spectral_norm's in training, which goes a step further whenever a weight is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.readings += 1
+        return weight
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(
+    ("make", "part", "sides"),
+    [
+        (lambda: nn.Sequential(nn.Conv3d(8, 8, 3, padding=1)), "0", (4, 4, 4)),  # too small to gain
+        (lambda: nn.Sequential(nn.Conv3d(8, 8, 3, padding=1)), "0", (16, 16, 16)),
+        (lambda: kit.GuidedAttention(8, 2, True), "qkv", (2, 3, 4)),
+        (lambda: kit.monai_autoencoder()[0].blocks[1], "conv1.conv", (4, 4, 4)),
+    ],
+)
+def test_a_parametrised_weight_is_read_once_a_pass(make, part, sides, learns):
+    model, counted = make(), Counted()
+    register_parametrization(model.get_submodule(part), "weight", counted)
+    report = accelerate(model, backend="torch" if part == "qkv" else "auto")
+    assert {row.name for row in report.replaced} & {part, ""}
+    counted.readings = 0
+    with torch.set_grad_enabled(learns):
+        model(kit.volume(1, 8, *sides))
+    assert counted.readings == 1
 
 
 class LowRank(nn.Module):

@@ -172,11 +172,12 @@ def upsample(self: Any, x: Tensor, size: Sequence[int]) -> Tensor:
 def convolution(self: Any, input: Tensor) -> Tensor:
     """``nn.Conv3d`` of 3 x 3 x 3 or 1 x 1 x 1 with zeros around; PyTorch's where learning gains nothing by ours."""
     x, backend, stride = input, self._orthokernels_backend, self.stride[0]
-    learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-    plain = learns and backend == "auto" and plain_learns_faster(x, self.weight, stride)
-    if plain or x.ndim != 5 or x.dtype != self.weight.dtype or lowers(x.device.type):
-        return _plainly(self, x)
-    return conv3d(_like_weights(x, self), self.weight, self.bias, stride=stride, backend=backend)
+    weight, bias = self.weight, self.bias  # read once: a parametrisation may go a step further at every reading
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    plain = learns and backend == "auto" and plain_learns_faster(x, weight, stride)
+    if plain or x.ndim != 5 or x.dtype != weight.dtype or lowers(x.device.type):
+        return self._conv_forward(x, weight, bias)
+    return conv3d(_like_weights(x, self), weight, bias, stride=stride, backend=backend)
 
 
 @_of_volumes
@@ -224,7 +225,8 @@ def attention_block(self: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
 def _is_whole(block: Any, x: Tensor) -> bool:
     """Whether one op computes what the block would. Autocast lowers all its x, of which the block adds what it was."""
     lowered = lowers(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
-    square = tuple(block.qkv.weight.shape[:2]) == (3 * x.shape[1], x.shape[1])
+    into = block.qkv  # its weight is read once, where it is used
+    square = (into.out_channels, into.in_channels, into.groups) == (3 * x.shape[1], x.shape[1], 1)
     taken = all(parameter.dtype in (x.dtype, torch.float32) for parameter in block.parameters())
     backend = block._orthokernels_backend
     served = backend == "auto" or "attention_block" in ops_of(backend)
