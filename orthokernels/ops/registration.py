@@ -39,16 +39,34 @@ def called(op: str, *given: Any) -> Any:
     """What an op gives for its arguments.
 
     Raises:
-        RuntimeError: one has a tangent, of forward-mode differentiation: the results would have one of zeros.
+        RuntimeError: one has a tangent, of forward-mode differentiation: the results would have one of zeros; or one
+            is differentiated by torch.func, which PyTorch has not for registered ops.
     """
     if not torch.compiler.is_compiling():
         for own in given:
             if isinstance(own, Tensor) and unpack_dual(own).tangent is not None:
-                raise RuntimeError(
-                    f"{op}: has no forward-mode derivative. Call its definition in plain PyTorch, reference of "
-                    f"orthokernels.ops.{op}, or undo acceleration with orthokernels.restore(model)."
-                )
+                raise RuntimeError(f"{op}: has no forward-mode derivative. {_otherwise(op)}")
+            if isinstance(own, Tensor) and _differentiated_by_func(own):
+                raise RuntimeError(f"{op}: has no derivative by torch.func, only by autograd. {_otherwise(op)}")
     return getattr(torch.ops.orthokernels, op)(*given)
+
+
+def _otherwise(op: str) -> str:
+    """What gives the derivatives that an op has not."""
+    return (
+        f"Call its definition in plain PyTorch, reference of orthokernels.ops.{op}, or undo acceleration with "
+        "orthokernels.restore(model)."
+    )
+
+
+def _differentiated_by_func(own: Tensor) -> bool:
+    """Whether one of torch.func's grad, vjp or jacrev, around vmap or inside of it, follows a tensor."""
+    func = torch._C._functorch
+    while torch.is_grad_enabled() and func.is_functorch_wrapped_tensor(own):
+        if func.is_gradtrackingtensor(own) and own.requires_grad:
+            return True
+        own = func.get_unwrapped(own)
+    return False
 
 
 def refuse_gradients(why: str, **given: Any) -> None:
@@ -67,9 +85,6 @@ def differentiable_once(op: str) -> None:
     """
 
     def refuse(_: Any, *gradients: Tensor | None) -> None:
-        raise RuntimeError(
-            f"{op}: differentiable once, and a second derivative was asked for. Call its definition in plain PyTorch, "
-            f"reference of orthokernels.ops.{op}, or undo acceleration with orthokernels.restore(model)."
-        )
+        raise RuntimeError(f"{op}: differentiable once, and a second derivative was asked for. {_otherwise(op)}")
 
     torch.library.register_autograd(f"orthokernels::{op}_backward", refuse)

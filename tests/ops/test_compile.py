@@ -167,3 +167,25 @@ def test_a_forward_mode_derivative_is_refused_by_name(name):
     first, *others = call.tensors(7, 9, 11)
     with pytest.raises(RuntimeError, match=f"^{name}: has no forward-mode derivative"):
         torch.func.jvp(lambda own: call.run(own, *others, backend="torch"), (first,), (torch.ones_like(first),))
+
+
+@pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.gradients])
+def test_a_derivative_by_torch_func_is_refused_by_name(name):
+    """Also of samples that are mapped, on either side; what nobody differentiates is computed."""
+    call = CALLS[name]
+    first, *others = call.tensors(7, 9, 11)
+
+    def total(own: Tensor) -> Tensor:
+        found = call.run(own, *others, backend="torch")
+        return sum(part.square().sum() for part in ([found] if isinstance(found, Tensor) else found))
+
+    both = torch.stack([first, first])
+    for differentiate in (
+        lambda: torch.func.grad(total)(first),
+        lambda: torch.vmap(torch.func.grad(total))(both),
+        lambda: torch.func.grad(lambda own: torch.vmap(total)(own).sum())(both),
+    ):
+        with pytest.raises(RuntimeError, match=f"^{name}: has no derivative by torch.func, .*restore"):
+            differentiate()
+    of_two = torch.func.grad(lambda scale: scale * total(first))(torch.tensor(2.0))
+    torch.testing.assert_close(of_two, total(first))  # the same computation
