@@ -556,6 +556,36 @@ def test_weights_and_buffers_of_two_dimensions_keep_their_memory_format():
     assert model.places.is_contiguous()
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adagrad])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_fused_optimiser_s_moments_stay_those_of_their_weights(kind, loaded):
+    """PyTorch's go by places in memory: its state is from before the weights were laid channels last."""
+    x = volume(1, 4, 4, 4, 4)
+
+    def learned(step_from: int, to: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        for step in range(step_from, to):
+            optimiser.zero_grad()
+            model(x + step).square().mean().backward()
+            optimiser.step()
+
+    weights = []
+    for accelerated in (False, True):
+        model = randomised(nn.Sequential(nn.Conv3d(4, 4, 3, padding=1)))
+        optimiser = kind(model.parameters(), lr=0.01, fused=True)
+        learned(0, 2, model, optimiser)
+        if accelerated:
+            saved = copy.deepcopy(optimiser.state_dict())
+            accelerate(model)
+            assert model[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+            optimiser = kind(model.parameters(), lr=0.01, fused=True) if loaded else optimiser
+            if loaded:
+                optimiser.load_state_dict(saved)
+        learned(2, 4, model, optimiser)
+        weights.append(model[0].weight.detach().clone())
+    # Gradients are off by float32 rounding, and a step by as much of the rate; moments of others are off by the rate.
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
+
+
 def test_what_fails_changes_nothing(monkeypatch):
     model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv3d(4, 4, 3, padding=1))
     accelerate(model)

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from orthokernels.acceleration import blocks
+from orthokernels.acceleration import blocks, fused_optimisers
 from orthokernels.acceleration.classes import is_accelerated, is_covered, original_of
 from orthokernels.acceleration.rules import class_for, is_project_unet, rule_of
 from orthokernels.backends.registry import can_accelerate, ops_of
@@ -86,8 +86,8 @@ def accelerate(
         model: on the device that it will run on, since kernels are chosen for it. Call again after moving it, after
             weight_norm and fully_shard (they make classes of their own), and before DistributedDataParallel.
         ops: "auto" for all that a kernel computes there, or names of ``OPS``.
-        memory_format: that parameters are brought into, where a module was replaced; None leaves them, and so does a
-            model that holds a DistributedDataParallel.
+        memory_format: that parameters are brought into, where a module was replaced, and what fused optimisers keep
+            beside them follows; None leaves them, and so does a model that holds a DistributedDataParallel.
         backend: of the ops: "auto", or one by name, which is then called wherever the model runs.
 
     Returns:
@@ -146,6 +146,7 @@ def _bring(model: nn.Module, memory_format: torch.memory_format) -> list[str]:
         return [
             "the memory format was left: DistributedDataParallel laid out its gradients; accelerate before wrapping"
         ]
+    fused_optimisers.keep_in_order()
     axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(memory_format, (4, 5))
     for parameter in model.parameters():
         if not is_lazy(parameter) and parameter.ndim in axes:
