@@ -13,7 +13,9 @@ import numpy as np
 from orthokernels.tasks import PLANES
 
 # A volume nearer to the next plane than to its own has none: features were trained on planes, not on 45 degrees.
+# Headers round: directions of two or three digits are off by a few hundredths of a degree.
 MAX_OBLIQUITY_DEGREES = 45.0
+_ROUNDING_DEGREES = 0.05
 
 # A file whose voxels are longer along one axis by this factor was cut across that axis.
 _THICK_SLICE_RATIO = 1.5
@@ -56,7 +58,8 @@ def plane_of(affine: np.ndarray, kind: str = "NIfTI") -> tuple[str | None, float
     cosines = np.abs(normal) / np.linalg.norm(normal)
     nearest = int(np.argmax(cosines))
     obliquity = float(np.degrees(np.arccos(min(1.0, cosines[nearest]))))
-    return (PLANES[nearest] if obliquity <= MAX_OBLIQUITY_DEGREES else None), obliquity
+    near = obliquity <= MAX_OBLIQUITY_DEGREES + _ROUNDING_DEGREES
+    return (PLANES[nearest] if near else None), obliquity
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def _placed(stack: Stack, wanted: Iterable[str]) -> tuple[str | None, str]:
                 return None, f"{what}, not a magnitude image"
     plane, obliquity = plane_of(stack.affine, stack.source.kind)
     if plane is None:
-        return None, f"{obliquity:.0f} degrees off the nearest plane; at most 45 are accepted"
+        return None, f"{obliquity:.1f} degrees off the nearest plane; at most 45 are accepted"
     if plane not in set(wanted):
         return None, f"{plane}, which was not asked for"
     return plane, ""

@@ -30,6 +30,16 @@ def test_plane_follows_the_normal_and_obliquity_is_its_angle(plane, tilt):
     assert obliquity == pytest.approx(np.degrees(np.arccos(normal @ tilted)), abs=1e-6)
 
 
+@pytest.mark.parametrize("decimals", [2, 3, 6, 8])
+@pytest.mark.parametrize("turned", [(0, 0, 45), (0, 45, 0), (0.5, 45, 0.5)])
+def test_a_stack_half_way_between_two_planes_has_one_however_its_header_is_rounded(decimals, turned):
+    affine = affine_of("sagittal", turned, (1, 1, 1))
+    affine[:3, :3] = np.round(affine[:3, :3], decimals)
+    plane, obliquity = plane_of(affine)
+    assert plane in ("sagittal", "coronal", "axial")
+    assert obliquity == pytest.approx(45.0, abs=0.5)  # two decimals are up to half a degree
+
+
 def test_a_stack_half_way_between_three_planes_has_none():
     # The normal along the cube's diagonal is 54.7 degrees from each axis.
     affine = np.eye(4)
