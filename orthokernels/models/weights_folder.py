@@ -21,7 +21,7 @@ import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +38,7 @@ FUSIONS = ("fusion", "patient_data")  # files behind the joint's name
 FINE_TUNED = ("input_blocks.", "middle_block.")  # what the published fine-tuning changes; time_embed stays
 
 Timestep = Annotated[int, Field(ge=0, lt=TIMESTEPS)]
+Threshold = Annotated[float, Field(ge=0, le=1)]
 
 
 class Card(BaseModel):
@@ -45,7 +46,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = 1
+    format: Literal[1] = 1
     module: str
     arguments: dict[str, Any] = {}
     plane: str | None = None
@@ -85,7 +86,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = 1
+    format: Literal[1] = 1
     name: str = "unnamed"
     notice: str | None = None
     size: Annotated[int, Field(ge=16, le=2048)] = SIZE
@@ -93,7 +94,7 @@ class Settings(BaseModel):
     timestep: dict[str, Timestep] = dict.fromkeys(PLANES, PUBLISHED_TIMESTEP)
     block: dict[str, str] = dict.fromkeys(PLANES, PUBLISHED_BLOCK)
     points: dict[str, dict[str, FeaturePoint]] = {}
-    thresholds: dict[str, dict[str, float]] = {}
+    thresholds: dict[str, dict[str, Threshold]] = {}
 
     def point(self, task: str, plane: str) -> FeaturePoint:
         """Where a task's features of a plane are taken."""
@@ -132,9 +133,11 @@ def load_settings(folder: Path) -> Settings:
 
 def _reason(error: Exception) -> str:
     """What is wrong first: of a value its name, itself and why."""
-    if not isinstance(error, ValidationError) or not error.errors()[0]["loc"]:
+    if not isinstance(error, ValidationError):
         return first_line(error)
     first = error.errors()[0]
+    if not first["loc"]:
+        return first["msg"][:160]
     name = ".".join(str(part) for part in first["loc"])
     return f"{name} = {repr(first['input'])[:40]}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
@@ -153,9 +156,7 @@ def load_card(path: Path, allowed: Collection[str] | None) -> Card:
     try:
         card = Card.model_validate_json(card_path.read_text())
     except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{card_path}: no valid card for {path.name} ({first_line(error)}). Convert it again."
-        ) from error
+        raise InputError(f"{card_path}: no valid card for {path.name} ({_reason(error)}). Convert it again.") from error
     if allowed is not None and card.module not in allowed:
         wanted = ("one of " if len(allowed) > 1 else "") + ", ".join(allowed)
         raise InputError(f"{card_path}: describes a module {card.module!r}, not {wanted}.")

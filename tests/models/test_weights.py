@@ -179,6 +179,35 @@ def test_changed_weights_and_cards_are_refused(tmp_path):
         load_module(path, "unet")
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"thresholds": {"knee": {"ACL": float("nan")}}}, r"thresholds\.knee\.ACL = nan: input should be"),
+        ({"thresholds": {"knee": {"ACL": 1.5}}}, r"thresholds\.knee\.ACL = 1\.5: input should be less than"),
+        ({"format": 2}, "format = 2: input should be 1"),
+        ({"block": {"axial": "mid_9"}}, r"axial\.safetensors: does not fit its card \(no feature called 'mid_9'\)"),
+        ({"size": 17}, r"a patch of \(1, 2, 2\) does not divide a volume of \(16, 17, 17\)"),
+    ],
+)
+def test_settings_that_nothing_can_be_run_with_are_refused(tmp_path, settings, said):
+    network = {"base_channels": 8, "channel_mults": (1, 1), "groups": 4, "patch": (1, 2, 2)}
+    save_module(UNet(**network), tmp_path / "axial.safetensors", "unet", arguments=network)
+    (tmp_path / "weights.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=said):
+        load_weights(str(tmp_path))
+
+
+def test_a_card_says_what_is_wrong_with_it(tmp_path):
+    network = {"base_channels": 8, "channel_mults": (1, 1), "groups": 4}
+    save_module(UNet(**network), tmp_path / "axial.safetensors", "unet", arguments=network)
+    card = tmp_path / "axial.json"
+    facts = json.loads(card.read_text())
+    for change, said in (({"format": 2}, "format = 2: input should be 1"), ({"surprise": 1}, "surprise = 1: extra")):
+        card.write_text(json.dumps({**facts, **change}))
+        with pytest.raises(InputError, match=rf"no valid card for axial\.safetensors \({said}"):
+            load_weights(str(tmp_path))
+
+
 def test_unknown_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ORTHOKERNELS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="weights fetch"):

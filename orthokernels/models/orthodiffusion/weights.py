@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from orthokernels.data.prepare import SIZE, Mode
+from orthokernels.data.prepare import SIZE, SLAB, Mode
 from orthokernels.errors import InputError
 from orthokernels.folders import umask
 from orthokernels.models.orthodiffusion.fusion import FUSIONS
@@ -223,9 +223,22 @@ def _load_plane(folder: Path, settings: Settings, plane: str, joint: str, cards:
     check_structures(folder, plane, kind, segments=own["segmentation"] is not None)
     check_origins(folder, plane, found, settings)
     cards.update(found)
-    return PlaneWeights(
+    made = PlaneWeights(
         denoiser, point.timestep, point.block, segmentation_point=settings.point("segmentation", plane), **own
     )
+    _check_settings(folder / f"{plane}.safetensors", made, settings.size)
+    return made
+
+
+def _check_settings(path: Path, own: PlaneWeights, size: int) -> None:
+    """Refuse settings that the denoiser in ``path`` can't be run with: slices of ``size``, blocks that are read."""
+    read = [own.block] if own.pooling is not None or own.segmentation is None else []
+    read += [own.segmentation_point.block] if isinstance(own.segmentation, SegmentationHead) else []
+    if unknown := [block for block in read if block not in own.denoiser.feature_names]:
+        raise unfit(path, ValueError(f"no feature called {unknown[0]!r}"))
+    sides = (SLAB, size, size)
+    if any(side % own_side for side, own_side in zip(sides, own.denoiser.patch, strict=True)):
+        raise unfit(path, ValueError(f"a patch of {own.denoiser.patch} does not divide a volume of {sides}"))
 
 
 def ready(weights: Weights) -> Weights:
