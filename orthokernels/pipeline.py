@@ -276,10 +276,10 @@ def _load_volumes(study: Study, paths: Sequence[Path | str]) -> dict[str, _Plane
         if volume is not None:
             because = chosen_because(volume, competitors, others_elsewhere=study.others_elsewhere(plane))
             warnings = list(volume.warnings)
-            if competitors and volume.source.kind == "NIfTI":
+            files = {own.source.paths for own in competing}
+            if len(files) > 1 and volume.source.kind == "NIfTI":
                 warnings.append(
-                    f"NIfTI does not say whose a volume is: all {len(competing)} of this plane were taken for one "
-                    "patient's"
+                    f"NIfTI does not say whose a volume is: all {len(files)} of this plane were taken for one patient's"
                 )
             runs[plane] = _PlaneRun(volume, because, warnings=warnings)
     if not runs:

@@ -215,6 +215,21 @@ def test_study_with_two_planes_runs_on_them(study):
     assert all(f.plane_weights == {"sagittal": 0.5, "axial": 0.5} for f in result.findings)
 
 
+def test_volumes_of_one_nifti_file_are_one_patient_s_and_told_apart(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 999, (20, 22, 16, 3)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(pixels, np.diag([-0.5, 0.5, 4.0, 1.0])), tmp_path / "dynamic.nii.gz")
+    result = run(tmp_path, weights=toy_weights(["axial"], heads=False)).result
+    (plane,) = result.planes
+    assert plane.description == "dynamic, volume 1 (20 x 22 x 16)"
+    assert not any("whose a volume is" in warning for warning in plane.warnings)
+    assert [Path(own.what).name for own in result.left_out] == [
+        f"dynamic.nii.gz, volume {n} (20 x 22 x 16)" for n in (2, 3)
+    ]
+    nibabel.save(nibabel.Nifti1Image(pixels[..., 0], np.diag([-0.5, 0.5, 4.0, 1.0])), tmp_path / "other.nii.gz")
+    result = run(tmp_path, weights=toy_weights(["axial"], heads=False)).result
+    assert any("all 2 of this plane were taken for one" in warning for warning in result.planes[0].warnings)
+
+
 def test_weights_without_heads_leave_findings_and_labels_open_with_the_reason(study, tmp_path):
     result = run(study, tmp_path / "out", weights=toy_weights(heads=False)).result
     assert {f.status for f in result.findings} == {"not evaluated"}

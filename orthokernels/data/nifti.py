@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,11 @@ def read_stacks(path: Path) -> list[NiftiStack]:
     source = _source(path)
     times = [None] if len(shape) == 3 else list(range(shape[3]))
     sides = (shape[0], shape[1], shape[2])
-    return [NiftiStack(path, sides, affine, source, time) for time in times]
+    return [NiftiStack(path, sides, affine, source if time is None else _of_time(source, time), time) for time in times]
+
+
+def _of_time(source: Source, time: int) -> Source:
+    return replace(source, description=f"{source.description}, volume {time + 1}")
 
 
 def affine_of(image: Any) -> np.ndarray:

@@ -88,7 +88,8 @@ def describe(stack: Stack | Volume) -> str:
 def _named(stack: Stack) -> str:
     """What was left out: a NIfTI file has no number that tells it from others, so it is named in full."""
     if isinstance(stack, nifti.NiftiStack):
-        return _writable(f"{stack.path} ({' x '.join(str(side) for side in stack.shape)})")
+        volume = "" if stack.time is None else f", volume {stack.time + 1}"
+        return _writable(f"{stack.path}{volume} ({' x '.join(str(side) for side in stack.shape)})")
     return describe(stack)
 
 
