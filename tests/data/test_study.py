@@ -256,6 +256,23 @@ def test_copies_of_a_file_count_once(tmp_path):
     assert reasons(study).count("same image (SOP Instance UID)") == 18
 
 
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize("emptied", [True, False])
+def test_a_series_without_its_uids_is_one_by_its_folder(tmp_path, keyword, emptied):
+    for plane in ("sagittal", "coronal"):
+        for file in write_series(tmp_path / plane, noise(1), plane=plane):
+            dataset = pydicom.dcmread(file)
+            if emptied:
+                setattr(dataset, keyword, "")
+            else:
+                delattr(dataset, keyword)
+            dataset.save_as(file)
+    study = read_study([tmp_path])
+    assert [study.load(plane).shape for plane in ("sagittal", "coronal")] == [(24, 20, 18)] * 2
+    assert study.load("sagittal").source.series_hash != study.load("coronal").source.series_hash
+    assert study.left_out == []
+
+
 def test_second_image_at_a_position_is_told(tmp_path):
     write_series(tmp_path / "a", noise(16), series="1.2.3.4")
     write_series(tmp_path / "b", noise(17)[:1], series="1.2.3.4")

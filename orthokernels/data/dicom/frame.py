@@ -164,7 +164,7 @@ def _frame(dataset: Dataset, groups: _Groups, index: int, path: Path) -> Frame:
         pixel_spacing=spacing,
         slope=float(groups.get("PixelValueTransformationSequence", "RescaleSlope") or 1.0),
         intercept=float(groups.get("PixelValueTransformationSequence", "RescaleIntercept") or 0.0),
-        instance_uid=str(dataset.get("SOPInstanceUID", path)),
+        instance_uid=str(dataset.get("SOPInstanceUID") or path),
         image_type=((image_type,) if isinstance(image_type, str) else tuple(image_type))
         + ((str(component),) if component else ()),
         time_order=_time_order(dataset, groups),
@@ -207,7 +207,7 @@ def _source(dataset: Dataset, groups: _Groups, path: Path) -> Source:
     name = dataset.get("SeriesDescription") or dataset.get("ProtocolName") or f"series {number or '?'}"
     return Source(
         description=_joined(name),
-        series_hash=hash_of(str(dataset.get("SeriesInstanceUID", path))),
+        series_hash=hash_of(str(dataset.get("SeriesInstanceUID") or path.parent)),  # who de-identifies may empty it
         study_hash=hash_of(str(dataset.get("StudyInstanceUID", path))),
         kind="DICOM",
         paths=(path,),
