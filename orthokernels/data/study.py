@@ -181,6 +181,8 @@ def _stacks(files: Iterable[Path], left_out: list[LeftOut]) -> list[Stack]:
             if path.name.lower().endswith(nifti.SUFFIXES):
                 stacks += nifti.read_stacks(path)
                 continue
+            if _is_of_a_pair(path):
+                raise InputError(f"{path}: is half of a NIfTI pair, header and voxels apart. Save it as one .nii file.")
             for frame in dicom.read_frames(path):
                 known = series.setdefault((frame.source.study_hash, frame.source.series_hash), {})
                 if (frame.instance_uid, frame.index) in known:
@@ -201,6 +203,15 @@ def _is_beside_images(path: Path) -> bool:
     """A table of studies, or a NIfTI file's side file: no image, and nothing that was left out."""
     images = (path.with_suffix(suffix) for suffix in nifti.SUFFIXES)
     return path.name == STUDIES or (path.suffix == ".json" and any(image.is_file() for image in images))
+
+
+def _is_of_a_pair(path: Path) -> bool:
+    """Whether a file is the header (.hdr) or the voxels (.img) of a NIfTI volume in two files."""
+    header = path.with_suffix(".hdr")
+    if path.suffix not in (".hdr", ".img") or not header.is_file():
+        return False
+    with header.open("rb") as file:
+        return file.read(348)[344:347] in (b"ni1", b"n+1")
 
 
 def _file_left_out(path: Path, message: str) -> LeftOut:

@@ -474,6 +474,16 @@ def test_what_float32_can_not_hold_is_no_voxel(tmp_path):
     assert "1 voxels are NaN or infinite" in reasons(study)
 
 
+def test_half_of_a_nifti_pair_says_what_to_do_with_it(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 99, (18, 20, 24)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Pair(voxels, np.diag([4, 0.5, 0.5, 1.0])), tmp_path / "knee.img")
+    with pytest.raises(InputError, match=r"2 x is half of a NIfTI pair.*\. Save it as one \.nii file"):
+        read_study([tmp_path])
+    for file in write_series(tmp_path / "dicom", noise(1)):
+        file.rename(file.with_suffix(".img"))
+    assert read_study([tmp_path]).load("sagittal") is not None
+
+
 def test_nifti_that_does_not_say_how_it_lies_is_refused(tmp_path):
     path = nifti(tmp_path / "x.nii", np.zeros((20, 20, 20), np.float32), code=0)
     with pytest.raises(InputError, match="does not say how it lies"):
