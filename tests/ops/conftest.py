@@ -9,6 +9,10 @@ import torch
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Fresh memory is NaN: an element that nobody wrote is found."""
+    # At the first such call PyTorch lists what a device's context redirects; not the functions below, or no later test
+    # could make anything on "meta".
+    with torch.device("meta"):
+        torch.empty(0)
     plain, new, strided = torch.empty, torch.Tensor.new_empty, torch.empty_strided
 
     def nan(tensor: torch.Tensor) -> torch.Tensor:
