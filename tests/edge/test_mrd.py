@@ -505,7 +505,9 @@ def test_full_disk_sends_the_images_straight_back(start):
 
 def test_folder_that_can_not_be_written_sends_the_images_straight_back(inline):
     service = inline(ready=False)
-    (service.config.appliance.data / "inline").rmdir()
+    folder = service.config.appliance.data / "inline"
+    wait_for(folder.is_dir)  # its thread makes it
+    folder.rmdir()
     sent = slices(noise(1))
     for _ in range(2):
         with scanner(service) as own:
