@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orthokernels.errors import InputError
+from orthokernels.models.orthodiffusion.study_model import device_named
 
 # Preparing a large data set for the first time takes one process longer than another.
 _PATIENCE = timedelta(hours=2)
@@ -93,13 +93,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
     world = world_size()
     if world > 1 and wanted == "cuda":
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        target = torch.device(wanted)
-        if target.type not in ("cpu", "cuda"):
-            raise RuntimeError("networks are trained on cpu and cuda")
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {wanted!r} can't be used: {str(error).splitlines()[0]}. Use cpu or auto.") from error
+    target = device_named(wanted)
     if world == 1:
         yield Processes(0, 1, target)
         return

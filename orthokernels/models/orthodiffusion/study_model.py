@@ -147,16 +147,21 @@ def load_torch(weights: Weights, device: str = "auto", *, native: bool = False) 
     Raises:
         InputError: the device can not be used.
     """
-    return TorchModel(weights, torch.device("cpu") if native else _device(device), native=native)
+    return TorchModel(weights, torch.device("cpu") if native else device_named(device), native=native)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a name, "auto", "cpu" or "cuda[:N]".
+
+    Raises:
+        InputError: it can not be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("networks are run on cpu and cuda")
+            raise RuntimeError("networks run on cpu and cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
