@@ -48,7 +48,8 @@ def started_from(weights: Path, out: Path, preparation: Mode | None = None) -> I
     with folder_for_results(out):
         try:
             with written_to(out):
-                copied.extend(_copies(weights, out))
+                for path in _copies(weights, out):
+                    copied.append(path)
             yield
         except InputError:
             for path in copied:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,8 @@ def test_a_copy_that_breaks_off_leaves_no_half_file(tmp_path, monkeypatch):
 
     def half(source, place):
         place = Path(place)
+        if source.suffix == ".json":  # whole, and to go again as well
+            return shutil.copy(source, place)
         (place / source.name if place.is_dir() else place).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
